@@ -1,0 +1,45 @@
+"""k-means written once against the Array API: one seed, one answer, on every array library."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "KMeans",
+    "KMeansResult",
+    "MiniBatchKMeans",
+    "__version__",
+    "assign",
+    "kmeans",
+    "kmeans_plusplus",
+]
+
+# Loaded on first use (PEP 562): the estimators need scikit-learn, the functions SciPy, and neither
+# is worth waiting for at `import anykmeans`.
+_HOME = {
+    "KMeans": "anykmeans.estimator",
+    "MiniBatchKMeans": "anykmeans.estimator",
+    "KMeansResult": "anykmeans._kmeans",
+    "assign": "anykmeans._kmeans",
+    "kmeans": "anykmeans._kmeans",
+    "kmeans_plusplus": "anykmeans._kmeans",
+}
+
+if TYPE_CHECKING:
+    from anykmeans._kmeans import KMeansResult, assign, kmeans, kmeans_plusplus
+    from anykmeans.estimator import KMeans, MiniBatchKMeans
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOME:
+        raise AttributeError(f"module 'anykmeans' has no attribute {name!r}")
+    value = getattr(importlib.import_module(_HOME[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,296 @@
+"""Namespace, device and dtype of an input; the only importer of ``array_api_compat``.
+
+Everything else in the package works on a :class:`Matrix`: the rows the user gave, read a few at a
+time and never written to, together with the namespace in which the work is done. On a CPU that
+namespace is NumPy for every library whose arrays share memory with it; elsewhere it is the library's
+own.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from dataclasses import dataclass
+from typing import Any, cast
+
+import array_api_compat
+import numpy as np
+from array_api_compat import numpy as np_compat
+
+Array = Any  # an array of any library; the Array API has no static type yet
+Namespace = Any
+Selection = Any  # a slice, or an integer array of row numbers
+
+# Dtypes whose every value is a float32, so that float32 arithmetic starts from exact numbers.
+_NARROW = {"float32", "float16", "bfloat16", "bool", "int8", "uint8", "int16", "uint16"}
+_WIDE = {"float64", "int32", "uint32", "int64", "uint64"}
+# Half and single precision stay single; integers and booleans promote to double, as in scikit-learn.
+_SINGLE_STATE = {"float32", "float16", "bfloat16"}
+
+
+def is_sparse(x: object) -> bool:
+    """Return whether `x` is a SciPy sparse matrix or array, without importing SciPy."""
+    scipy_sparse = sys.modules.get("scipy.sparse")
+    return scipy_sparse is not None and bool(scipy_sparse.issparse(x))
+
+
+def as_array(x: Any, name: str = "x") -> Array:
+    """Return `x` as an array of its own library: lists and frames become NumPy, tensors detached."""
+    if is_sparse(x):
+        return x.tocsr()
+    if array_api_compat.is_torch_array(x):
+        return x.detach()
+    if isinstance(x, np.ndarray) or array_api_compat.is_array_api_obj(x):
+        return x
+    if hasattr(x, "__array_namespace__"):
+        return x
+    if hasattr(x, "to_numpy"):
+        return x.to_numpy()
+    try:
+        return np.asarray(x)
+    except ValueError as error:
+        raise ValueError(
+            f"`{name}` must be an array or rows of equal length; got {type(x).__name__} that "
+            f"NumPy cannot read ({error}). Make every row the same length."
+        ) from error
+
+
+def namespace(x: Array) -> Namespace:
+    """Return the Array API namespace of `x` (NumPy's for a sparse matrix)."""
+    return np_compat if is_sparse(x) else array_api_compat.array_namespace(x)
+
+
+def library_of(x: Array) -> str:
+    """Return the name of the library of `x`: ``"numpy"``, ``"torch"``, ``"cupy"``, ``"jax"``, ..."""
+    name = str(namespace(x).__name__).removeprefix("array_api_compat.").split(".")[0]
+    return name
+
+
+def device_of(x: Array) -> Any:
+    """Return the device of `x` (``"cpu"`` for NumPy and sparse matrices)."""
+    return "cpu" if is_sparse(x) else array_api_compat.device(x)
+
+
+def where_is(x: Array) -> str:
+    """Return library and device of `x` in words, for messages."""
+    return f"{library_of(x)} on {device_of(x)}"
+
+
+def same_place(a: Array, b: Array) -> bool:
+    """Return whether `a` and `b` are of one library and on one device."""
+    return library_of(a) == library_of(b) and bool(device_of(a) == device_of(b))
+
+
+def dtype_name(x: Array) -> str:
+    """Return the dtype of `x` as a bare word such as ``"float32"``."""
+    dtype = x.dtype
+    return str(getattr(dtype, "name", dtype)).removeprefix("torch.").split(".")[-1]
+
+
+def on_cpu(x: Array) -> bool:
+    """Return whether NumPy can look at the memory of `x`."""
+    if is_sparse(x) or isinstance(x, np.ndarray):
+        return True
+    if array_api_compat.is_torch_array(x):
+        return bool(x.device.type == "cpu")
+    if array_api_compat.is_jax_array(x):
+        return bool(next(iter(x.devices())).platform == "cpu")
+    return False
+
+
+def to_numpy(x: Array) -> Any:
+    """Return the values of `x` in host memory as NumPy (or the sparse matrix itself)."""
+    if is_sparse(x) or isinstance(x, np.ndarray):
+        return x
+    if array_api_compat.is_torch_array(x):
+        return x.detach().cpu().numpy()
+    if array_api_compat.is_cupy_array(x):
+        return x.get()
+    if library_of(x) == "array_api_strict":
+        # Its pretended devices refuse NumPy on purpose; the sanctioned way is through its CPU.
+        return np.asarray(x.to_device(namespace(x).Device("CPU_DEVICE")))
+    if array_api_compat.is_jax_array(x):
+        return np.asarray(x)
+    return np.from_dlpack(x)
+
+
+def from_numpy(a: Any, library: str, device: Any = None) -> Array:
+    """Return a NumPy array in another library, on `device` or the library's default."""
+    if library == "numpy":
+        return a
+    if library == "torch":
+        import torch
+
+        return torch.as_tensor(a, device=device)
+    if library == "cupy":
+        import cupy
+
+        with cupy.cuda.Device(getattr(device, "id", device)):
+            return cupy.asarray(a)
+    if library == "jax":
+        import jax
+
+        return jax.device_put(a, device)
+    if library == "array_api_strict":
+        import array_api_strict
+
+        return array_api_strict.asarray(a, device=device)
+    raise ValueError(
+        f"`library` must be one of 'numpy', 'torch', 'cupy', 'jax', 'array_api_strict'; got "
+        f"{library!r}."
+    )
+
+
+def move(x: Array, library: str, device: Any = None) -> Array:
+    """Return a copy of `x` in another library and on another device."""
+    if library == "torch" and array_api_compat.is_torch_array(x):
+        return x.detach().to(device=device or "cpu", copy=True)  # keeps bfloat16, GPU to GPU
+    return from_numpy(np.array(to_numpy(x)), library, device)
+
+
+def like(a: Any, x: Array) -> Array:
+    """Return the NumPy array `a` in the library and on the device of `x`."""
+    return from_numpy(a, library_of(x), device_of(x))
+
+
+def full_float32_products(x: Array) -> bool:
+    """Return whether a float32 matrix product on `x` really has 24-bit factors.
+
+    PyTorch, CuPy and JAX can be told to (or do) round the factors to 10 bits on tensor cores; the
+    error bounds behind certified labels would not hold then, so such products are made in float64.
+    """
+    if array_api_compat.is_torch_array(x):
+        import torch
+
+        return (
+            torch.get_float32_matmul_precision() == "highest"
+            and not torch.backends.cuda.matmul.allow_tf32
+        )
+    if array_api_compat.is_cupy_array(x):
+        return os.environ.get("CUPY_TF32", "0") != "1"
+    if array_api_compat.is_jax_array(x):
+        return on_cpu(x)
+    return True
+
+
+def put(xp: Namespace, a: Array, mask: Array, values: Array) -> Array:
+    """Return `a` (m, ...) with the rows where `mask` (m,) holds replaced by `values`, in order."""
+    if array_api_compat.is_writeable_array(a) and xp.__name__ != "array_api_strict":
+        a[mask] = values
+        return a
+    # The standard has no masked assignment of arrays, and JAX none at all: gather instead.
+    place = xp.cumulative_sum(xp.astype(mask, xp.int64)) - 1
+    place = xp.where(place > 0, place, xp.zeros_like(place))
+    if a.ndim == 2:
+        mask = mask[:, None]
+    return xp.where(mask, xp.take(values, place, axis=0), a)
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """The rows a user gave, read a few at a time in floating point; nothing is ever written.
+
+    Attributes
+    ----------
+    source : array of shape (n, d)
+        The array as given (detached, CSR), for the library and device of results.
+    data : array of shape (n, d)
+        The same memory as the work sees it: a NumPy view on the CPU, else `source` itself.
+    xp : namespace
+        Where the work is done.
+    device : object
+        The device of `data`.
+    dtype : str
+        Bare name of the dtype of `source`.
+    """
+
+    source: Array
+    data: Array
+    xp: Namespace
+    device: Any
+    dtype: str
+
+    @classmethod
+    def of(cls, x: Array, *, host: bool) -> Matrix:
+        """Return a Matrix over `x`, in NumPy if `host` (its memory must be reachable then)."""
+        dtype = dtype_name(x)
+        data = x
+        if host and not isinstance(x, np.ndarray) and not is_sparse(x):
+            if array_api_compat.is_torch_array(x):
+                import torch
+
+                # NumPy has no bfloat16; its bits are the upper half of a float32's.
+                data = (x.view(torch.int16) if dtype == "bfloat16" else x).numpy()
+            else:
+                data = np.asarray(x)
+        xp = np_compat if host else namespace(x)
+        return cls(x, data, xp, "cpu" if host else device_of(x), dtype)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows and columns."""
+        return int(self.source.shape[0]), int(self.source.shape[1])
+
+    @property
+    def narrow(self) -> bool:
+        """Whether every value is a float32."""
+        return self.dtype in _NARROW
+
+    @property
+    def integral(self) -> bool:
+        """Whether every value is an integer."""
+        return "int" in self.dtype or self.dtype == "bool"
+
+    @property
+    def float_dtype(self) -> Any:
+        """The smallest of float32 and float64 that holds every value (int64 rounds past 2^53)."""
+        return self.xp.float32 if self.narrow else self.xp.float64
+
+    @property
+    def state_dtype(self) -> Any:
+        """The dtype of centroids."""
+        return self.xp.float32 if self.dtype in _SINGLE_STATE else self.xp.float64
+
+    def rows(self, select: Selection, dtype: Any = None) -> Array:
+        """Return the selected rows (m, d), dense, in `dtype` (default: `float_dtype`)."""
+        xp = self.xp
+        dtype = self.float_dtype if dtype is None else dtype
+        if isinstance(select, slice) or xp is np_compat:
+            block = self.data[select, :] if isinstance(select, slice) else self.data[select]
+        else:
+            block = xp.take(self.data, select, axis=0)
+        if is_sparse(block):
+            block = block.toarray()
+        if self.dtype == "bfloat16" and isinstance(block, np.ndarray) and block.dtype == np.int16:
+            block = (block.astype(np.int32) << 16).view(np.float32)
+        if block.dtype == dtype:
+            return block
+        if self.dtype == "bool" and xp is not np_compat:
+            return xp.where(block, xp.ones((), dtype=dtype), xp.zeros((), dtype=dtype))
+        return xp.astype(block, dtype)
+
+    def asarray(self, a: Any, dtype: Any = None) -> Array:
+        """Return host numbers as an array where the work is done."""
+        return self.xp.asarray(a, dtype=dtype, device=self.device)
+
+    def arange(self, stop: int) -> Array:
+        """Return 0, 1, ..., stop - 1 where the work is done."""
+        return self.xp.arange(stop, dtype=self.xp.int64, device=self.device)
+
+    def give(self, a: Array) -> Array:
+        """Return a result in the library and on the device of the user's array."""
+        if self.xp is np_compat and not isinstance(self.source, np.ndarray):
+            return a if is_sparse(self.source) else like(a, self.source)
+        return a
+
+
+def supported_dtype(x: Array) -> bool:
+    """Return whether `x` holds real numbers or booleans of a kind the package computes with."""
+    return dtype_name(x) in _NARROW | _WIDE
+
+
+def has_float64(x: Array) -> bool:
+    """Return whether float64 can be computed where `x` lives."""
+    xp = namespace(x)
+    probe = xp.asarray([0.0], dtype=xp.float64, device=device_of(x))
+    return cast(bool, probe.dtype == xp.float64)

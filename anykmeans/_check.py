@@ -1,0 +1,223 @@
+"""Every error a user can meet, in one voice: the argument, what was wanted, what came, what to do."""
+
+from __future__ import annotations
+
+import math
+import operator
+from typing import Any
+
+import numpy as np
+
+from anykmeans import _array as arrays
+from anykmeans._array import Array
+
+INITS = ("k-means++", "random", "k-means||")
+EMPTY = ("relocate", "keep", "error")
+PRECISIONS = ("exact", "fast")
+
+
+def matrix(x: Any, name: str = "x") -> Array:
+    """Return `x` as an array of shape (n, d) of real numbers with n, d >= 1."""
+    x = arrays.as_array(x, name)
+    kind = getattr(getattr(x, "dtype", None), "kind", "")
+    if kind == "O" and isinstance(x, np.ndarray):
+        raise TypeError(
+            f"`{name}` must hold real numbers; got dtype object. Convert it first, for example "
+            f"with `{name}.astype(float)`."
+        )
+    if "complex" in arrays.dtype_name(x):
+        raise ValueError(
+            f"`{name}` must hold real numbers; got {arrays.dtype_name(x)}. Complex data not "
+            f"supported: stack real and imaginary parts as features."
+        )
+    if not arrays.supported_dtype(x):
+        raise TypeError(
+            f"`{name}` must hold real numbers (float64, float32, float16, bfloat16, integers or "
+            f"booleans); got dtype {arrays.dtype_name(x)}. Convert it to one of these."
+        )
+    if len(x.shape) != 2:
+        raise ValueError(
+            f"`{name}` must have 2 dimensions, (rows, features); got shape {tuple(x.shape)}. "
+            f"Reshape one feature to (n, 1), one row to (1, d)."
+        )
+    if 0 in x.shape:
+        raise ValueError(
+            f"`{name}` must have at least one row and one feature; got shape {tuple(x.shape)}. "
+            f"There is nothing to cluster."
+        )
+    if not arrays.has_float64(x):
+        raise ValueError(
+            f"`{name}` must live where float64 can be computed; {arrays.where_is(x)} gives float32 "
+            f"for it. With JAX, call `jax.config.update('jax_enable_x64', True)` first."
+        )
+    return x
+
+
+def finite(values: Any, name: str, dtype: str) -> None:
+    """Raise if `values` (host, per feature maxima of magnitude) say that `name` is not finite."""
+    bad = np.flatnonzero(~np.isfinite(values))
+    if bad.size:
+        what = "NaN" if np.isnan(values[bad]).any() else "infinity"
+        advice = (
+            "float16 overflows above 65504: cluster in float32, or scale the data."
+            if dtype == "float16" and what == "infinity"
+            else "Remove or impute these rows first."
+        )
+        raise ValueError(
+            f"`{name}` must be finite; got {what} (NaN or infinity are not allowed) in feature "
+            f"{int(bad[0])}. {advice}"
+        )
+
+
+def whole(value: Any, name: str, least: int) -> int:
+    """Return `value` as an int not below `least`; booleans and floats are refused."""
+    try:
+        if isinstance(value, bool | np.bool_):
+            raise TypeError
+        number = operator.index(value)
+    except TypeError:
+        raise TypeError(
+            f"`{name}` must be a whole number; got {value!r} of type {type(value).__name__}."
+        ) from None
+    if number < least:
+        raise ValueError(f"`{name}` must be at least {least}; got {name}={number}.")
+    return number
+
+
+def clusters(k: Any, x: Array, name: str = "k") -> int:
+    """Return `k` as an int between 1 and the number of rows."""
+    k = whole(k, name, 1)
+    if k > x.shape[0]:
+        raise ValueError(
+            f"`{name}` must be between 1 and the number of rows; got {name}={k} with x of shape "
+            f"{tuple(x.shape)} (n_samples={x.shape[0]} should be >= n_clusters={k})."
+        )
+    return k
+
+
+def tolerance(tol: Any) -> float:
+    """Return `tol` as a finite float that is not negative."""
+    try:
+        if isinstance(tol, str | bool):
+            raise TypeError
+        tol = float(tol)
+    except TypeError:
+        raise TypeError(
+            f"`tol` must be a number; got {tol!r} of type {type(tol).__name__}."
+        ) from None
+    if not (math.isfinite(tol) and tol >= 0):
+        raise ValueError(f"`tol` must be finite and not negative; got tol={tol}.")
+    return float(tol)
+
+
+def word(value: Any, name: str, allowed: tuple[str, ...]) -> str:
+    """Return `value` if it is one of the `allowed` words."""
+    if not isinstance(value, str) or value not in allowed:
+        raise ValueError(f"`{name}` must be one of {', '.join(map(repr, allowed))}; got {value!r}.")
+    return value
+
+
+def budget(max_bytes: Any, row_bytes: int) -> int | None:
+    """Return `max_bytes` as an int that holds the work on at least one row, or None."""
+    if max_bytes is None:
+        return None
+    max_bytes = whole(max_bytes, "max_bytes", 1)
+    if max_bytes < row_bytes:
+        raise ValueError(
+            f"`max_bytes` must hold the work on a single row, {row_bytes} bytes here; got "
+            f"max_bytes={max_bytes}. Leave it at None unless memory is short."
+        )
+    return max_bytes
+
+
+def weights(w: Any, x: Array, name: str = "sample_weight") -> Array | None:
+    """Return sample weights (n,) in the library of `x`: finite, not negative, not all zero."""
+    if w is None:
+        return None
+    w = arrays.as_array(w, name)
+    if isinstance(w, np.ndarray) and w.dtype.kind == "O":
+        w = _numbers(w, name)
+    n = x.shape[0]
+    if not arrays.supported_dtype(w):
+        raise TypeError(
+            f"`{name}` must hold real numbers; got dtype {arrays.dtype_name(w)}."
+        )
+    if w.ndim == 0:  # as in scikit-learn, one number weighs every row
+        w = arrays.like(np.full(n, float(w)), x)
+    if tuple(w.shape) != (n,):
+        raise ValueError(
+            f"`{name}` must have shape ({n},), one weight a row; got shape {tuple(w.shape)}."
+        )
+    w = _beside(w, x, name)
+    xp = arrays.namespace(w)
+    high, low = float(xp.max(w)), float(xp.min(w))
+    if not (math.isfinite(high) and math.isfinite(low)):
+        raise ValueError(f"`{name}` must be finite; got NaN or infinity among the weights.")
+    if low < 0:
+        raise ValueError(
+            f"`{name}` must not be negative; got {low} as the smallest weight. "
+            f"Leave rows out by giving them weight 0."
+        )
+    if high == 0:
+        raise ValueError(f"`{name}` must not be all zero; got zero for every sample weight.")
+    return w
+
+
+def centroids(c: Any, x: Array, name: str, k: int | None = None) -> Array:
+    """Return given centroids (k, d) in the library of `x`, finite."""
+    c = arrays.as_array(c, name)
+    if isinstance(c, np.ndarray) and c.dtype.kind == "O":
+        c = _numbers(c, name)
+    if not arrays.supported_dtype(c):
+        raise TypeError(f"`{name}` must hold real numbers; got dtype {arrays.dtype_name(c)}.")
+    d = x.shape[1]
+    if len(c.shape) != 2 or c.shape[1] != d or c.shape[0] < 1 or (k is not None and c.shape[0] != k):
+        wanted = f"({k if k is not None else 'k'}, {d})"
+        raise ValueError(
+            f"`{name}` must have shape {wanted}, (clusters, features of x); got shape "
+            f"{tuple(c.shape)}."
+        )
+    c = _beside(c, x, name)
+    if not np.isfinite(np.asarray(_host(c), dtype=np.float64)).all():
+        raise ValueError(f"`{name}` must be finite; got NaN or infinity among the centroids.")
+    return c
+
+
+def _numbers(a: Any, name: str) -> Any:
+    try:
+        return a.astype(np.float64)
+    except (TypeError, ValueError):
+        raise TypeError(f"`{name}` must hold real numbers; got dtype object.") from None
+
+
+def _host(c: Array) -> Any:
+    if arrays.is_sparse(c):
+        return c.toarray()
+    if arrays.dtype_name(c) == "bfloat16":
+        xp = arrays.namespace(c)
+        c = xp.astype(c, xp.float32)
+    return arrays.to_numpy(c)
+
+
+def host_float64(c: Array) -> Any:
+    """Return the values of a small array as float64 in host memory."""
+    return np.asarray(_host(c), dtype=np.float64)
+
+
+def _beside(a: Array, x: Array, name: str) -> Array:
+    """Return `a` if it lives where `x` does; arrays are never moved behind the user's back."""
+    library, device = arrays.library_of(x), arrays.device_of(x)
+    if isinstance(a, np.ndarray) and arrays.is_sparse(x):
+        return a
+    if arrays.same_place(a, x):
+        return a
+    fix = {
+        "numpy": f"{name} = numpy.asarray({name})",
+        "torch": f"{name} = torch.as_tensor({name}, device={str(device)!r})",
+        "cupy": f"{name} = cupy.asarray({name})",
+        "jax": f"{name} = jax.device_put({name}, x.device)",
+    }.get(library, f"{name} = xp.asarray({name}, device=x.device)")
+    raise ValueError(
+        f"`{name}` must live where `x` does; got {name} of {arrays.where_is(a)} and x of "
+        f"{arrays.where_is(x)}. Move it first:\n    {fix}"
+    )

@@ -1,0 +1,162 @@
+"""Numbers whose bits do not depend on order: the grid, the distance, and the error bounds.
+
+Three ideas, each proven in ``docs/design.md``:
+
+* *Sums.* A summand is split on power-of-two grids and every part is added where addition makes no
+  rounding error, so threads, tiles, ranks and retries cannot change a bit (pre-rounding as in
+  Demmel and Nguyen, "Fast reproducible floating-point summation", ARITH 2013).
+* *Distances.* The squared distance of two rows is one fixed sequence of float64 operations.
+* *Bounds.* A score from a matrix product is turned into an interval that surely holds the distance.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from anykmeans._array import Array, Namespace
+
+FOLDS = 3  # grids a summand may be split on; at n = 10^6 they hold 98 bits below the maximum
+_ROOM = 52  # a float64 holds every whole number of this many bits, and one bit more for a sum
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Where the columns of a sum are rounded: multiples of ``1 / scale``, then finer by ``step``.
+
+    Attributes
+    ----------
+    scale : ndarray of shape (columns,), float64
+        Powers of two; a summand times its scale is below ``2**(52 - log2(n))``.
+    step : float
+        How much finer each further grid is, ``2**(53 - log2(n))``.
+    folds : int
+        Number of grids in use; fewer than `FOLDS` only where they hold every summand exactly, so
+        that it never changes a sum.
+    """
+
+    scale: np.ndarray
+    step: float
+    folds: int
+
+    @classmethod
+    def plan(cls, high: np.ndarray, n: int, lowest_bit: np.ndarray | None = None) -> Grid:
+        """Return the grid for sums of `n` summands of magnitude at most `high` (columns,).
+
+        `lowest_bit` (columns,), where known, is an exponent e such that every summand is a
+        multiple of ``2**e``.
+        """
+        bits = max(n - 1, 0).bit_length()
+        exponent = np.frexp(high)[1]
+        coarse = np.minimum(_ROOM - bits - exponent, 1023)
+        folds = FOLDS
+        if lowest_bit is not None:
+            missing = float(np.max(-lowest_bit - coarse, initial=0))
+            folds = min(FOLDS, 1 + math.ceil(missing / (_ROOM + 1 - bits)))
+        return cls(np.ldexp(1.0, coarse), 2.0 ** (_ROOM + 1 - bits), folds)
+
+    def split(self, xp: Namespace, values: Array, scale: Array) -> Array:
+        """Return `values` (m, columns) as whole numbers (m, folds * columns), coarsest grid first.
+
+        `scale` is ``self.scale`` where the values live.
+        """
+        rest = values * scale
+        parts = [xp.round(rest)]
+        for _ in range(1, self.folds):
+            rest = (rest - parts[-1]) * self.step
+            parts.append(xp.round(rest))
+        return parts[0] if len(parts) == 1 else xp.concat(parts, axis=-1)
+
+    def total(self, xp: Namespace, sums: Array, scale: Array) -> Array:
+        """Return the sums (k, columns), float64, that whole-number `sums` (k, folds * columns) mean."""
+        columns = int(self.scale.shape[0])
+        parts = [sums[:, i * columns : (i + 1) * columns] for i in range(self.folds)]
+        # Carry what overflowed a finer grid up, so that equal totals have equal parts.
+        for i in range(self.folds - 1, 0, -1):
+            carry = xp.round(parts[i] / self.step)
+            parts[i] = parts[i] - carry * self.step
+            parts[i - 1] = parts[i - 1] + carry
+        head, tail = parts[0], xp.zeros_like(parts[0])
+        if self.folds > 1:
+            fine = parts[1] / self.step
+            total = head + fine
+            back = total - head
+            tail = (head - (total - back)) + (fine - back)  # what the addition lost, exactly
+            head = total
+        if self.folds > 2:
+            tail = tail + parts[2] / (self.step * self.step)
+        return (head + tail) / scale
+
+
+def exact_sum(xp: Namespace, values: Array, high: float, n: int) -> float:
+    """Return the sum of `values` (m,), float64, at most `high` each and at most `n` of them."""
+    grid = Grid.plan(np.asarray([high]), n)
+    scale = float(grid.scale[0])
+    parts = grid.split(xp, values[:, None], scale)
+    return float(grid.total(xp, xp.sum(parts, axis=0)[None, :], scale)[0, 0])
+
+
+def squared_distances(xp: Namespace, a: Array, b: Array) -> Array:
+    """Return the squared distances (m,) of the rows of `a` (m, d) and `b` (m, d) or (1, d), float64.
+
+    The squared differences are added by halving along the features, always in the same order and
+    by elementwise operations alone: the same bits from every library, and zero for equal rows.
+    """
+    t = a - b
+    return halving_sum(xp, t * t)
+
+
+def halving_sum(xp: Namespace, t: Array) -> Array:
+    """Return the sums (m,) of the rows of `t` (m, d) in the one order every kernel keeps."""
+    d = int(t.shape[1])
+    half = 1 << max(0, (d - 1).bit_length() - 1)  # the largest power of two below d
+    while d > 1:
+        low = t[:, : d - half] + t[:, half:]
+        t = low if d == 2 * half else xp.concat([low, t[:, d - half : half]], axis=1)
+        d, half = half, half // 2
+    return t[:, 0]
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """How far a score can be from the truth, for rows of `d` features scored with roundoff `unit`.
+
+    A score is ``s = fl(|c|^2 - 2 y.c)`` in any order of addition, and ``a = |y|^2 + s`` estimates
+    the squared distance. With ``beta = (d + 8) unit <= 1/50`` the true squared distance D obeys
+    ``lower(a) <= D <= upper(a)`` (proof in docs/design.md).
+    """
+
+    beta: float
+    eta: float
+    tie: float
+
+    @classmethod
+    def of(cls, d: int, unit: float) -> Bounds:
+        """Return the bounds for `d` features; `eta` covers underflow in the scaled frame."""
+        gamma = ((d - 1).bit_length() + 4) * 2.0**-53  # error of squared_distances
+        return cls(8 * (d + 8) * unit, d * (2.0**-100 if unit > 2.0**-30 else 2.0**-900), 4 * gamma)
+
+    @property
+    def sound(self) -> bool:
+        """Whether the proof's premise holds; beyond it a wider dtype must do the scoring."""
+        return self.beta <= 8 / 50
+
+    def upper(self, xp: Namespace, a: Array, norm: Array) -> Array:
+        """Return a value that no squared distance estimated as `a` exceeds; `norm` is ``|y|^2``."""
+        return xp.where(a > 0, a * (1 + self.beta), a) + norm * self.beta + self.eta
+
+    def lower(self, xp: Namespace, a: Array, norm: Array) -> Array:
+        """Return a value that every squared distance estimated as `a` reaches."""
+        return xp.where(a > 0, a * (1 - self.beta), a) - norm * self.beta - self.eta
+
+
+def power_of_two(values: float) -> int:
+    """Return the exponent e that brings `values` (a largest magnitude) to about 1, 0 if near it.
+
+    Scaling by a power of two is exact. It is done only where squares would leave the range of the
+    scoring dtype.
+    """
+    exponent = int(np.frexp(values)[1])
+    return 0 if -20 <= exponent <= 20 or values == 0 else exponent

@@ -1,0 +1,272 @@
+"""Initial centroids: k-means++, k-means||, random rows, given ones, or a caller's function.
+
+Every draw is made on the host, in scikit-learn's order, so that a ``RandomState`` starts every
+library and device from the rows that scikit-learn picks.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from anykmeans import _array as arrays
+from anykmeans import _check as check
+from anykmeans._array import Array, Matrix, put, to_numpy
+from anykmeans._exact import Bounds, Grid, squared_distances
+from anykmeans._lloyd import lloyd
+from anykmeans._rows import Rows
+
+Draws = np.random.Generator | np.random.RandomState
+Init = str | Array | Callable[..., Array]
+
+_ROUNDS = 5  # passes of k-means||; Bahmani et al. saw no gain from more
+
+
+def generator(rng: Any) -> Draws:
+    """Return what to draw from: a Generator, or the RandomState given; never the global one.
+
+    Raises
+    ------
+    TypeError
+        If `rng` is not a seed or a NumPy generator.
+    """
+    if isinstance(rng, np.random.Generator | np.random.RandomState):
+        return rng
+    try:
+        if isinstance(rng, bool | float | str):
+            raise TypeError
+        return np.random.default_rng(rng)
+    except (TypeError, ValueError):
+        raise TypeError(
+            f"`rng` must be None, a seed (a whole number >= 0) or a NumPy generator; got {rng!r} "
+            f"of type {type(rng).__name__}."
+        ) from None
+
+
+def initial_centroids(
+    x: Array,
+    k: int,
+    *,
+    init: Init = "k-means++",
+    rng: Any = None,
+    sample_weight: Array | None = None,
+    max_bytes: int | None = None,
+    kernel: str = "auto",
+) -> Array:
+    """Return initial centroids (k, d) for rows `x` (n, d), where `x` lives."""
+    rows = Rows.over(x, sample_weight, kernel=kernel, max_bytes=max_bytes)
+    return rows.matrix.give(start(rows, k, init, generator(rng)))
+
+
+def start(rows: Rows, k: int, init: Init, rng: Draws) -> Array:
+    """Return initial centroids (k, d) in their dtype, where the work is done."""
+    xp, matrix = rows.xp, rows.matrix
+    if isinstance(init, str):
+        if init == "k-means||":
+            return parallel(rows, k, rng)
+        if init == "random":
+            return rows.rows(matrix.asarray(_random(rows, k, rng)))
+        return rows.rows(matrix.asarray(plus_plus(rows, k, rng)))
+    if callable(init):
+        init = check.centroids(init(matrix.source, k, rng), matrix.source, "init", k)
+    c = matrix.asarray(check.host_float64(init))
+    with np.errstate(over="ignore"):
+        c = xp.astype(c, matrix.state_dtype)
+    if not bool(xp.all(xp.isfinite(c))):
+        raise ValueError(
+            f"`init` must fit the dtype of the centroids, {arrays.dtype_name(c)}; got values "
+            f"beyond it."
+        )
+    return c
+
+
+def _probabilities(rows: Rows) -> np.ndarray:
+    n = rows.shape[0]
+    if rows.weights is None:
+        return np.full(n, 1.0) / n
+    w = to_numpy(rows.weight(slice(0, n)))
+    # A largest weight of 1 first, so that the sum of weights near 1e308 is finite.
+    w = w / w.max()
+    return np.asarray(w / w.sum())
+
+
+def _random(rows: Rows, k: int, rng: Draws) -> np.ndarray:
+    """Return `k` different row numbers, drawn by weight."""
+    p = _probabilities(rows)
+    if np.count_nonzero(p) < k:
+        raise ValueError(
+            f"`sample_weight` must be positive for at least k={k} rows with init='random'; got "
+            f"{np.count_nonzero(p)} such rows."
+        )
+    return rng.choice(rows.shape[0], size=k, replace=False, p=p)
+
+
+def plus_plus(rows: Rows, k: int, rng: Draws, trials: int | None = None) -> np.ndarray:
+    """Return the row numbers (k,) that greedy k-means++ picks.
+
+    Each pick is the best of `trials` rows, by default ``2 + int(log(k))``, drawn with probability
+    proportional to weight times squared distance from the rows picked so far (Arthur and
+    Vassilvitskii, "k-means++: the advantages of careful seeding", SODA 2007).
+    """
+    xp, matrix = rows.xp, rows.matrix
+    n = rows.shape[0]
+    trials = 2 + int(math.log(k)) if trials is None else trials
+    picks = np.empty(k, dtype=np.int64)
+    picks[0] = rng.choice(n, p=_probabilities(rows))
+    if k == 1:
+        return picks
+    seeds = _Seeds(rows, int(picks[0]))
+    w = rows.weight(slice(0, n))
+    for i in range(1, k):
+        cost = seeds.closest if w is None else w * seeds.closest
+        grid = Grid.plan(np.asarray([float(xp.max(cost))]), n)
+        whole = functools.partial(_whole, xp, w, float(grid.scale[0]))
+        cumulative = xp.cumulative_sum(whole(seeds.closest))  # whole numbers: exact in any order
+        total = float(cumulative[-1])
+        draws = matrix.asarray(rng.uniform(size=trials) * total)
+        candidates = np.minimum(to_numpy(xp.searchsorted(cumulative, draws)), n - 1)
+        picks[i] = seeds.best(candidates, whole)
+    return picks
+
+
+def _whole(xp: Any, w: Array | None, scale: float, distances: Array) -> Array:
+    """Return weighted squared distances (n,) as whole numbers of the step's grid."""
+    return xp.round((distances if w is None else w * distances) * scale)
+
+
+class _Seeds:
+    """Each row's squared distance to the closest row picked so far."""
+
+    def __init__(self, rows: Rows, first: int) -> None:
+        self.rows, self.xp = rows, rows.xp
+        xp, matrix = rows.xp, rows.matrix
+        row = matrix.rows(slice(first, first + 1))
+        rows.frame.offset = to_numpy(row)[0]  # near the data, and exact
+        rows.frame.cache.clear()
+        c = rows.wide(slice(first, first + 1))
+        tiles = rows.tiles()
+        self.closest = xp.concat(
+            rows.map(lambda tile: squared_distances(xp, rows.wide(tile), c), tiles)
+        )
+        self._offset = c
+        self._bounds = Bounds.of(rows.shape[1], 2.0**-53)
+
+    def best(self, candidates: np.ndarray, whole: Callable[[Array], Array]) -> int:
+        """Return the candidate that leaves the lowest cost, and count it as picked.
+
+        Costs are first estimated from matrix products; only candidates whose costs these cannot
+        tell apart are compared exactly.
+        """
+        contenders = list(dict.fromkeys(int(i) for i in candidates))
+        if len(contenders) > 1:
+            contenders = self._contenders(np.asarray(contenders))
+        left = [self._closest_with(i) for i in contenders]
+        choice = 0
+        if len(contenders) > 1:
+            choice = int(np.argmin([float(self.xp.sum(whole(each))) for each in left]))
+        self.closest = left[choice]
+        return contenders[choice]
+
+    def _contenders(self, candidates: np.ndarray) -> list[int]:
+        xp, rows = self.xp, self.rows
+        c = rows.wide(rows.matrix.asarray(candidates)) - self._offset
+        minus_2c, norms = xp.permute_dims(c * -2.0, (1, 0)), xp.vecdot(c, c)
+        zero = xp.zeros((), dtype=xp.float64, device=rows.matrix.device)
+
+        def cost(tile: slice) -> np.ndarray:
+            y = rows.centred(tile, narrow=False)
+            norm = xp.vecdot(y, y)
+            estimate = (y @ minus_2c + norms) + norm[:, None]
+            closest = self.closest[tile]
+            estimate = xp.where(estimate < closest[:, None], estimate, closest[:, None])
+            estimate = xp.where(estimate > zero, estimate, zero)
+            w = rows.weight(tile)
+            doubt = (closest + norm) * (1.1 * self._bounds.beta) + self._bounds.eta
+            if w is not None:
+                estimate, doubt = estimate * w[:, None], doubt * w
+            return np.append(to_numpy(xp.sum(estimate, axis=0)), float(xp.sum(doubt)))
+
+        step = max(1, rows._elements // (rows.shape[1] + 2 * len(candidates)))
+        parts = rows.map(cost, rows.tiles(step=step))
+        *costs, doubt = np.sum(parts, axis=0)
+        # Whole numbers of the grid and additions in float64 round, too: n parts in 2^52 each.
+        doubt += max(costs) * rows.shape[0] * 2.0**-51
+        doubt += rows.shape[0] * 2.0**-51 * float(xp.max(self.closest))
+        keep = np.asarray(costs) <= min(costs) + 2 * doubt
+        return [int(i) for i in candidates[keep]]
+
+    def _closest_with(self, pick: int) -> Array:
+        """Return each row's squared distance (n,) to the closest pick, `pick` counted in."""
+        xp, rows = self.xp, self.rows
+        row = rows.wide(slice(pick, pick + 1))
+        c = row - self._offset
+        minus_2c, norm_c = xp.permute_dims(c * -2.0, (1, 0)), xp.vecdot(c, c)
+
+        def closest(tile: slice) -> Array:
+            y = rows.centred(tile, narrow=False)
+            norm = xp.vecdot(y, y)
+            estimate = (y @ minus_2c)[:, 0] + norm_c + norm
+            old = self.closest[tile]
+            maybe = self._bounds.lower(xp, estimate, norm) < old
+            (at,) = xp.nonzero(maybe)
+            if at.shape[0] == 0:
+                return old
+            found = squared_distances(xp, rows.wide(at + tile.start), row)
+            before = xp.take(old, at)
+            return put(xp, xp.asarray(old, copy=True), maybe, xp.where(found < before, found, before))
+
+        return xp.concat(rows.map(closest, rows.tiles()))
+
+
+def parallel(rows: Rows, k: int, rng: Draws) -> Array:
+    """Return initial centroids (k, d) by k-means|| (Bahmani et al., "Scalable k-means++", VLDB 2012).
+
+    In each of a few rounds every row becomes a candidate with probability ``2 k w D / cost``; the
+    candidates, weighted by the rows they stand for, are clustered by k-means. A row's draw belongs to
+    its number alone, so tiles and ranks are free.
+    """
+    xp, matrix = rows.xp, rows.matrix
+    n = rows.shape[0]
+    if isinstance(rng, np.random.Generator):
+        seed = int(rng.integers(1 << 63))
+    else:
+        seed = int(rng.randint(0, (1 << 63) - 1, dtype=np.int64))
+    picked = np.asarray([rng.choice(n, p=_probabilities(rows))])
+    for turn in range(_ROUNDS):
+        distances, _ = _nearest_pick(rows, picked)
+        w = rows.weight(slice(0, n))
+        cost = distances if w is None else w * distances
+        total = rows.cost(distances)
+        if total == 0:
+            break
+
+        def draw(tile: slice, turn: int = turn, cost: Array = cost, total: float = total) -> Array:
+            skip = tile.start % 4
+            bits = np.random.Philox(key=[seed, turn]).advance(tile.start // 4)
+            u = np.random.Generator(bits).random(skip + tile.stop - tile.start)[skip:]
+            chosen = matrix.asarray(u) < cost[tile] * (2.0 * k) / total
+            return xp.nonzero(chosen)[0] + tile.start
+
+        new = np.concatenate([to_numpy(a) for a in rows.map(draw, rows.tiles())])
+        picked = np.union1d(picked, new)
+    if picked.size <= k:  # hardly more distinct rows than clusters
+        return rows.rows(matrix.asarray(plus_plus(rows, k, rng)))
+    _, mass = _nearest_pick(rows, picked)
+    candidates = Matrix.of(rows.rows(matrix.asarray(picked)), host=rows.kernel.host)
+    weights = Matrix.of(mass[:, None], host=rows.kernel.host)
+    few = Rows(candidates, weights, rows.kernel, max_bytes=rows.max_bytes)
+    c = few.rows(matrix.asarray(plus_plus(few, k, rng)))
+    few.begin(c)
+    return lloyd(few, c, max_iter=100, tol=0.0, empty="relocate")[0]
+
+
+def _nearest_pick(rows: Rows, picked: np.ndarray) -> tuple[Array, Array]:
+    """Return squared distances (n,) to the nearest of the picked rows, and the weight of each pick."""
+    c = rows.rows(rows.matrix.asarray(picked))
+    rows.begin(c)
+    stats = rows.sweep(c)
+    return rows.distances(c)[0], rows.totals(stats)[1]

@@ -1,0 +1,386 @@
+"""The functions: kmeans, assign, kmeans_plusplus."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from anykmeans import _check as check
+from anykmeans._array import Array, put, to_numpy
+from anykmeans._exact import squared_distances
+from anykmeans._init import Draws, Init, generator, plus_plus, start
+from anykmeans._lloyd import lloyd
+from anykmeans._rows import Rows
+
+
+@dataclass(frozen=True)
+class KMeansResult:
+    """A clustering. It unpacks: ``centroids, labels, *_ = kmeans(x, 3)``.
+
+    Attributes
+    ----------
+    centroids : array of shape (k, d)
+        Correctly rounded means of their rows, in the library and on the device of `x`; float32 for
+        half and single precision, float64 otherwise.
+    labels : array of shape (n,), int64
+        The nearest centroid of each row, of the centroids returned.
+    inertia : float
+        Weighted sum of the rows' squared distances to their centroid, in squared units of `x`
+        (infinite where float64 cannot hold it).
+    n_iter : int
+        Passes of the best run.
+    converged : bool
+        Whether that run stopped by itself rather than at `max_iter`.
+    kernel : str
+        The kernel that did the work.
+    precision : str
+        ``"exact"``, or ``"fast"`` where labels were not certified.
+    """
+
+    centroids: Array
+    labels: Array
+    inertia: float
+    n_iter: int
+    converged: bool
+    kernel: str
+    precision: str
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(getattr(self, name) for name in self.__dataclass_fields__)
+
+
+def kmeans(
+    x: Any,
+    k: int,
+    *,
+    sample_weight: Any = None,
+    init: Init = "k-means++",
+    n_init: int | str = "auto",
+    max_iter: int = 300,
+    tol: float = 1e-4,
+    rng: Any = None,
+    empty: str = "relocate",
+    precision: str = "exact",
+    max_bytes: int | None = None,
+    kernel: str = "auto",
+) -> KMeansResult:
+    """Return the k-means clustering of the rows of `x`, where `x` lives.
+
+    The same data, weights and seed give the same bits on every library, device, memory budget and
+    number of threads.
+
+    Parameters
+    ----------
+    x : array of shape (n, d)
+        Rows of any real dtype and strides: NumPy, PyTorch, CuPy, JAX or any other Array API library,
+        lists, frames, SciPy sparse matrices. Never written to, never copied whole.
+    k : int
+        Number of clusters, between 1 and n.
+    sample_weight : array of shape (n,), optional
+        Weight of each row, not negative, beside `x`. A weight of 2 is the row twice.
+    init : {"k-means++", "k-means||", "random"}, array of shape (k, d) or callable
+        Initial centroids, or how to draw them. A callable is called as ``init(x, k, rng)``.
+    n_init : "auto" or int
+        Runs, of which the one of lowest inertia is returned. ``"auto"`` is 10 for ``"random"`` and
+        callables, else 1.
+    max_iter : int
+        Most passes of a run.
+    tol : float
+        A run stops when the squared moves of all centroids add up to no more than `tol` times the
+        mean variance of the features.
+    rng : None, int, SeedSequence, BitGenerator, Generator or RandomState
+        Where draws come from, always on the host. A RandomState is drawn from as scikit-learn does.
+    empty : {"relocate", "keep", "error"}
+        What becomes of a cluster without rows: it takes the row farthest from its centroid (lowest
+        row number first) unless all distances are zero, stays where it is, or raises.
+    precision : {"exact", "fast"}
+        ``"fast"`` takes the lowest score without proof; equal bits are no longer promised.
+    max_bytes : int, optional
+        Budget for memory beyond `x`, a few bytes a row and a few copies of the centroids apart.
+        Default: 256 MiB on a CPU, 1 GiB elsewhere.
+    kernel : str
+        ``"auto"`` or the name of a kernel, see `anykmeans.kernels`.
+
+    Returns
+    -------
+    KMeansResult
+        Centroids, labels, inertia, and how it went.
+
+    Raises
+    ------
+    TypeError
+        If an argument is of the wrong type.
+    ValueError
+        If `x` is not a finite matrix with at least `k` rows.
+    ValueError
+        If weights are negative, all zero, not finite or not one a row.
+    ValueError
+        If given centroids have the wrong shape or live elsewhere than `x`.
+    ValueError
+        If a cluster is empty and `empty` is ``"error"``.
+    ValueError
+        If the named kernel cannot run on `x`.
+
+    Warns
+    -----
+    ConvergenceWarning
+        If fewer than `k` clusters have rows, as when fewer than `k` rows are distinct.
+
+    Notes
+    -----
+    Squared distances are told apart down to about 1e-300 of the largest; features whose magnitudes
+    differ by more than 1e150 cannot be compared in one distance.
+
+    References
+    ----------
+    S. Lloyd, "Least squares quantization in PCM", IEEE Transactions on Information Theory, 1982.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from anykmeans import kmeans
+    >>> x = np.asarray([[0.0], [1.0], [9.0], [10.0]])
+    >>> centroids, labels, *_ = kmeans(x, 2, rng=0)
+    >>> sorted(centroids[:, 0].tolist())
+    [0.5, 9.5]
+    """
+    x = check.matrix(x)
+    k = check.clusters(k, x)
+    sample_weight = check.weights(sample_weight, x)
+    max_iter = check.whole(max_iter, "max_iter", 1)
+    tol = check.tolerance(tol)
+    check.word(empty, "empty", check.EMPTY)
+    check.word(precision, "precision", check.PRECISIONS)
+    max_bytes = check.budget(max_bytes, 64 * (x.shape[1] + k))
+    draws = generator(rng)
+    if isinstance(init, str):
+        check.word(init, "init", check.INITS)
+    elif not callable(init):
+        init = check.centroids(init, x, "init", k)
+    runs = _runs(n_init, init)
+
+    rows = Rows.over(
+        x, sample_weight, kernel=kernel, max_bytes=max_bytes, precision=precision
+    )
+    best: tuple[float, Array, Array, int, bool] | None = None
+    for _ in range(runs):
+        c = start(rows, k, init, draws)
+        rows.begin(c)
+        stop = tol * rows.variance() if tol else 0.0
+        c, n_iter, converged = lloyd(rows, c, max_iter=max_iter, tol=stop, empty=empty)
+        labels, _, inertia = rows.finish(c)
+        if best is None or inertia < best[0]:
+            best = inertia, c, labels, n_iter, converged
+    assert best is not None
+    inertia, c, labels, n_iter, converged = best
+    _warn_if_few(labels, k)
+    give = rows.matrix.give
+    labels = rows.xp.astype(labels, rows.xp.int64)
+    return KMeansResult(
+        give(c), give(labels), inertia, n_iter, converged, rows.kernel.name, precision
+    )
+
+
+def _runs(n_init: int | str, init: Init) -> int:
+    """Return how many runs `n_init` asks for; given centroids need only one."""
+    if not isinstance(n_init, str):
+        n_init = check.whole(n_init, "n_init", 1)
+    elif n_init != "auto":
+        raise ValueError(f"`n_init` must be 'auto' or a whole number; got {n_init!r}.")
+    if not isinstance(init, str) and not callable(init):
+        return 1
+    if isinstance(n_init, int):
+        return n_init
+    return 10 if init == "random" or callable(init) else 1
+
+
+def _warn_if_few(labels: Array, k: int) -> None:
+    used = np.unique(to_numpy(labels)).size
+    if used < k:
+        from sklearn.exceptions import ConvergenceWarning
+
+        warnings.warn(
+            f"Number of distinct clusters ({used}) found smaller than k ({k}): (a) fewer than k "
+            f"distinct rows, (b) empty='keep' with centroids far from the data, or (c) max_iter "
+            f"too low.",
+            ConvergenceWarning,
+            stacklevel=3,
+        )
+
+
+def assign(x: Any, centroids: Any) -> tuple[Array, Array]:
+    """Return the nearest centroid of each row and the squared distance to it.
+
+    Parameters
+    ----------
+    x : array of shape (n, d)
+        Rows, as for `kmeans`.
+    centroids : array of shape (k, d)
+        Centroids beside `x`.
+
+    Returns
+    -------
+    labels : array of shape (n,), int64
+        Certified: float64 differences find no nearer centroid. Ties go to the lowest label.
+    squared_distances : array of shape (n,), float64
+        In squared units of `x`; the same bits from every library.
+
+    Raises
+    ------
+    TypeError
+        If an argument does not hold real numbers.
+    ValueError
+        If `x` or `centroids` is not a finite matrix, their features differ in number, or they live
+        in different places.
+    """
+    labels, distances, _ = evaluate(x, centroids)
+    return labels, distances
+
+
+def evaluate(
+    x: Any,
+    centroids: Any,
+    *,
+    sample_weight: Any = None,
+    max_bytes: int | None = None,
+    kernel: str = "auto",
+) -> tuple[Array, Array, float]:
+    """Return labels (n,), squared distances (n,) and the inertia, bit for bit as a fit ends with."""
+    x = check.matrix(x)
+    c = check.centroids(centroids, x, "centroids")
+    sample_weight = check.weights(sample_weight, x)
+    max_bytes = check.budget(max_bytes, 64 * (x.shape[1] + c.shape[0]))
+    rows = Rows.over(x, sample_weight, kernel=kernel, max_bytes=max_bytes)
+    work = _work_centroids(rows, c)
+    rows.begin(work)
+    labels, distances, inertia = rows.finish(work)
+    give = rows.matrix.give
+    return give(rows.xp.astype(labels, rows.xp.int64)), give(distances), inertia
+
+
+def _work_centroids(rows: Rows, c: Array) -> Array:
+    """Return given centroids where the work is done, in a float dtype that holds them."""
+    host = check.host_float64(c)
+    narrow = bool((host.astype(np.float32) == host).all()) if np.abs(host).max() < 1e38 else False
+    dtype = rows.xp.float32 if narrow and rows.matrix.narrow else rows.xp.float64
+    return rows.matrix.asarray(host, dtype)
+
+
+def distances(x: Any, centroids: Any, *, max_bytes: int | None = None) -> Array:
+    """Return Euclidean distances (n, k) of rows to centroids, in the dtype of centroids of `x`.
+
+    They come from matrix products, so their last bits may differ between libraries; those of nearly
+    equal rows, where products lose digits, come from differences and are exact to rounding.
+    """
+    x = check.matrix(x)
+    c = check.centroids(centroids, x, "centroids")
+    max_bytes = check.budget(max_bytes, 64 * (x.shape[1] + c.shape[0]))
+    rows = Rows.over(x, None, max_bytes=max_bytes)
+    xp = rows.xp
+    work = _work_centroids(rows, c)
+    rows.begin(work)
+    wide = rows.widen(work)
+    screen_c = wide
+    if rows.frame.offset is not None:
+        offset = np.ldexp(rows.frame.offset, -rows.frame.exponent)
+        screen_c = wide - rows.matrix.asarray(offset, xp.float64)
+    norms = xp.vecdot(screen_c, screen_c)
+    minus_2c = xp.permute_dims(screen_c * -2.0, (1, 0))
+
+    def tile_distances(tile: slice) -> Array:
+        y = rows.centred(tile, narrow=False)
+        norm = xp.vecdot(y, y)[:, None]
+        squared = (y @ minus_2c + norms) + norm
+        near = squared < (norm + norms) * 1e-6
+        who, which = xp.nonzero(near)
+        if who.shape[0]:
+            found = squared_distances(
+                xp, rows.wide(who + tile.start), xp.take(wide, which, axis=0)
+            )
+            flat = put(xp, xp.reshape(squared, (-1,)), xp.reshape(near, (-1,)), found)
+            squared = xp.reshape(flat, squared.shape)
+        result = xp.sqrt(xp.where(squared > 0, squared, xp.zeros_like(squared)))
+        if rows.frame.exponent:
+            result = result * 2.0**rows.frame.exponent
+        return xp.astype(result, rows.matrix.state_dtype)
+
+    step = max(1, rows._elements // (rows.shape[1] + 2 * int(c.shape[0])))
+    return rows.matrix.give(xp.concat(rows.map(tile_distances, rows.tiles(step=step))))
+
+
+def cluster_sums(
+    x: Any, labels: Any, k: int, *, sample_weight: Any = None
+) -> tuple[Array, Array]:
+    """Return the exact weighted sums (k, d) and weights (k,), float64, of the rows by label."""
+    x = check.matrix(x)
+    rows = Rows.over(x, check.weights(sample_weight, x))
+    work = rows.matrix.asarray(to_numpy(labels)) if rows.kernel.host else labels
+    sums, mass = rows.totals(rows.stats(work, k))
+    return rows.matrix.give(sums), rows.matrix.give(mass)
+
+
+def kmeans_plusplus(
+    X: Any,  # noqa: N803 - scikit-learn's signature
+    n_clusters: int,
+    *,
+    sample_weight: Any = None,
+    x_squared_norms: Any = None,
+    random_state: int | np.random.RandomState | None = None,
+    n_local_trials: int | None = None,
+) -> tuple[Array, Array]:
+    """Return initial centroids by greedy k-means++, and the rows they are.
+
+    Takes and returns what scikit-learn's function of this name does.
+
+    Parameters
+    ----------
+    X : array of shape (n, d)
+        Rows to pick from, as for `kmeans`.
+    n_clusters : int
+        How many to pick, between 1 and n.
+    sample_weight : array of shape (n,), optional
+        Weight of each row.
+    x_squared_norms : array of shape (n,), optional
+        Not needed, and not read.
+    random_state : int, RandomState or None
+        Seed, or where draws come from; None draws afresh, never from NumPy's global state.
+    n_local_trials : int, optional
+        Rows tried for each pick; default ``2 + int(log(n_clusters))``.
+
+    Returns
+    -------
+    centers : array of shape (n_clusters, d)
+        The rows picked, in the dtype of centroids.
+    indices : array of shape (n_clusters,), int64
+        Their row numbers.
+
+    Raises
+    ------
+    TypeError
+        If an argument is of the wrong type.
+    ValueError
+        If `X` is not a finite matrix with at least `n_clusters` rows, or the weights are bad.
+
+    References
+    ----------
+    D. Arthur and S. Vassilvitskii, "k-means++: the advantages of careful seeding", SODA 2007.
+    """
+    x = check.matrix(X, "X")
+    k = check.clusters(n_clusters, x, "n_clusters")
+    w = check.weights(sample_weight, x)
+    if n_local_trials is not None:
+        n_local_trials = check.whole(n_local_trials, "n_local_trials", 1)
+    draws: Draws
+    if random_state is None or isinstance(random_state, int | np.integer):
+        draws = np.random.RandomState(random_state)
+    else:
+        draws = generator(random_state)
+    rows = Rows.over(x, w)
+    picks = plus_plus(rows, k, draws, n_local_trials)
+    give = rows.matrix.give
+    at = rows.matrix.asarray(picks)
+    return give(rows.rows(at)), give(at)

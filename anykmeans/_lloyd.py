@@ -1,0 +1,40 @@
+"""The loop (Lloyd, "Least squares quantization in PCM", 1982). It knows nothing of libraries,
+devices, tiles or bounds: a source answers what the rows are."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from anykmeans._array import Array
+from anykmeans._stats import ClusterStats
+
+
+class Source(Protocol):
+    """Rows in memory, blocks of a stream, a cluster's workers: anything that can be swept."""
+
+    def sweep(self, c: Array) -> ClusterStats:
+        """Return the stats of the rows, each with its nearest centroid of `c` (k, d)."""
+
+    def update(self, stats: ClusterStats, c: Array, empty: str) -> Array:
+        """Return the new centroids (k, d), empty clusters served as `empty` says."""
+
+    def shift(self, c_new: Array, c: Array) -> float:
+        """Return the sum of squared moves, in the source's own unit."""
+
+
+def lloyd(
+    source: Source, c: Array, *, max_iter: int, tol: float, empty: str
+) -> tuple[Array, int, bool]:
+    """Return the centroids (k, d) that Lloyd's loop reaches from `c`, its passes, and whether it stopped.
+
+    `tol` is the squared move at which to stop, in the source's unit. As sums are exact, labels that
+    repeat give centroids that repeat: zero shift is scikit-learn's strict convergence.
+    """
+    for n_iter in range(1, max_iter + 1):
+        stats = source.sweep(c)
+        c_new = source.update(stats, c, empty)
+        shift = source.shift(c_new, c)
+        c = c_new
+        if shift <= tol:
+            return c, n_iter, True
+    return c, max_iter, False

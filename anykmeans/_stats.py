@@ -1,0 +1,59 @@
+"""ClusterStats: what a pass over rows leaves behind, exact and addable in any order."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from anykmeans._array import Array, Namespace
+
+if TYPE_CHECKING:
+    from anykmeans._exact import Grid
+
+
+@dataclass(frozen=True)
+class ClusterStats:
+    """Per cluster the exact weighted sum of its rows and the exact weight.
+
+    Addition and subtraction make no rounding error, so the order of rows, tiles, threads and ranks
+    is free, and a row can be taken out of one cluster and put into another for ever.
+
+    Attributes
+    ----------
+    sums : array of shape (k, folds * (d + 1)), float64
+        Whole numbers of grid steps; the last column of each fold is the weight.
+    grid : Grid
+        What they mean.
+    """
+
+    sums: Array
+    grid: Grid
+
+    def __add__(self, other: ClusterStats) -> ClusterStats:
+        return ClusterStats(self.sums + other.sums, self.grid)
+
+    def __sub__(self, other: ClusterStats) -> ClusterStats:
+        return ClusterStats(self.sums - other.sums, self.grid)
+
+    def totals(self, xp: Namespace, scale: Array) -> tuple[Array, Array]:
+        """Return the weighted sums (k, d) and weights (k,), float64, each rounded once."""
+        total = self.grid.total(xp, self.sums, scale)
+        return total[:, :-1], total[:, -1]
+
+
+def means(xp: Namespace, sums: Array, mass: Array, c: Array) -> Array:
+    """Return the mean of each cluster in the dtype of `c` (k, d); an empty one keeps its row of `c`."""
+    empty = (mass == 0)[:, None]
+    mean = sums / xp.where(empty, xp.ones_like(mass)[:, None], mass[:, None])
+    return xp.where(empty, c, xp.astype(mean, c.dtype))
+
+
+def seats(distances: np.ndarray, wanted: int) -> np.ndarray:
+    """Return which of the rows given by their squared `distances` take the empty clusters' seats.
+
+    The farthest first, ties by row number; fewer than `wanted` where distances are zero.
+    """
+    order = np.argsort(-distances, kind="stable")[:wanted]
+    return order[distances[order] > 0]

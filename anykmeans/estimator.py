@@ -1,0 +1,944 @@
+"""KMeans and MiniBatchKMeans: scikit-learn estimators over the functions of the core.
+
+They take whatever scikit-learn's own take, and arrays of any library besides: what goes in on a GPU
+comes out on it. What is computed is the core's business; here are the names, the checks and the
+manners that scikit-learn expects, and the mini-batch algorithm.
+"""
+
+import copy
+import functools
+import math
+import numbers
+import warnings
+from collections.abc import Callable
+from typing import Any, Self
+
+import numpy as np
+from sklearn.base import (
+    BaseEstimator,
+    ClassNamePrefixFeaturesOutMixin,
+    ClusterMixin,
+    TransformerMixin,
+    clone,
+)
+from sklearn.utils import check_random_state
+from sklearn.utils.validation import check_is_fitted, validate_data
+
+from anykmeans import _check
+from anykmeans._array import (
+    Array,
+    as_array,
+    device_of,
+    is_sparse,
+    library_of,
+    like,
+    move,
+    namespace,
+    same_place,
+    to_numpy,
+    where_is,
+)
+from anykmeans._init import initial_centroids
+from anykmeans._kmeans import cluster_sums, distances, evaluate, kmeans
+from anykmeans._stats import means
+
+__all__ = ["KMeans", "MiniBatchKMeans"]
+
+
+def _is_array(x: Any) -> bool:
+    """Return whether `x` is an array of some library, and not a list, a frame or a sparse matrix."""
+    return hasattr(x, "__dlpack__") or hasattr(x, "__array_namespace__")
+
+
+def _take(x: Array, indices: np.ndarray) -> Array:
+    """Return rows of `x` by their numbers (m,)."""
+    if is_sparse(x) or isinstance(x, np.ndarray):
+        return x[indices]
+    return namespace(x).take(x, like(indices, x), axis=0)
+
+
+def _squared_shift(before: Array, after: Array) -> float:
+    """Return the sum of the squared differences of two sets of centroids, rounded once."""
+    step = _check.host_float64(after) - _check.host_float64(before)
+    return math.fsum((step * step).ravel().tolist())
+
+
+class _BaseKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, BaseEstimator):
+    """What `KMeans` and `MiniBatchKMeans` share: all but how to fit."""
+
+    _arrays = ("cluster_centers_", "labels_")  # the fitted attributes that live where X does
+    _random_starts = 10  # what n_init="auto" means where starts differ much
+
+    def _rows(self, X: Any, method: str, *, reset: bool = False) -> Array:
+        """Return the rows (n, d) of `X`, not copied if it is an array, after every check but one.
+
+        Whether all values are finite is left to the core, which looks at each of them anyway.
+        """
+        if _is_array(X) and not isinstance(X, np.ndarray):
+            x = validate_data(self, _check.matrix(X, "X"), reset=reset, skip_check_array=True)
+        else:
+            x = validate_data(
+                self,
+                X,
+                reset=reset,
+                accept_sparse="csr",
+                accept_large_sparse=False,
+                ensure_all_finite=False,
+            )
+            x = _check.matrix(x, "X")
+        if not reset and not same_place(x, self.cluster_centers_):
+            library, device = library_of(x), device_of(x)
+            where = {
+                "numpy": "",
+                "torch": f', device="{device}"',
+                "cupy": f", device={getattr(device, 'id', None)}",
+            }.get(library, ", device=X.device")
+            raise ValueError(
+                f"Inputs passed to {type(self).__name__}.{method}() must use the same namespace "
+                "and the same device as those passed to fit(). The fit had arrays of "
+                f"{where_is(self.cluster_centers_)}, `X` is of {where_is(x)}. Move the estimator:\n"
+                f'    km = km.to("{library}"{where})'
+            )
+        return x
+
+    def _weights(self, sample_weight: Any, x: Array) -> Array | None:
+        """Return checked weights (n,) where `x` is: scikit-learn has everything follow `X`."""
+        if sample_weight is None:
+            return None
+        if np.isscalar(sample_weight):
+            sample_weight = np.full(x.shape[0], sample_weight)
+        w = as_array(sample_weight, "sample_weight")
+        w = w if same_place(w, x) else move(w, library_of(x), device_of(x))
+        return _check.weights(w, x)
+
+    def _starting(self, x: Array) -> tuple[Any, int]:
+        """Return `init` as the core takes it, and the number of starts."""
+        init = self.init
+        auto = isinstance(self.n_init, str) and self.n_init == "auto"
+        n_init = 1 if auto else _check.whole(self.n_init, "n_init", 1)
+        if isinstance(init, str):
+            return init, self._random_starts if auto and init == "random" else n_init
+        if callable(init):  # scikit-learn's name for the third argument
+            start = lambda x, k, rng: init(x, k, random_state=rng)  # noqa: E731
+            return start, self._random_starts if auto else n_init
+        if n_init != 1:
+            warnings.warn(
+                f"`init` is an array: there is one start, not n_init={n_init}. Leave `n_init` at "
+                '"auto".',
+                RuntimeWarning,
+                stacklevel=3,
+            )
+        # A list or a frame has no library of its own.
+        return init if _is_array(init) or is_sparse(init) else like(np.asarray(init), x), 1
+
+    def _evaluate(self, x: Any, centers: Any, w: Any = None) -> tuple[Any, Any, float]:
+        """Labels (n,), squared distances (n,) and inertia of the rows."""
+        out: tuple[Any, Any, float] = evaluate(
+            x, centers, sample_weight=w, max_bytes=self.max_bytes, kernel=self.kernel
+        )
+        return out
+
+    def fit_predict(self, X: Any, y: Any = None, sample_weight: Any = None) -> Any:
+        """Label of each row after a fit to the same rows.
+
+        Parameters
+        ----------
+        X : array, frame or sparse matrix, shape (n_samples, n_features)
+            Rows to cluster.
+        y : Ignored
+            Present for API consistency.
+        sample_weight : array-like, shape (n_samples,), optional
+            Weights of the rows; all equal by default.
+
+        Returns
+        -------
+        labels : int64 array, shape (n_samples,)
+            Index of the cluster of each row.
+        """
+        self.fit(X, sample_weight=sample_weight)
+        return self.labels_ if hasattr(self, "labels_") else self.predict(X)
+
+    def predict(self, X: Any) -> Any:
+        """Label of the centroid nearest to each row.
+
+        Labels are certified: they are those of float64 distances, whatever the dtype of `X`, and
+        equal distances go to the lowest label.
+
+        Parameters
+        ----------
+        X : array, frame or sparse matrix, shape (n_samples, n_features)
+            Rows in the library and on the device of the fit.
+
+        Returns
+        -------
+        labels : int64 array, shape (n_samples,)
+            Index of the cluster of each row, where `X` is.
+
+        Raises
+        ------
+        NotFittedError
+            If the estimator is not fitted.
+        ValueError
+            If `X` is in another library or on another device than the data of the fit, has another
+            number of features, or holds NaN or infinity.
+        """
+        check_is_fitted(self)
+        x = self._rows(X, "predict")
+        return self._evaluate(x, self.cluster_centers_)[0]
+
+    def transform(self, X: Any) -> Any:
+        """Distance of each row to each centroid.
+
+        Parameters
+        ----------
+        X : array, frame or sparse matrix, shape (n_samples, n_features)
+            Rows in the library and on the device of the fit.
+
+        Returns
+        -------
+        distances : array, shape (n_samples, n_clusters)
+            Euclidean distances, dense, in the dtype of the centroids and where `X` is.
+
+        Raises
+        ------
+        NotFittedError
+            If the estimator is not fitted.
+        ValueError
+            As `predict`.
+        """
+        check_is_fitted(self)
+        x = self._rows(X, "transform")
+        return distances(x, self.cluster_centers_, max_bytes=self.max_bytes)
+
+    def fit_transform(self, X: Any, y: Any = None, sample_weight: Any = None) -> Any:
+        """Distance of each row to each centroid after a fit to the same rows.
+
+        Parameters
+        ----------
+        X : array, frame or sparse matrix, shape (n_samples, n_features)
+            Rows to cluster.
+        y : Ignored
+            Present for API consistency.
+        sample_weight : array-like, shape (n_samples,), optional
+            Weights of the rows; all equal by default.
+
+        Returns
+        -------
+        distances : array, shape (n_samples, n_clusters)
+            Euclidean distances, dense, in the dtype of the centroids and where `X` is.
+        """
+        return self.fit(X, sample_weight=sample_weight).transform(X)
+
+    def score(self, X: Any, y: Any = None, sample_weight: Any = None) -> float:
+        """Minus the inertia of the rows: larger is better.
+
+        Parameters
+        ----------
+        X : array, frame or sparse matrix, shape (n_samples, n_features)
+            Rows in the library and on the device of the fit.
+        y : Ignored
+            Present for API consistency.
+        sample_weight : array-like, shape (n_samples,), optional
+            Weights of the rows; all equal by default.
+
+        Returns
+        -------
+        score : float
+            Minus the weighted sum of squared distances to the nearest centroids.
+
+        Raises
+        ------
+        NotFittedError
+            If the estimator is not fitted.
+        ValueError
+            As `predict`, or if the weights are negative, all zero, not finite or wrongly shaped.
+        """
+        check_is_fitted(self)
+        x = self._rows(X, "score")
+        w = self._weights(sample_weight, x)
+        return -self._evaluate(x, self.cluster_centers_, w)[2]
+
+    def to(self, library: Any, device: Any = None) -> Self:
+        """Fitted copy of the estimator with its arrays in another library or on another device.
+
+        Parameters
+        ----------
+        library : str or array
+            Name of the library (``"numpy"``, ``"torch"``, ``"cupy"``, ...), or an array: the copy then
+            works with arrays of that library on that device.
+        device : optional
+            Where the library puts the arrays, in its own terms (``"cuda:0"``, ``0``, a device
+            object). By default the device of the array, or the library's own default.
+
+        Returns
+        -------
+        estimator : KMeans or MiniBatchKMeans
+            The copy; the original keeps its arrays where they are.
+
+        Raises
+        ------
+        NotFittedError
+            If the estimator is not fitted.
+        TypeError
+            If `library` is neither a name nor an array.
+        """
+        check_is_fitted(self)
+        if not isinstance(library, str):
+            x = as_array(library, "library")
+            library, device = library_of(x), device_of(x) if device is None else device
+        return self.__sklearn_array_api_convert__(
+            functools.partial(move, library=library, device=device)
+        )
+
+    def __sklearn_array_api_convert__(self, converter: Callable[[Any], Any]) -> Self:
+        """Copy of the estimator with every array converted: scikit-learn's hook for a move."""
+        new: Self = clone(self)
+        if _is_array(self.init):
+            new.init = converter(self.init)
+        parameters = self.get_params(deep=False)
+        for name, value in vars(self).items():
+            if name in self._arrays:
+                setattr(new, name, converter(value))
+            elif name not in parameters:
+                setattr(new, name, copy.deepcopy(value))
+        return new
+
+    def _filled(self, peer: Any) -> Any:
+        """`peer`, a scikit-learn estimator, with the parameters and the state of this one.
+
+        The peer is first fitted to one row, which sets the private attributes that `predict` needs
+        in the version of scikit-learn at hand.
+        """
+        centers = np.ascontiguousarray(to_numpy(self.cluster_centers_))
+        peer.set_params(n_clusters=1, random_state=0).fit(centers[:1])
+        mine = self.get_params(deep=False)
+        peer.set_params(**{name: mine[name] for name in peer.get_params(deep=False)})
+        if _is_array(self.init):
+            peer.init = to_numpy(self.init)
+        elif isinstance(self.init, str) and self.init == "k-means||":
+            peer.init = "k-means++"
+        fitted = {name: value for name, value in vars(self).items() if name not in mine}
+        for name in [name for name in vars(peer) if name.endswith("_") and name not in fitted]:
+            delattr(peer, name)
+        for name, value in fitted.items():
+            if name in self._arrays:
+                value = to_numpy(value)
+            if name not in ("_sums", "converged_", "kernel_"):
+                setattr(peer, name, copy.deepcopy(value))
+        peer.cluster_centers_ = centers
+        if hasattr(peer, "labels_"):
+            peer.labels_ = peer.labels_.astype(np.int32)
+        if hasattr(peer, "_counts"):
+            peer._counts = peer._counts.astype(centers.dtype)
+        return peer
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.sparse = True
+        tags.transformer_tags.preserves_dtype = ["float64", "float32"]
+        tags.array_api_support = True
+        return tags
+
+
+class KMeans(_BaseKMeans):
+    """Exact k-means on arrays of any library, with scikit-learn's interface.
+
+    With the same `random_state` it starts from the same centroids as `sklearn.cluster.KMeans`. From
+    there labels are certified and sums exact, so the result is the same to the last bit on NumPy,
+    PyTorch and CuPy, for any number of threads and any `max_bytes`.
+
+    Parameters
+    ----------
+    n_clusters : int, default=8
+        Number of clusters.
+    init : {"k-means++", "random", "k-means||"}, callable or array-like, default="k-means++"
+        How the first centroids are chosen: by greedy k-means++ with ``2 + int(log k)`` trials, as rows
+        drawn without replacement, by k-means||, as given, shape (n_clusters, n_features), or by
+        ``init(X, n_clusters, random_state=...)``, which gets the rows as they are.
+    n_init : int or "auto", default="auto"
+        Number of starts, of which the one with the lowest inertia is kept. "auto" is 10 for "random"
+        or a callable, else 1.
+    max_iter : int, default=300
+        Largest number of iterations of one start.
+    tol : float, default=1e-4
+        Stop when the squared shift of the centroids, summed, is at most `tol` times the mean variance
+        of the features.
+    verbose : int, default=0
+        If not 0, print one line about the outcome of the fit.
+    random_state : int, RandomState instance or None, default=None
+        Seed of the draws, which are made on the host, with NumPy, in scikit-learn's order.
+    copy_x : bool, default=True
+        Accepted for compatibility; has no effect. `X` is never written to.
+    algorithm : {"lloyd", "elkan"}, default="lloyd"
+        Accepted for compatibility; has no effect. The result is always that of Lloyd's algorithm;
+        bounds that skip work are used where they pay.
+    empty : {"relocate", "keep", "error"}, default="relocate"
+        What becomes of a cluster without rows: it moves to the row farthest from its centroid, stays,
+        or raises.
+    precision : {"exact", "fast"}, default="exact"
+        "fast" gives up the certificate of the labels, and with it the promise of equal bits.
+    max_bytes : int, optional
+        Memory to use beyond the data, in bytes.
+    kernel : str, default="auto"
+        Which kernel does the work; one that is named and cannot run raises with its reason.
+
+    Attributes
+    ----------
+    cluster_centers_ : array, shape (n_clusters, n_features)
+        Centroids, float64, or float32 if the data are float32 or narrower.
+    labels_ : int64 array, shape (n_samples,)
+        Label of each row of the fit, that of the nearest of `cluster_centers_`.
+    inertia_ : float
+        Weighted sum of squared distances of the rows to their centroids.
+    n_iter_ : int
+        Number of iterations.
+    converged_ : bool
+        Whether it stopped before `max_iter`.
+    kernel_ : str
+        The kernel that did the work.
+    n_features_in_ : int
+        Number of features.
+    feature_names_in_ : array of str, shape (n_features_in_,)
+        Names of the features, if `X` had any.
+
+    See Also
+    --------
+    MiniBatchKMeans : Learns from random batches, or from a stream.
+    anykmeans.kmeans : The same as a function.
+
+    Notes
+    -----
+    Arrays of the attributes and of the outputs are in the library and on the device of `X`. Sparse
+    matrices and frames are SciPy's, pandas' and polars'; their attributes are NumPy arrays.
+
+    References
+    ----------
+    .. [1] S. P. Lloyd, "Least squares quantization in PCM", IEEE Transactions on Information Theory
+       28(2), 1982.
+    .. [2] D. Arthur and S. Vassilvitskii, "k-means++: the advantages of careful seeding", SODA 2007.
+    .. [3] B. Bahmani et al., "Scalable k-means++", PVLDB 5(7), 2012.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from anykmeans import KMeans
+    >>> X = np.array([[1.0, 2.0], [1.0, 4.0], [1.0, 0.0], [10.0, 2.0], [10.0, 4.0], [10.0, 0.0]])
+    >>> km = KMeans(n_clusters=2, random_state=0).fit(X)
+    >>> km.cluster_centers_
+    array([[10.,  2.],
+           [ 1.,  2.]])
+    >>> km.predict([[0.0, 0.0], [12.0, 3.0]])
+    array([1, 0])
+    """
+
+    def __init__(
+        self,
+        n_clusters: int = 8,
+        *,
+        init: Any = "k-means++",
+        n_init: int | str = "auto",
+        max_iter: int = 300,
+        tol: float = 1e-4,
+        verbose: int = 0,
+        random_state: Any = None,
+        copy_x: bool = True,
+        algorithm: str = "lloyd",
+        empty: str = "relocate",
+        precision: str = "exact",
+        max_bytes: int | None = None,
+        kernel: str = "auto",
+    ) -> None:
+        self.n_clusters = n_clusters
+        self.init = init
+        self.n_init = n_init
+        self.max_iter = max_iter
+        self.tol = tol
+        self.verbose = verbose
+        self.random_state = random_state
+        self.copy_x = copy_x
+        self.algorithm = algorithm
+        self.empty = empty
+        self.precision = precision
+        self.max_bytes = max_bytes
+        self.kernel = kernel
+
+    def fit(self, X: Any, y: Any = None, sample_weight: Any = None) -> Self:
+        """Estimator fitted to the rows.
+
+        Parameters
+        ----------
+        X : array, frame or sparse matrix, shape (n_samples, n_features)
+            Rows to cluster: an array of any library, a list, a pandas or polars frame, or a SciPy
+            sparse matrix (one that is not CSR is converted). Never written to.
+        y : Ignored
+            Present for API consistency.
+        sample_weight : array-like, shape (n_samples,), optional
+            Weights of the rows, not negative; all equal by default. Moved to where `X` is.
+
+        Returns
+        -------
+        self : KMeans
+            This estimator.
+
+        Raises
+        ------
+        ValueError
+            If `X` is empty, has the wrong rank, fewer rows than `n_clusters`, or holds NaN or
+            infinity; if the weights are negative, all zero, not finite or wrongly shaped; if a
+            parameter has an impossible value; if `init` is in another library than `X`.
+        TypeError
+            If a parameter or the data has a type that cannot be used.
+
+        Warns
+        -----
+        ConvergenceWarning
+            If there are fewer distinct rows than `n_clusters`.
+        RuntimeWarning
+            If `init` is an array and `n_init` asks for more than one start.
+        """
+        _check.word(self.algorithm, "algorithm", ("lloyd", "elkan"))
+        x = self._rows(X, "fit", reset=True)
+        _check.clusters(self.n_clusters, x, "n_clusters")
+        init, n_init = self._starting(x)
+        result = kmeans(
+            x,
+            self.n_clusters,
+            sample_weight=self._weights(sample_weight, x),
+            init=init,
+            n_init=n_init,
+            max_iter=self.max_iter,
+            tol=self.tol,
+            rng=check_random_state(self.random_state),
+            empty=self.empty,
+            precision=self.precision,
+            max_bytes=self.max_bytes,
+            kernel=self.kernel,
+        )
+        self.cluster_centers_ = result.centroids
+        self.labels_ = result.labels
+        self.inertia_ = result.inertia
+        self.n_iter_ = result.n_iter
+        self.converged_ = result.converged
+        self.kernel_ = result.kernel
+        self._n_features_out = self.n_clusters
+        if self.verbose:
+            how = "converged" if self.converged_ else "stopped by max_iter"
+            print(
+                f"KMeans: {how} after {self.n_iter_} iterations, inertia {self.inertia_:.6g}, "
+                f"kernel {self.kernel_}"
+            )
+        return self
+
+    def as_sklearn(self) -> Any:
+        """Fitted `sklearn.cluster.KMeans` with the same centroids, in NumPy.
+
+        Returns
+        -------
+        estimator : sklearn.cluster.KMeans
+            Ready to predict. ``init="k-means||"``, which scikit-learn lacks, becomes "k-means++".
+
+        Raises
+        ------
+        NotFittedError
+            If the estimator is not fitted.
+        """
+        from sklearn.cluster import KMeans as Peer
+
+        check_is_fitted(self)
+        return self._filled(Peer())
+
+
+class _EarlyStop:
+    """Tell when batches no longer improve the centroids, by scikit-learn's two rules.
+
+    Called once a step with the mean cost of a row of the batch and the squared shift of the centroids.
+    """
+
+    def __init__(self, n: int, batch_size: int, tol: float, patience: int | None) -> None:
+        self.alpha = min(batch_size * 2.0 / (n + 1), 1)
+        self.tol = tol
+        self.patience = patience
+        self.smoothed: float | None = None
+        self.best = math.inf
+        self.waited = 0
+        self.started = False
+
+    def __call__(self, cost: float, shift: float) -> bool:
+        if not self.started:  # the cost of the first centroids says nothing about progress
+            self.started = True
+            return False
+        if self.smoothed is None:
+            self.smoothed = cost
+        else:
+            self.smoothed = self.smoothed * (1 - self.alpha) + cost * self.alpha
+        if self.tol > 0 and shift <= self.tol:
+            return True
+        if self.smoothed < self.best:
+            self.best, self.waited = self.smoothed, 0
+        else:
+            self.waited += 1
+        return self.patience is not None and self.waited >= self.patience
+
+
+class MiniBatchKMeans(_BaseKMeans):
+    """k-means from random batches of the rows, or from a stream, on arrays of any library.
+
+    The algorithm and its draws are those of `sklearn.cluster.MiniBatchKMeans`; labels of a batch are
+    certified and its sums exact, so a seed has one answer on every library.
+
+    Parameters
+    ----------
+    n_clusters : int, default=8
+        Number of clusters.
+    init : {"k-means++", "random", "k-means||"}, callable or array-like, default="k-means++"
+        How the first centroids are chosen among `init_size` random rows; see `KMeans`.
+    max_iter : int, default=100
+        Largest number of passes over the data, counted in rows drawn.
+    batch_size : int, default=1024
+        Number of rows in a batch.
+    verbose : int, default=0
+        If not 0, print a line a step.
+    compute_labels : bool, default=True
+        Whether to label every row after the fit.
+    random_state : int, RandomState instance or None, default=None
+        Seed of the draws, which are made on the host, with NumPy, in scikit-learn's order.
+    tol : float, default=0.0
+        Stop when the squared shift of the centroids in a step is at most `tol` times the mean
+        variance of the features; 0 switches this off.
+    max_no_improvement : int or None, default=10
+        Stop after so many batches that did not lower the smoothed inertia; None switches this off.
+    init_size : int, optional
+        Number of rows to choose the first centroids from; three batches by default, and at least
+        ``3 * n_clusters``.
+    n_init : int or "auto", default="auto"
+        Number of starts, of which the one with the lowest inertia on `init_size` random rows goes on.
+        "auto" is 3 for "random" or a callable, else 1.
+    reassignment_ratio : float, default=0.01
+        Clusters that have seen less than this share of the rows of the largest one are moved to
+        random rows of the batch now and then; 0 switches this off.
+    max_bytes : int, optional
+        Memory to use beyond the data, in bytes.
+    kernel : str, default="auto"
+        Which kernel does the work; one that is named and cannot run raises with its reason.
+
+    Attributes
+    ----------
+    cluster_centers_ : array, shape (n_clusters, n_features)
+        Centroids, float64, or float32 if the data are float32 or narrower.
+    labels_ : int64 array, shape (n_samples,)
+        Label of each row of the fit or of the last batch, if `compute_labels`.
+    inertia_ : float
+        Weighted sum of squared distances of the rows to their centroids; estimated from the batches
+        if not `compute_labels`.
+    n_iter_ : int
+        Number of passes over the data, counted in rows drawn and rounded up.
+    n_steps_ : int
+        Number of batches.
+    converged_ : bool
+        Whether `fit` stopped before `max_iter`.
+    n_features_in_ : int
+        Number of features.
+    feature_names_in_ : array of str, shape (n_features_in_,)
+        Names of the features, if `X` had any.
+
+    See Also
+    --------
+    KMeans : Uses all rows in each iteration.
+
+    Notes
+    -----
+    The centroids are the running sums of all rows seen, kept in float64, over their mass, so that late
+    batches of a long stream still count. Ties between counts go to the lowest index.
+
+    References
+    ----------
+    .. [1] D. Sculley, "Web-scale k-means clustering", WWW 2010.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from anykmeans import MiniBatchKMeans
+    >>> X = np.array([[1.0, 2.0], [1.0, 4.0], [1.0, 0.0], [10.0, 2.0], [10.0, 4.0], [10.0, 0.0]])
+    >>> km = MiniBatchKMeans(n_clusters=2, random_state=0)
+    >>> km = km.partial_fit(X[:4]).partial_fit(X[4:])
+    >>> km.predict([[0.0, 0.0], [12.0, 3.0]])
+    array([1, 0])
+    """
+
+    _arrays = ("cluster_centers_", "labels_", "_counts", "_sums")
+    _random_starts = 3
+
+    def __init__(
+        self,
+        n_clusters: int = 8,
+        *,
+        init: Any = "k-means++",
+        max_iter: int = 100,
+        batch_size: int = 1024,
+        verbose: int = 0,
+        compute_labels: bool = True,
+        random_state: Any = None,
+        tol: float = 0.0,
+        max_no_improvement: int | None = 10,
+        init_size: int | None = None,
+        n_init: int | str = "auto",
+        reassignment_ratio: float = 0.01,
+        max_bytes: int | None = None,
+        kernel: str = "auto",
+    ) -> None:
+        self.n_clusters = n_clusters
+        self.init = init
+        self.max_iter = max_iter
+        self.batch_size = batch_size
+        self.verbose = verbose
+        self.compute_labels = compute_labels
+        self.random_state = random_state
+        self.tol = tol
+        self.max_no_improvement = max_no_improvement
+        self.init_size = init_size
+        self.n_init = n_init
+        self.reassignment_ratio = reassignment_ratio
+        self.max_bytes = max_bytes
+        self.kernel = kernel
+
+    def fit(self, X: Any, y: Any = None, sample_weight: Any = None) -> Self:
+        """Estimator fitted to random batches of the rows.
+
+        Parameters
+        ----------
+        X : array, frame or sparse matrix, shape (n_samples, n_features)
+            Rows to cluster: an array of any library, a list, a pandas or polars frame, or a SciPy
+            sparse matrix (one that is not CSR is converted). Never written to.
+        y : Ignored
+            Present for API consistency.
+        sample_weight : array-like, shape (n_samples,), optional
+            Weights of the rows, not negative; all equal by default: rows are drawn into batches in
+            proportion to them. Moved to where `X` is.
+
+        Returns
+        -------
+        self : MiniBatchKMeans
+            This estimator.
+
+        Raises
+        ------
+        ValueError
+            If `X` is empty, has the wrong rank, fewer rows than `n_clusters`, or holds NaN or
+            infinity; if the weights are negative, all zero, not finite or wrongly shaped; if a
+            parameter has an impossible value; if `init` is in another library than `X`.
+        TypeError
+            If a parameter or the data has a type that cannot be used.
+
+        Warns
+        -----
+        RuntimeWarning
+            If `init` is an array and `n_init` asks for more than one start, or if `init_size` is less
+            than `n_clusters`.
+        """
+        x = self._rows(X, "fit", reset=True)
+        self._check_parameters(x)
+        init, n_init = self._starting(x)
+        w = self._weights(sample_weight, x)
+        n, size = x.shape[0], self._batch_size
+        chances = np.ones(n) if w is None else _check.host_float64(w)
+        total = chances.sum()
+        chances = np.cumsum(chances / total)  # `RandomState.choice` would sum them up at each step
+        chances /= chances[-1]
+        tol = self.tol * self._variance(x) if self.tol else 0.0
+
+        rng = check_random_state(self.random_state)
+        valid = rng.randint(0, n, self._init_size)  # drawn even if there is nothing to compare
+        starts = [self._initial(x, w, init, rng) for _ in range(n_init)]
+        centers = starts[0]
+        if n_init > 1:
+            xv, wv = _take(x, valid), w if w is None else _take(w, valid)
+            centers = min(starts, key=lambda start: self._evaluate(xv, start, wv)[2])
+
+        sums, counts = self._nothing(centers)
+        self._n_since_last_reassign = 0
+        stop = _EarlyStop(n, size, tol, self.max_no_improvement)
+        steps = (self.max_iter * n) // size
+        for step in range(1, steps + 1):
+            batch = _take(x, chances.searchsorted(rng.random_sample(size), side="right"))
+            before = centers
+            centers, sums, counts, inertia = self._step(batch, None, centers, sums, counts, rng)
+            cost, shift = inertia / size, _squared_shift(before, centers) if tol else 0.0
+            converged = stop(cost, shift)
+            if self.verbose:
+                print(f"MiniBatchKMeans: step {step} of {steps}, inertia of a row {cost:.6g}")
+            if converged:
+                break
+
+        self.cluster_centers_, self._sums, self._counts = centers, sums, counts
+        self.n_steps_ = step
+        self.n_iter_ = math.ceil(step * size / n)
+        self.converged_ = converged
+        self._n_features_out = self.n_clusters
+        self.inertia_ = (cost if stop.smoothed is None else stop.smoothed) * float(total)
+        vars(self).pop("labels_", None)
+        if self.compute_labels:
+            self.labels_, _, self.inertia_ = self._evaluate(x, centers, w)
+        return self
+
+    def partial_fit(self, X: Any, y: Any = None, sample_weight: Any = None) -> Self:
+        """Estimator updated with one batch of rows.
+
+        The first call chooses the first centroids among the rows it gets.
+
+        Parameters
+        ----------
+        X : array, frame or sparse matrix, shape (n_samples, n_features)
+            The batch, in the library and on the device of the first one.
+        y : Ignored
+            Present for API consistency.
+        sample_weight : array-like, shape (n_samples,), optional
+            Weights of the rows, not negative; all equal by default. Moved to where `X` is.
+
+        Returns
+        -------
+        self : MiniBatchKMeans
+            This estimator.
+
+        Raises
+        ------
+        ValueError
+            As `fit`, or if `X` is in another library or on another device than the first batch.
+        TypeError
+            If a parameter or the data has a type that cannot be used.
+        """
+        first = not hasattr(self, "cluster_centers_")
+        x = self._rows(X, "partial_fit", reset=first)
+        w = self._weights(sample_weight, x)
+        if first:
+            self._check_parameters(x)
+            init, _ = self._starting(x)
+            self._random_state = check_random_state(self.random_state)
+            self._n_since_last_reassign = 0
+            self.n_steps_ = 0
+            centers = self._initial(x, w, init, self._random_state)
+            sums, counts = self._nothing(centers)
+        else:
+            if not hasattr(self, "_random_state"):  # `fit` came before
+                self._random_state = check_random_state(self.random_state)
+            centers, sums, counts = self.cluster_centers_, self._sums, self._counts
+        centers, sums, counts, _ = self._step(x, w, centers, sums, counts, self._random_state)
+        self.cluster_centers_, self._sums, self._counts = centers, sums, counts
+        self.n_steps_ += 1
+        self._n_features_out = self.n_clusters
+        if self.compute_labels:
+            self.labels_, _, self.inertia_ = self._evaluate(x, centers, w)
+        return self
+
+    def as_sklearn(self) -> Any:
+        """Fitted `sklearn.cluster.MiniBatchKMeans` with the same centroids and counts, in NumPy.
+
+        Returns
+        -------
+        estimator : sklearn.cluster.MiniBatchKMeans
+            Ready to predict and to go on with `partial_fit`. ``init="k-means||"``, which scikit-learn
+            lacks, becomes "k-means++".
+
+        Raises
+        ------
+        NotFittedError
+            If the estimator is not fitted.
+        """
+        from sklearn.cluster import MiniBatchKMeans as Peer
+
+        check_is_fitted(self)
+        return self._filled(Peer())
+
+    def _check_parameters(self, x: Any) -> None:
+        """Raise on a parameter that cannot be, and settle the sizes for these rows."""
+        _check.clusters(self.n_clusters, x, "n_clusters")
+        _check.whole(self.max_iter, "max_iter", 1)
+        _check.whole(self.batch_size, "batch_size", 1)
+        if self.max_no_improvement is not None:
+            _check.whole(self.max_no_improvement, "max_no_improvement", 0)
+        if self.init_size is not None:
+            _check.whole(self.init_size, "init_size", 1)
+        _check.tolerance(self.tol)
+        ratio = self.reassignment_ratio
+        if not isinstance(ratio, numbers.Real) or not 0 <= ratio < math.inf:
+            raise ValueError(
+                f"`reassignment_ratio` must be a finite number of at least 0; got {ratio!r}."
+            )
+        self._batch_size = min(self.batch_size, x.shape[0])
+        size = 3 * self._batch_size if self.init_size is None else self.init_size
+        if size < self.n_clusters:
+            size = 3 * self.n_clusters
+            if self.init_size is not None:
+                warnings.warn(
+                    f"`init_size` should be at least n_clusters={self.n_clusters}; got "
+                    f"{self.init_size}. Using min(3 * n_clusters, n_samples) instead.",
+                    RuntimeWarning,
+                    stacklevel=3,
+                )
+        self._init_size = min(size, x.shape[0])
+
+    def _variance(self, x: Any) -> float:
+        """Mean variance of the features."""
+        one = like(np.zeros(x.shape[0], dtype=np.int64), x)
+        mean = cluster_sums(x, one, 1)[0] / x.shape[0]
+        return self._evaluate(x, mean)[2] / math.prod(x.shape)
+
+    def _initial(self, x: Any, w: Any, init: Any, rng: np.random.RandomState) -> Any:
+        """First centroids (k, d), from `init_size` random rows."""
+        if self._init_size < x.shape[0]:
+            chosen = rng.randint(0, x.shape[0], self._init_size)
+            x, w = _take(x, chosen), w if w is None else _take(w, chosen)
+        return initial_centroids(
+            x,
+            self.n_clusters,
+            init=init,
+            rng=rng,
+            sample_weight=w,
+            max_bytes=self.max_bytes,
+            kernel=self.kernel,
+        )
+
+    def _nothing(self, centers: Any) -> tuple[Any, Any]:
+        """Sums (k, d) and counts (k,) before the first batch, where the centroids are."""
+        k, d = centers.shape
+        return like(np.zeros((k, d)), centers), like(np.zeros(k), centers)
+
+    def _step(
+        self, x: Any, w: Any, centers: Any, sums: Any, counts: Any, rng: np.random.RandomState
+    ) -> tuple[Any, Any, Any, float]:
+        """Centroids (k, d), sums (k, d) and counts (k,) after a batch, and its inertia before it."""
+        xp, k = namespace(centers), centers.shape[0]
+        self._n_since_last_reassign += self._batch_size
+        due = self._n_since_last_reassign >= 10 * k or not to_numpy(counts).all()
+        if due:
+            self._n_since_last_reassign = 0
+
+        labels, _, inertia = self._evaluate(x, centers, w)
+        batch_sums, mass = cluster_sums(x, labels, k, sample_weight=w)
+        sums, counts = sums + batch_sums, counts + mass
+        centers = means(xp, sums, xp.where(mass > 0, counts, mass), centers)
+
+        if due and self.reassignment_ratio > 0:
+            seen = to_numpy(counts)
+            low = self._to_reassign(seen, x.shape[0])
+            if low.any():
+                m = np.count_nonzero(low)
+                rows = _take(x, rng.choice(x.shape[0], size=m, replace=False))
+                rows = rows.toarray() if is_sparse(rows) else rows
+                source = np.arange(k)
+                source[low] = k + np.arange(m)
+                centers = _take(xp.concat([centers, xp.astype(rows, centers.dtype)]), source)
+                # Some weight, or the cluster would be moved again at once: scikit-learn's rule.
+                seen = np.where(low, seen[~low].min(), seen)
+                counts, moved = like(seen, centers), like(low, centers)
+                known = xp.astype(centers, sums.dtype) * counts[:, None]
+                sums = xp.where(moved[:, None], known, sums)
+        return centers, sums, counts, inertia
+
+    def _to_reassign(self, counts: np.ndarray, n: int) -> np.ndarray:
+        """Mask (k,) of the clusters to move to random rows of a batch of n: half of them at most."""
+        low = counts < self.reassignment_ratio * counts.max()
+        # A stable order, so that every machine moves the same ones of equal count.
+        order = np.argsort(counts, kind="stable")
+        most = int(0.5 * n) if low.sum() > 0.5 * n else counts.shape[0] - 1
+        low[order[most:]] = False
+        return low

@@ -1,0 +1,68 @@
+"""The seam for speed: which kernel does the three steps here, and why not the others.
+
+A kernel is a module of this package. It may define
+
+``nearest(xp, y, minus_2c, norms) -> labels, best, second``
+    the lowest and second lowest score of each row and where the lowest is;
+``segment_sum(xp, values, labels, k) -> sums``
+    the sums (k, columns) of whole-number `values` (m, columns) by label;
+
+and must define ``why_not(x) -> str | None``, the reason it cannot run on the array `x`, and ``HOST``,
+whether it works on the NumPy view of `x`. What it lacks comes from ``agnostic``. Adding a kernel is
+one file and one word in `TABLE`.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from anykmeans._array import Array
+
+TABLE = ("cpu", "torch", "cupy", "agnostic")  # in order of preference
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """The steps chosen for one fit."""
+
+    name: str
+    host: bool
+    nearest: Callable[..., tuple[Array, Array, Array]]
+    segment_sum: Callable[..., Array]
+
+
+def why_not(name: str, x: Array) -> str | None:
+    """Return why the kernel `name` cannot run on the array `x`, or None if it can."""
+    reason: str | None = importlib.import_module(f"{__name__}.{name}").why_not(x)
+    return reason
+
+
+def choose(x: Array, name: str = "auto") -> Kernel:
+    """Return the kernel to use on `x`: the first that can run, or the one named.
+
+    Raises
+    ------
+    ValueError
+        If `name` is unknown, or that kernel cannot run on `x`.
+    """
+    if name == "auto":
+        name = next(each for each in TABLE if why_not(each, x) is None)
+    elif not isinstance(name, str) or name not in TABLE:
+        raise ValueError(
+            f"`kernel` must be 'auto' or one of {', '.join(map(repr, TABLE))}; got {name!r}."
+        )
+    elif (reason := why_not(name, x)) is not None:
+        others = "\n".join(f"    {each}: {why_not(each, x) or 'can run'}" for each in TABLE)
+        raise ValueError(
+            f"`kernel`={name!r} cannot run here: {reason}. Use kernel='auto', or one of:\n{others}"
+        )
+    agnostic = importlib.import_module(f"{__name__}.agnostic")
+    own = importlib.import_module(f"{__name__}.{name}")
+    return Kernel(
+        name,
+        own.HOST,
+        getattr(own, "nearest", agnostic.nearest),
+        getattr(own, "segment_sum", agnostic.segment_sum),
+    )
