@@ -103,7 +103,8 @@ def to_numpy(x: Array) -> Any:
     if is_sparse(x) or isinstance(x, np.ndarray):
         return x
     if array_api_compat.is_torch_array(x):
-        return x.detach().cpu().numpy()
+        x = x.detach().cpu()
+        return (x.float() if dtype_name(x) == "bfloat16" else x).numpy()
     if array_api_compat.is_cupy_array(x):
         return x.get()
     if library_of(x) == "array_api_strict":
@@ -173,17 +174,18 @@ def full_float32_products(x: Array) -> bool:
     return True
 
 
-def put(xp: Namespace, a: Array, mask: Array, values: Array) -> Array:
-    """Return `a` (m, ...) with the rows where `mask` (m,) holds replaced by `values`, in order."""
+def put(xp: Namespace, a: Array, at: Array, values: Array) -> Array:
+    """Return `a` (m,) with ``a[at] = values`` for ascending `at`; `a` itself where it can be written."""
     if array_api_compat.is_writeable_array(a) and xp.__name__ != "array_api_strict":
-        a[mask] = values
+        a[at] = values
         return a
-    # The standard has no masked assignment of arrays, and JAX none at all: gather instead.
-    place = xp.cumulative_sum(xp.astype(mask, xp.int64)) - 1
-    place = xp.where(place > 0, place, xp.zeros_like(place))
-    if a.ndim == 2:
-        mask = mask[:, None]
-    return xp.where(mask, xp.take(values, place, axis=0), a)
+    # The standard has no assignment by index, and JAX none at all: gather instead.
+    if at.shape[0] == 0:
+        return a
+    rows = xp.arange(a.shape[0], dtype=at.dtype, device=device_of(a))
+    place = xp.searchsorted(at, rows)
+    place = xp.where(place < at.shape[0], place, xp.zeros_like(place))
+    return xp.where(xp.take(at, place) == rows, xp.take(values, place), a)
 
 
 @dataclass(frozen=True)
@@ -292,5 +294,8 @@ def supported_dtype(x: Array) -> bool:
 def has_float64(x: Array) -> bool:
     """Return whether float64 can be computed where `x` lives."""
     xp = namespace(x)
-    probe = xp.asarray([0.0], dtype=xp.float64, device=device_of(x))
+    try:
+        probe = xp.asarray([0.0], dtype=xp.float64, device=device_of(x))
+    except (TypeError, ValueError):
+        return False
     return cast(bool, probe.dtype == xp.float64)

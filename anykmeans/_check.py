@@ -74,7 +74,7 @@ def whole(value: Any, name: str, least: int) -> int:
     try:
         if isinstance(value, bool | np.bool_):
             raise TypeError
-        number = operator.index(value)
+        number: int = operator.index(value)
     except TypeError:
         raise TypeError(
             f"`{name}` must be a whole number; got {value!r} of type {type(value).__name__}."
@@ -86,13 +86,13 @@ def whole(value: Any, name: str, least: int) -> int:
 
 def clusters(k: Any, x: Array, name: str = "k") -> int:
     """Return `k` as an int between 1 and the number of rows."""
-    k = whole(k, name, 1)
-    if k > x.shape[0]:
+    number = whole(k, name, 1)
+    if number > x.shape[0]:
         raise ValueError(
             f"`{name}` must be between 1 and the number of rows; got {name}={k} with x of shape "
             f"{tuple(x.shape)} (n_samples={x.shape[0]} should be >= n_clusters={k})."
         )
-    return k
+    return number
 
 
 def tolerance(tol: Any) -> float:
@@ -121,13 +121,13 @@ def budget(max_bytes: Any, row_bytes: int) -> int | None:
     """Return `max_bytes` as an int that holds the work on at least one row, or None."""
     if max_bytes is None:
         return None
-    max_bytes = whole(max_bytes, "max_bytes", 1)
-    if max_bytes < row_bytes:
+    bytes_ = whole(max_bytes, "max_bytes", 1)
+    if bytes_ < row_bytes:
         raise ValueError(
             f"`max_bytes` must hold the work on a single row, {row_bytes} bytes here; got "
-            f"max_bytes={max_bytes}. Leave it at None unless memory is short."
+            f"max_bytes={bytes_}. Leave it at None unless memory is short."
         )
-    return max_bytes
+    return bytes_
 
 
 def weights(w: Any, x: Array, name: str = "sample_weight") -> Array | None:
@@ -139,9 +139,7 @@ def weights(w: Any, x: Array, name: str = "sample_weight") -> Array | None:
         w = _numbers(w, name)
     n = x.shape[0]
     if not arrays.supported_dtype(w):
-        raise TypeError(
-            f"`{name}` must hold real numbers; got dtype {arrays.dtype_name(w)}."
-        )
+        raise TypeError(f"`{name}` must hold real numbers; got dtype {arrays.dtype_name(w)}.")
     if w.ndim == 0:  # as in scikit-learn, one number weighs every row
         w = arrays.like(np.full(n, float(w)), x)
     if tuple(w.shape) != (n,):
@@ -171,7 +169,12 @@ def centroids(c: Any, x: Array, name: str, k: int | None = None) -> Array:
     if not arrays.supported_dtype(c):
         raise TypeError(f"`{name}` must hold real numbers; got dtype {arrays.dtype_name(c)}.")
     d = x.shape[1]
-    if len(c.shape) != 2 or c.shape[1] != d or c.shape[0] < 1 or (k is not None and c.shape[0] != k):
+    if (
+        len(c.shape) != 2
+        or c.shape[1] != d
+        or c.shape[0] < 1
+        or (k is not None and c.shape[0] != k)
+    ):
         wanted = f"({k if k is not None else 'k'}, {d})"
         raise ValueError(
             f"`{name}` must have shape {wanted}, (clusters, features of x); got shape "
@@ -181,6 +184,13 @@ def centroids(c: Any, x: Array, name: str, k: int | None = None) -> Array:
     if not np.isfinite(np.asarray(_host(c), dtype=np.float64)).all():
         raise ValueError(f"`{name}` must be finite; got NaN or infinity among the centroids.")
     return c
+
+
+def start(init: Any, x: Array, k: int) -> Any:
+    """Return `init`: a word, a function, or given centroids (k, d)."""
+    if isinstance(init, str):
+        return word(init, "init", INITS)
+    return init if callable(init) else centroids(init, x, "init", k)
 
 
 def _numbers(a: Any, name: str) -> Any:

@@ -26,7 +26,7 @@ Init = str | Array | Callable[..., Array]
 _ROUNDS = 5  # passes of k-means||; Bahmani et al. saw no gain from more
 
 
-def generator(rng: Any) -> Draws:
+def generator(rng: Any, name: str = "rng") -> Draws:
     """Return what to draw from: a Generator, or the RandomState given; never the global one.
 
     Raises
@@ -42,7 +42,7 @@ def generator(rng: Any) -> Draws:
         return np.random.default_rng(rng)
     except (TypeError, ValueError):
         raise TypeError(
-            f"`rng` must be None, a seed (a whole number >= 0) or a NumPy generator; got {rng!r} "
+            f"`{name}` must be None, a seed (a whole number >= 0) or a NumPy generator; got {rng!r} "
             f"of type {type(rng).__name__}."
         ) from None
 
@@ -58,6 +58,7 @@ def initial_centroids(
     kernel: str = "auto",
 ) -> Array:
     """Return initial centroids (k, d) for rows `x` (n, d), where `x` lives."""
+    init = check.start(init, x, k)
     rows = Rows.over(x, sample_weight, kernel=kernel, max_bytes=max_bytes)
     return rows.matrix.give(start(rows, k, init, generator(rng)))
 
@@ -217,7 +218,8 @@ class _Seeds:
                 return old
             found = squared_distances(xp, rows.wide(at + tile.start), row)
             before = xp.take(old, at)
-            return put(xp, xp.asarray(old, copy=True), maybe, xp.where(found < before, found, before))
+            nearer = xp.where(found < before, found, before)
+            return put(xp, xp.asarray(old, copy=True), at, nearer)
 
         return xp.concat(rows.map(closest, rows.tiles()))
 
@@ -267,6 +269,6 @@ def parallel(rows: Rows, k: int, rng: Draws) -> Array:
 def _nearest_pick(rows: Rows, picked: np.ndarray) -> tuple[Array, Array]:
     """Return squared distances (n,) to the nearest of the picked rows, and the weight of each pick."""
     c = rows.rows(rows.matrix.asarray(picked))
-    rows.begin(c)
+    rows.begin(c, "off")
     stats = rows.sweep(c)
     return rows.distances(c)[0], rows.totals(stats)[1]

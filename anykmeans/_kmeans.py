@@ -132,8 +132,10 @@ def kmeans(
 
     Notes
     -----
-    Squared distances are told apart down to about 1e-300 of the largest; features whose magnitudes
-    differ by more than 1e150 cannot be compared in one distance.
+    Values from 1e-300 to 1e300 are scaled by a power of two and work; an inertia beyond float64 is
+    infinite. Side by side they have limits: differences below 1e-150 of the largest value do not
+    show in a distance, and sums of a feature keep about 98 bits below its largest value (at n = 10^6),
+    so that far smaller values there count as zero.
 
     References
     ----------
@@ -157,32 +159,30 @@ def kmeans(
     check.word(precision, "precision", check.PRECISIONS)
     max_bytes = check.budget(max_bytes, 64 * (x.shape[1] + k))
     draws = generator(rng)
-    if isinstance(init, str):
-        check.word(init, "init", check.INITS)
-    elif not callable(init):
-        init = check.centroids(init, x, "init", k)
+    init = check.start(init, x, k)
     runs = _runs(n_init, init)
 
-    rows = Rows.over(
-        x, sample_weight, kernel=kernel, max_bytes=max_bytes, precision=precision
-    )
-    best: tuple[float, Array, Array, int, bool] | None = None
-    for _ in range(runs):
-        c = start(rows, k, init, draws)
-        rows.begin(c)
-        stop = tol * rows.variance() if tol else 0.0
-        c, n_iter, converged = lloyd(rows, c, max_iter=max_iter, tol=stop, empty=empty)
-        labels, _, inertia = rows.finish(c)
-        if best is None or inertia < best[0]:
-            best = inertia, c, labels, n_iter, converged
-    assert best is not None
-    inertia, c, labels, n_iter, converged = best
+    rows = Rows.over(x, sample_weight, kernel=kernel, max_bytes=max_bytes, precision=precision)
+    results = (_run(rows, k, init, draws, max_iter, tol, empty) for _ in range(runs))
+    inertia, c, labels, n_iter, converged = min(results, key=lambda result: result[0])
     _warn_if_few(labels, k)
     give = rows.matrix.give
     labels = rows.xp.astype(labels, rows.xp.int64)
     return KMeansResult(
         give(c), give(labels), inertia, n_iter, converged, rows.kernel.name, precision
     )
+
+
+def _run(
+    rows: Rows, k: int, init: Init, draws: Draws, max_iter: int, tol: float, empty: str
+) -> tuple[float, Array, Array, int, bool]:
+    """Return inertia, centroids, labels, passes and whether it stopped, of one run."""
+    c = start(rows, k, init, draws)
+    rows.begin(c)
+    stop = tol * rows.variance() if tol else 0.0
+    c, n_iter, converged = lloyd(rows, c, max_iter=max_iter, tol=stop, empty=empty)
+    labels, _, inertia = rows.finish(c)
+    return inertia, c, labels, n_iter, converged
 
 
 def _runs(n_init: int | str, init: Init) -> int:
@@ -256,7 +256,7 @@ def evaluate(
     max_bytes = check.budget(max_bytes, 64 * (x.shape[1] + c.shape[0]))
     rows = Rows.over(x, sample_weight, kernel=kernel, max_bytes=max_bytes)
     work = _work_centroids(rows, c)
-    rows.begin(work)
+    rows.begin(work, "off")  # one pass: bounds would not pay
     labels, distances, inertia = rows.finish(work)
     give = rows.matrix.give
     return give(rows.xp.astype(labels, rows.xp.int64)), give(distances), inertia
@@ -282,7 +282,7 @@ def distances(x: Any, centroids: Any, *, max_bytes: int | None = None) -> Array:
     rows = Rows.over(x, None, max_bytes=max_bytes)
     xp = rows.xp
     work = _work_centroids(rows, c)
-    rows.begin(work)
+    rows.begin(work, "off")
     wide = rows.widen(work)
     screen_c = wide
     if rows.frame.offset is not None:
@@ -296,12 +296,13 @@ def distances(x: Any, centroids: Any, *, max_bytes: int | None = None) -> Array:
         norm = xp.vecdot(y, y)[:, None]
         squared = (y @ minus_2c + norms) + norm
         near = squared < (norm + norms) * 1e-6
-        who, which = xp.nonzero(near)
-        if who.shape[0]:
+        (pairs,) = xp.nonzero(xp.reshape(near, (-1,)))
+        if pairs.shape[0]:
+            k = int(norms.shape[0])
             found = squared_distances(
-                xp, rows.wide(who + tile.start), xp.take(wide, which, axis=0)
+                xp, rows.wide(pairs // k + tile.start), xp.take(wide, pairs % k, axis=0)
             )
-            flat = put(xp, xp.reshape(squared, (-1,)), xp.reshape(near, (-1,)), found)
+            flat = put(xp, xp.reshape(squared, (-1,)), pairs, found)
             squared = xp.reshape(flat, squared.shape)
         result = xp.sqrt(xp.where(squared > 0, squared, xp.zeros_like(squared)))
         if rows.frame.exponent:
@@ -312,9 +313,7 @@ def distances(x: Any, centroids: Any, *, max_bytes: int | None = None) -> Array:
     return rows.matrix.give(xp.concat(rows.map(tile_distances, rows.tiles(step=step))))
 
 
-def cluster_sums(
-    x: Any, labels: Any, k: int, *, sample_weight: Any = None
-) -> tuple[Array, Array]:
+def cluster_sums(x: Any, labels: Any, k: int, *, sample_weight: Any = None) -> tuple[Array, Array]:
     """Return the exact weighted sums (k, d) and weights (k,), float64, of the rows by label."""
     x = check.matrix(x)
     rows = Rows.over(x, check.weights(sample_weight, x))
@@ -324,7 +323,7 @@ def cluster_sums(
 
 
 def kmeans_plusplus(
-    X: Any,  # noqa: N803 - scikit-learn's signature
+    X: Any,
     n_clusters: int,
     *,
     sample_weight: Any = None,
@@ -378,8 +377,8 @@ def kmeans_plusplus(
     if random_state is None or isinstance(random_state, int | np.integer):
         draws = np.random.RandomState(random_state)
     else:
-        draws = generator(random_state)
-    rows = Rows.over(x, w)
+        draws = generator(random_state, "random_state")
+    rows = Rows.over(x, w, name="X")
     picks = plus_plus(rows, k, draws, n_local_trials)
     give = rows.matrix.give
     at = rows.matrix.asarray(picks)

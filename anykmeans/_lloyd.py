@@ -1,5 +1,7 @@
-"""The loop (Lloyd, "Least squares quantization in PCM", 1982). It knows nothing of libraries,
-devices, tiles or bounds: a source answers what the rows are."""
+"""The loop of Lloyd, "Least squares quantization in PCM", 1982.
+
+It knows nothing of libraries, devices, tiles or bounds: a source answers what the rows are.
+"""
 
 from __future__ import annotations
 

@@ -37,6 +37,9 @@ THREADS: int | None = None  # None: the cores this process may use, OMP_NUM_THRE
 _UP, _DOWN = 1 + 2.0**-22, 1 - 2.0**-22  # more than float32 rounding takes
 _GAP = 1 + 2.0**-20  # bounds must differ by more than any tie of squared_distances
 _GROUP = 12  # centroids a group: 8 to 16 skipped most on real data
+_MANY = 256  # centroids from which on groups beat one bound a row, in more than 12 dimensions
+_ENOUGH = 0.35  # of all distances: groups that leave more to do cost more than they save
+_SMALL = 1 << 18  # numbers in `x` below which starting threads costs more than they save
 _CPU_BYTES, _DEVICE_BYTES = 1 << 28, 1 << 30
 
 T = TypeVar("T")
@@ -53,14 +56,16 @@ def _controller() -> Any:
 def _cores() -> int:
     if THREADS is not None:
         return THREADS
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = (
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    )
     limit = os.environ.get("OMP_NUM_THREADS", "").split(",")[0]
     return max(1, min(cores, int(limit))) if limit.isdigit() else cores
 
 
 @dataclass
 class Block:
-    """State of the rows from `start` to `stop`: labels (m,), bounds upper (m,) and lower (m, groups).
+    """State of the rows from `start` to `stop`: labels (m,), bounds upper (m,) and lower (groups, m).
 
     The bounds are float32 distances in the scaled frame: to the own centroid at most `upper`, to
     every other centroid of group g at least ``lower[:, g]``.
@@ -91,8 +96,8 @@ class Screen:
         The group of each centroid.
     drift : array of shape (k,), float32, or None
         How far each centroid moved since the last sweep.
-    drifts : array of shape (k, groups), float32
-        How far the centroids of each group moved at most, the row's own centroid left out.
+    drifts : array of shape (groups, k), float32
+        By label, how far the centroids of each group moved at most, the row's own centroid left out.
     """
 
     wide: Array
@@ -103,6 +108,15 @@ class Screen:
     group_of: Array
     drift: Array | None
     drifts: Array | None
+    bounds: Bounds
+
+
+def _joined(xp: Any, parts: list[tuple[Any, ...]]) -> tuple[Array, Array, Array]:
+    """Return labels (m,), upper (m,) and lower (groups, m) of tiles, end to end."""
+    if len(parts) == 1:
+        return parts[0][:3]
+    labels, upper, lower = ([part[i] for part in parts] for i in range(3))
+    return xp.concat(labels), xp.concat(upper), xp.concat(lower, axis=1)
 
 
 @dataclass
@@ -130,6 +144,8 @@ class Rows:
         Budget for temporaries and bounds.
     precision : {"exact", "fast"}
         Whether labels are certified.
+    name : str
+        What the user calls the rows, for messages.
 
     Raises
     ------
@@ -145,6 +161,7 @@ class Rows:
         *,
         max_bytes: int | None = None,
         precision: str = "exact",
+        name: str = "x",
     ) -> None:
         self.matrix, self.weights, self.kernel = matrix, weights, kernel
         self.xp, self.shape = matrix.xp, matrix.shape
@@ -152,6 +169,8 @@ class Rows:
         n, d = self.shape
         self.threads = _cores() if kernel.host else 1
         self.max_bytes = max_bytes or (_CPU_BYTES if kernel.host else _DEVICE_BYTES)
+        if n * d < _SMALL:
+            self.threads = 1
         self.threads = max(1, min(self.threads, self.max_bytes // (1 << 20)))
         # Temporaries of a tile: a few copies of its rows in float64.
         fit = max(1, self.max_bytes // self.threads // 64)
@@ -163,7 +182,7 @@ class Rows:
         self.frame = _Frame()
         self._single = full_float32_products(matrix.source)
         self._fit = fit
-        self._plan()
+        self._plan(name)
 
     @classmethod
     def over(
@@ -174,6 +193,7 @@ class Rows:
         kernel: str = "auto",
         max_bytes: int | None = None,
         precision: str = "exact",
+        name: str = "x",
     ) -> Rows:
         """Return a source over checked arrays `x` (n, d) and `sample_weight` (n,)."""
         chosen = choose(x, kernel)
@@ -181,7 +201,7 @@ class Rows:
         if sample_weight is not None:
             weights = Matrix.of(sample_weight[:, None], host=chosen.host)
         matrix = Matrix.of(x, host=chosen.host)
-        return cls(matrix, weights, chosen, max_bytes=max_bytes, precision=precision)
+        return cls(matrix, weights, chosen, max_bytes=max_bytes, precision=precision, name=name)
 
     # -- rows ---------------------------------------------------------------------------------
 
@@ -241,10 +261,9 @@ class Rows:
 
     # -- exact sums ---------------------------------------------------------------------------
 
-    def _plan(self) -> None:
+    def _plan(self, name: str) -> None:
         """Fix the grids from one pass over the rows, which also finds what is not finite."""
         xp, matrix = self.xp, self.matrix
-        n, d = self.shape
         known = self.weights is None and (matrix.narrow or matrix.integral)
 
         def magnitudes(tile: slice) -> tuple[np.ndarray, ...]:
@@ -264,8 +283,8 @@ class Rows:
 
         found = self.map(magnitudes, self.tiles())
         high, product = (np.max([f[i] for f in found], axis=0) for i in (0, 1))
-        check.finite(high, "x", matrix.dtype)
-        check.finite(product, "sample_weight * x", "float64")
+        check.finite(high, name, matrix.dtype)
+        check.finite(product, f"sample_weight * {name}", "float64")
         lowest = None
         if known:
             low = np.min([f[2] for f in found], axis=0)
@@ -274,7 +293,7 @@ class Rows:
             lowest = np.append(np.maximum(lowest, -149.0), 0.0)
         if self.weights is None:
             product = np.append(product, 1.0)
-        self.grid = Grid.plan(product, n, lowest)
+        self.grid = Grid.plan(product, self.shape[0], lowest)
         self._scale = matrix.asarray(self.grid.scale)
         self.largest = float(high.max())
         self.frame.exponent = power_of_two(self.largest)
@@ -304,6 +323,8 @@ class Rows:
 
         # Each piece adds k rows of sums, so make it long against k.
         piece = max(self._step, min(4 * k, self._fit // self.shape[1]))
+        if self.kernel.one_hot:
+            piece = max(1, min(piece, self._fit // k))
         tiles = self.tiles(0, m, piece)
         runs = [tiles[i :: self.threads] for i in range(min(self.threads, len(tiles)))]
         if not runs:
@@ -339,18 +360,25 @@ class Rows:
         self._centroids: Array | None = None
         self._stats: ClusterStats | None = None
         self._members = self._group(c)
+        self._passes = 0
+        self._tile = self._tile_rows()
         groups = len(self._members)
-        # A tile's scores should stay in the L2 cache, and its rows not be copied in bulk.
-        widest = max(len(ids) for ids in self._members)
-        if self.kernel.host:
-            tile = min((1 << 18) // widest, (1 << 19) // d, self._fit // (widest + groups + d))
-        else:
-            tile = self._fit // (widest + 4 * groups + d)
-        self._tile = max(1, tile)
         share = -(-self.shape[0] // (4 * self.threads))
         # A block's bounds are worked on whole: keep them in the cache, too.
         length = max(self._tile, min(share, 1 << 16, self._fit // (groups + 4)))
         self._blocks = [Block(s.start, s.stop) for s in self.tiles(step=max(1, length))]
+
+    def _tile_rows(self) -> int:
+        """Return how many rows to score at once."""
+        d, groups = self.shape[1], len(self._members)
+        widest = max(len(ids) for ids in self._members)
+        if not self.kernel.host:
+            return max(1, self._fit // (widest + 4 * groups + d))
+        # Scores should stay in the L2 cache; groups want each of their few rows to be many.
+        cache, rows = (
+            ((1 << 18) // widest, (1 << 19) // d) if groups == 1 else (1 << 16, (1 << 22) // d)
+        )
+        return max(1, min(cache, rows, self._fit // (widest + groups + d)))
 
     def _group(self, c: Array) -> list[np.ndarray]:
         """Return the centroids' numbers by group: near ones together (k-means of the centroids)."""
@@ -360,7 +388,7 @@ class Rows:
         wanted = -(-k // _GROUP)
         if self._skipping in ("off", "hamerly") or wanted < 2:
             return everything
-        if self._skipping == "auto" and (d <= 12 or k < 48):
+        if self._skipping == "auto" and (d <= 12 or k < _MANY):
             return everything
         if 4 * (2 + wanted) * n > self.max_bytes // 2:
             return everything
@@ -387,29 +415,32 @@ class Rows:
         norms = xp.astype(xp.sum(near * near, axis=1), dtype)
         centred = xp.astype(near, dtype)
         minus_2c = xp.permute_dims(centred * -2.0, (1, 0))
+        # Indices: four bytes a row in NumPy; torch wants int64 to index with.
+        number = xp.int32 if self.kernel.host else xp.int64
         groups, group_of = [], np.zeros(int(c.shape[0]), dtype=np.int64)
         for g, ids in enumerate(self._members):
             group_of[ids] = g
             if len(self._members) == 1:
-                groups.append((asarray(ids), minus_2c, norms))
+                groups.append((asarray(ids, number), minus_2c, norms))
             else:
-                at = asarray(ids)
+                at = asarray(ids, number)
                 part = xp.take(centred, at, axis=0) * -2.0
                 groups.append((at, xp.permute_dims(part, (1, 0)), xp.take(norms, at)))
         drift = drifts = None
         if self._centroids is not None:
             moved = to_numpy(xp.sqrt(squared_distances(xp, wide, self.widen(self._centroids))))
             drift, drifts = (asarray(a, xp.float32) for a in self._drifts(moved * _UP))
-        group_of = asarray(group_of)
-        return Screen(wide, centred, groups, minus_2c, norms, group_of, drift, drifts)
+        group_of = asarray(group_of, number)
+        bounds = Bounds.of(self.shape[1], 2.0**-24 if self.frame.narrow else 2.0**-53)
+        return Screen(wide, centred, groups, minus_2c, norms, group_of, drift, drifts, bounds)
 
     def _drifts(self, moved: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return moves (k,), and by own centroid the most that each group's others moved (k, groups)."""
-        table = np.empty((moved.shape[0], len(self._members)))
+        """Return moves (k,), and by own centroid the most that each group's others moved (groups, k)."""
+        table = np.empty((len(self._members), moved.shape[0]))
         for g, ids in enumerate(self._members):
             order = ids[np.argsort(moved[ids])]
-            table[:, g] = moved[order[-1]]
-            table[order[-1], g] = moved[order[-2]] if len(order) > 1 else 0.0
+            table[g] = moved[order[-1]]
+            table[g, order[-1]] = moved[order[-2]] if len(order) > 1 else 0.0
         return moved * _UP, table * _UP
 
     def sweep(self, c: Array) -> ClusterStats:
@@ -429,14 +460,25 @@ class Rows:
         screen = self._screen(c)
         found = self.map(lambda block: self._settle_block(block, screen), self._blocks)
         self._centroids = c
-        if self.frame.narrow and sum(hard for _, hard in found) > self.shape[0] // 5:
+        if self.frame.narrow and sum(hard for _, hard, _ in found) > self.shape[0] // 5:
             self.frame.narrow = False  # float32 cannot tell these centroids apart: score in float64
-        return [change for change, _ in found if change is not None]
+        scored = sum(scored for _, _, scored in found) / self.shape[0] / int(c.shape[0])
+        self._passes += 1
+        if self._skipping == "auto" and self._passes > 3 and scored > _ENOUGH:
+            self._drop_groups()
+        return [change for change, _, _ in found if change is not None]
+
+    def _drop_groups(self) -> None:
+        """Go on with one bound a row: the lowest of its groups' is one."""
+        self._members = [np.arange(sum(len(ids) for ids in self._members))]
+        for block in self._blocks:
+            block.lower = self.xp.min(block.lower, axis=0)[None, :]
+        self._tile = self._tile_rows()
 
     def _settle_block(
         self, block: Block, screen: Screen
-    ) -> tuple[tuple[Array, Array, Array] | None, int]:
-        """Bring the block up to date; return what changed, and how many rows scores did not prove."""
+    ) -> tuple[tuple[Array, Array, Array] | None, int, int]:
+        """Bring the block up to date; return what changed, rows not proven, distances scored."""
         xp = self.xp
         first = block.labels is None
         old = block.labels
@@ -444,181 +486,185 @@ class Rows:
             active = None
         else:
             block.upper = (block.upper + xp.take(screen.drift, old)) * _UP
-            block.lower = block.lower - xp.take(screen.drifts, old, axis=0)
-            mask = ~(block.upper * _GAP < xp.min(block.lower, axis=1))
-            (active,) = xp.nonzero(mask)
+            block.lower = block.lower - xp.take(screen.drifts, old, axis=1)
+            doubt = ~(block.upper * _GAP < xp.min(block.lower, axis=0))
+            (active,) = xp.nonzero(doubt)
             if active.shape[0] == 0:
-                return None, 0
+                return None, 0, 0
             if active.shape[0] == block.stop - block.start:
                 active = None
         parts = []
         count = block.stop - block.start if active is None else int(active.shape[0])
         for tile in self.tiles(0, count, self._tile):
-            at = tile if active is None else active[tile]
-            select: Selection
-            if active is None:
-                select = slice(block.start + tile.start, block.start + tile.stop)
-            else:
+            at: Selection = tile
+            select: Selection = slice(block.start + tile.start, block.start + tile.stop)
+            if active is not None:
+                at = active[tile]
                 select = at + block.start
             parts.append(self._assign(select, screen, None if first else self._state(block, at)))
-        labels, upper, lower = (
-            parts[0][i] if len(parts) == 1 else xp.concat([p[i] for p in parts]) for i in range(3)
-        )
-        hard = sum(p[3] for p in parts)
+        labels, upper, lower = _joined(xp, parts)
+        hard, scored = (sum(part[i] for part in parts) for i in (3, 4))
         if active is None:
             block.labels, block.upper, block.lower = labels, upper, lower
             if first:
-                return None, hard
+                return None, hard, scored
             (moved,) = xp.nonzero(labels != old)
-            return (moved + block.start, xp.take(old, moved), xp.take(labels, moved)), hard
+            change = moved + block.start, xp.take(old, moved), xp.take(labels, moved)
+            return change, hard, scored
         before = xp.take(old, active)
         (moved,) = xp.nonzero(labels != before)
-        block.labels = put(xp, block.labels, mask, labels)
-        block.upper = put(xp, block.upper, mask, upper)
-        block.lower = put(xp, block.lower, mask, lower)
+        block.labels = put(xp, block.labels, active, labels)
+        block.upper = put(xp, block.upper, active, upper)
+        block.lower = xp.stack(
+            [put(xp, block.lower[g, :], active, lower[g, :]) for g in range(lower.shape[0])]
+        )
         rows = xp.take(active, moved) + block.start
-        return (rows, xp.take(before, moved), xp.take(labels, moved)), hard
+        return (rows, xp.take(before, moved), xp.take(labels, moved)), hard, scored
 
     def _state(self, block: Block, at: Selection) -> tuple[Array, Array, Array]:
         if isinstance(at, slice):
-            return block.labels[at], block.upper[at], block.lower[at, :]
+            return block.labels[at], block.upper[at], block.lower[:, at]
         xp = self.xp
         return (
             xp.take(block.labels, at),
             xp.take(block.upper, at),
-            xp.take(block.lower, at, axis=0),
+            xp.take(block.lower, at, axis=1),
         )
 
     def _assign(
         self, select: Selection, screen: Screen, state: tuple[Array, Array, Array] | None
-    ) -> tuple[Array, Array, Array, int]:
-        """Return certified labels (m,), upper (m,), lower (m, groups) of rows, and how many were hard."""
+    ) -> tuple[Array, Array, Array, int, int]:
+        """Return certified labels (m,), upper (m,), lower (groups, m), rows not proven, scores made."""
         xp = self.xp
-        wide = xp.float64
         y = self.centred(select, screen.norms.dtype == xp.float32)
-        bounds = self._bounds(screen)
-        norm = xp.astype(xp.vecdot(y, y), wide)
+        norm = xp.astype(xp.vecdot(y, y), xp.float64)
         if len(screen.groups) == 1:
             labels, best, second = self.kernel.nearest(xp, y, *screen.groups[0][1:])
-            upper = bounds.upper(xp, norm + xp.astype(best, wide), norm)
-            lower = bounds.lower(xp, norm + xp.astype(second, wide), norm)[:, None]
+            scored = 0  # of interest only where there are groups
+            upper = self._at_most(screen, norm, best)
+            lower = self._at_least(screen, norm, second)[None, :]
         else:
-            labels, upper, lower = self._assign_groups(y, norm, screen, bounds, state)
+            labels, upper, lower, scored = self._assign_groups(y, norm, screen, state)
+        labels = xp.astype(labels, screen.group_of.dtype)
         hard = 0
         if self.exact:
-            proven = upper * (1 + 3 * bounds.tie) < xp.min(lower, axis=1)
-            unproven = ~proven
+            unproven = ~(upper * _GAP < xp.min(lower, axis=0))
             (at,) = xp.nonzero(unproven)
             hard = int(at.shape[0])
             if hard:
-                rows = self._pick(select, at)
-                found = self._resolve(
-                    xp.take(y, at, axis=0), rows, xp.take(norm, at), screen, bounds
+                rows = at + select.start if isinstance(select, slice) else xp.take(select, at)
+                found, above, far = self._resolve(
+                    xp.take(y, at, axis=0), rows, xp.take(norm, at), xp.take(labels, at), screen
                 )
-                labels = put(xp, labels, unproven, xp.astype(found[0], labels.dtype))
-                upper = put(xp, upper, unproven, found[1])
-                lower = put(xp, lower, unproven, found[2])
-        lower = xp.sqrt(xp.where(lower > 0, lower, xp.zeros_like(lower))) * _DOWN
-        upper = xp.sqrt(xp.where(upper > 0, upper, xp.zeros_like(upper))) * _UP
-        labels = xp.astype(labels, xp.int32) if self.kernel.host else xp.astype(labels, xp.int64)
-        return labels, xp.astype(upper, xp.float32), xp.astype(lower, xp.float32), hard
+                upper = put(xp, upper, at, above)
+                distance = put(xp, xp.full_like(upper, xp.inf), at, far)
+                after = put(xp, xp.asarray(labels, copy=True), at, found)
+                lower = self._left_behind(screen, lower, labels, after, distance)
+                labels = after
+        return labels, upper, lower, hard, scored
 
-    def _bounds(self, screen: Screen) -> Bounds:
-        unit = 2.0**-24 if screen.norms.dtype == self.xp.float32 else 2.0**-53
-        return Bounds.of(self.shape[1], unit)
+    def _at_most(self, screen: Screen, norm: Array, scores: Array) -> Array:
+        """Return float32 distances that the true ones of rows with these scores do not exceed."""
+        xp = self.xp
+        squared = screen.bounds.upper(xp, norm + xp.astype(scores, xp.float64), norm)
+        root = xp.sqrt(xp.where(squared > 0, squared, xp.zeros_like(squared)))
+        return xp.astype(root * _UP, xp.float32)
 
-    def _pick(self, select: Selection, at: Array) -> Array:
-        """Return the row numbers that `at` means within `select`."""
-        return at + select.start if isinstance(select, slice) else self.xp.take(select, at)
+    def _at_least(self, screen: Screen, norm: Array, scores: Array) -> Array:
+        """Return float32 distances that the true ones of rows with these scores reach."""
+        xp = self.xp
+        squared = screen.bounds.lower(xp, norm + xp.astype(scores, xp.float64), norm)
+        root = xp.sqrt(xp.where(squared > 0, squared, xp.zeros_like(squared)))
+        return xp.astype(root * _DOWN, xp.float32)
 
     def _assign_groups(
         self,
         y: Array,
         norm: Array,
         screen: Screen,
-        bounds: Bounds,
         state: tuple[Array, Array, Array] | None,
-    ) -> tuple[Array, Array, Array]:
-        """Return labels (m,), upper (m,) and lower (m, groups), squared, scoring only groups in doubt."""
-        xp, wide = self.xp, self.xp.float64
-        m, device = int(y.shape[0]), self.matrix.device
-        infinity = xp.full((m,), xp.inf, dtype=wide, device=device)
-        nobody = xp.full((m,), -1, dtype=xp.int64, device=device)
+    ) -> tuple[Array, Array, Array, int]:
+        """Return labels (m,), upper (m,), lower (groups, m) and scores made: of groups in doubt."""
+        xp = self.xp
+        m, groups = int(y.shape[0]), len(screen.groups)
+        on = {"device": self.matrix.device}
         if state is None:
-            old, own, kept = nobody, infinity, None
-            need = xp.ones((m, len(screen.groups)), dtype=xp.bool, device=device)
+            labels = xp.full((m,), -1, dtype=screen.group_of.dtype, **on)
+            best = xp.full((m,), xp.inf, dtype=y.dtype, **on)
+            need = xp.ones((groups, m), dtype=xp.bool, **on)
+            bound = [xp.full((m,), xp.inf, dtype=xp.float32, **on) for _ in range(groups)]
         else:
-            old = xp.astype(state[0], xp.int64)
+            old, _, lower = state
             own = xp.vecdot(y, xp.take(screen.centred, old, axis=0)) * -2.0
-            own = norm + xp.astype(own + xp.take(screen.norms, old), wide)
-            kept = xp.astype(state[2], wide)
-            need = kept <= (xp.sqrt(bounds.upper(xp, own, norm)) * _GAP)[:, None]
-            kept = xp.where(kept > 0, kept * kept, xp.zeros_like(kept))
-        # Per group the lowest estimate, whose it is, and the second lowest; infinity if not scored.
-        who, low, second = [nobody] * need.shape[1], [infinity] * need.shape[1], []
+            own = own + xp.take(screen.norms, old)
+            need = lower <= (self._at_most(screen, norm, own) * _GAP)[None, :]
+            labels, best = xp.asarray(old, copy=True), xp.asarray(own, copy=True)
+            bound = [xp.asarray(lower[g, :], copy=True) for g in range(groups)]
+        scored = []
         for g, (ids, minus_2c, norms) in enumerate(screen.groups):
-            second.append(infinity)
-            mask = need[:, g]
-            (at,) = xp.nonzero(mask)
+            (at,) = xp.nonzero(need[g, :])
             if at.shape[0] == 0:
                 continue
             part, part_norm = y, norm
             if at.shape[0] < m:
                 part, part_norm = xp.take(y, at, axis=0), xp.take(norm, at)
-            found, first, next_ = self.kernel.nearest(xp, part, minus_2c, norms)
-            results = (
-                xp.astype(xp.take(ids, found), xp.int64),
-                part_norm + xp.astype(first, wide),
-                part_norm + xp.astype(next_, wide),
-            )
-            if at.shape[0] < m:
-                fill = (nobody, infinity, infinity)
-                results = tuple(
-                    put(xp, xp.asarray(a, copy=True), mask, b)
-                    for a, b in zip(fill, results, strict=True)
-                )
-            who[g], low[g], second[g] = results
-        whose, lows = xp.stack(who, axis=1), xp.stack(low, axis=1)  # (m, groups)
-        lowest = xp.min(lows, axis=1)
-        group = xp.argmin(lows, axis=1)[:, None]
-        labels = xp.where(lowest < own, xp.take_along_axis(whose, group, axis=1)[:, 0], old)
-        best = xp.where(lowest < own, lowest, own)
-        others = xp.where(whose == labels[:, None], xp.stack(second, axis=1), lows)
-        lower = bounds.lower(xp, others, norm[:, None])
-        if kept is not None:
-            lower = xp.where(need, lower, kept)
-            # A group not scored has one more centroid that is another's: the one just left.
-            numbers = self.matrix.arange(need.shape[1])[None, :]
-            left = (numbers == xp.take(screen.group_of, old)[:, None]) & ~need
-            left = left & (labels != old)[:, None]
-            left_bound = bounds.lower(xp, own, norm)[:, None]
-            lower = xp.where(left & (left_bound < lower), left_bound, lower)
-        return labels, bounds.upper(xp, best, norm), lower
+            found, low, second = self.kernel.nearest(xp, part, minus_2c, norms)
+            who = xp.take(ids, found)
+            bound[g] = put(xp, bound[g], at, self._at_least(screen, part_norm, low))
+            (closer,) = xp.nonzero(low < xp.take(best, at))
+            best = put(xp, best, xp.take(at, closer), xp.take(low, closer))
+            labels = put(xp, labels, xp.take(at, closer), xp.take(who, closer))
+            scored.append((g, at, who, part_norm, second))
+        # In the group of its own label, a row's bound is that of the other centroids ...
+        for g, at, who, part_norm, second in scored:
+            (own_at,) = xp.nonzero(who == xp.take(labels, at))
+            far = self._at_least(screen, xp.take(part_norm, own_at), xp.take(second, own_at))
+            bound[g] = put(xp, bound[g], xp.take(at, own_at), far)
+        lower = xp.stack(bound, axis=0)
+        if state is not None:
+            far = self._at_least(screen, norm, own)
+            lower = self._left_behind(screen, lower, old, labels, far)
+        made = sum(int(at.shape[0]) * int(screen.groups[g][0].shape[0]) for g, at, *_ in scored)
+        return labels, self._at_most(screen, norm, best), lower, made
+
+    def _left_behind(
+        self, screen: Screen, lower: Array, old: Array, new: Array, far: Array
+    ) -> Array:
+        """Return `lower` (groups, m) with the centroid a row left, at least `far`, counted as another's."""
+        xp = self.xp
+        (at,) = xp.nonzero(old != new)
+        if at.shape[0] == 0:
+            return lower
+        numbers = self.matrix.arange(lower.shape[0])[:, None]
+        left = (numbers == xp.take(screen.group_of, old)[None, :]) & (old != new)[None, :]
+        return xp.where(left & (far[None, :] < lower), far[None, :], lower)
 
     def _resolve(
-        self, y: Array, rows: Array, norm: Array, screen: Screen, bounds: Bounds
+        self, y: Array, rows: Array, norm: Array, guess: Array, screen: Screen
     ) -> tuple[Array, Array, Array]:
-        """Return labels (m,), upper (m,) and lower (m, groups), squared, by float64 differences.
+        """Return labels (m,), upper (m,) and a lower bound (m,) for the label guessed.
 
-        Only centroids that may be the nearest are compared; equal distances go to the lowest label.
+        Float64 differences decide among the centroids that may be the nearest; equal distances go
+        to the lowest label.
         """
         k = int(screen.norms.shape[0])
         step = max(1, self._elements // (k + self.shape[1]))
         parts = [
-            self._resolve_tile(y[t, :], rows[t], norm[t], screen, bounds)
+            self._resolve_tile(y[t, :], rows[t], norm[t], guess[t], screen)
             for t in self.tiles(0, int(rows.shape[0]), step)
         ]
-        if len(parts) == 1:
-            return parts[0]
-        labels, upper, lower = (self.xp.concat([p[i] for p in parts]) for i in range(3))
+        labels, upper, lower = (
+            parts[0][i] if len(parts) == 1 else self.xp.concat([part[i] for part in parts])
+            for i in range(3)
+        )
         return labels, upper, lower
 
     def _resolve_tile(
-        self, y: Array, rows: Array, norm: Array, screen: Screen, bounds: Bounds
+        self, y: Array, rows: Array, norm: Array, guess: Array, screen: Screen
     ) -> tuple[Array, Array, Array]:
-        xp, wide = self.xp, self.xp.float64
+        xp, bounds = self.xp, screen.bounds
         k = int(screen.norms.shape[0])
-        scores = xp.astype(y @ screen.minus_2c + screen.norms, wide)
+        scores = xp.astype(y @ screen.minus_2c + screen.norms, xp.float64)
         estimates = norm[:, None] + scores  # (m, k)
         least = bounds.lower(xp, estimates, norm[:, None])
         most = bounds.upper(xp, norm + xp.min(scores, axis=1), norm) * (1 + 3 * bounds.tie)
@@ -647,15 +693,14 @@ class Rows:
         shortest = xp.min(distance, axis=1)
         tied = distance <= (shortest * (1 + bounds.tie))[:, None]
         labels = xp.min(xp.where(tied, number, xp.full_like(number, k)), axis=1)
-        mine = self.matrix.arange(k)[None, :] == labels[:, None]
-        least = xp.where(mine, xp.full_like(least, xp.inf), least)
-        if len(screen.groups) == 1:
-            lower = xp.min(least, axis=1)[:, None]
-        else:
-            lower = xp.stack(
-                [xp.min(xp.take(least, ids, axis=1), axis=1) for ids, _, _ in screen.groups], axis=1
-            )
-        return labels, shortest * (1 + 3 * bounds.tie), lower
+        left = xp.take_along_axis(least, xp.astype(guess, number.dtype)[:, None], axis=1)[:, 0]
+        left = xp.sqrt(xp.where(left > 0, left, xp.zeros_like(left))) * _DOWN
+        upper = xp.sqrt(shortest) * _UP
+        return (
+            xp.astype(labels, guess.dtype),
+            xp.astype(upper, xp.float32),
+            xp.astype(left, xp.float32),
+        )
 
     # -- decisions ----------------------------------------------------------------------------
 
@@ -691,7 +736,7 @@ class Rows:
         """Return the rows farthest from their centroid in `c`, and the labels of all rows."""
         distance, labels = self.distances(c)
         if self.weights is not None:  # rows of no weight are not there
-            w = self.weight(slice(0, self.shape[0]))
+            w = self.weights.rows(slice(0, self.shape[0]))[:, 0]
             distance = self.xp.where(w > 0, distance, self.xp.zeros_like(distance))
         return seats(to_numpy(distance), wanted), labels
 
@@ -740,7 +785,7 @@ class Rows:
         exponent = 2 * self.frame.exponent
         with np.errstate(over="ignore"):
             inertia = float(np.ldexp(cost, exponent))
-        if exponent:  # in two steps, as 2**exponent itself may be out of range
-            half = 2.0 ** (exponent // 2)
-            distances = distances * half * half
+            if exponent:  # in two steps, as 2**exponent itself may be out of range
+                half = 2.0 ** (exponent // 2)
+                distances = distances * half * half
         return labels, distances, inertia

@@ -40,6 +40,7 @@ from anykmeans._array import (
 )
 from anykmeans._init import initial_centroids
 from anykmeans._kmeans import cluster_sums, distances, evaluate, kmeans
+from anykmeans._rows import Rows
 from anykmeans._stats import means
 
 __all__ = ["KMeans", "MiniBatchKMeans"]
@@ -66,7 +67,8 @@ def _squared_shift(before: Array, after: Array) -> float:
 class _BaseKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, BaseEstimator):
     """What `KMeans` and `MiniBatchKMeans` share: all but how to fit."""
 
-    _arrays = ("cluster_centers_", "labels_")  # the fitted attributes that live where X does
+    # The fitted attributes that live where X does.
+    _arrays: tuple[str, ...] = ("cluster_centers_", "labels_")
     _random_starts = 10  # what n_init="auto" means where starts differ much
 
     def _rows(self, X: Any, method: str, *, reset: bool = False) -> Array:
@@ -117,6 +119,7 @@ class _BaseKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixi
         auto = isinstance(self.n_init, str) and self.n_init == "auto"
         n_init = 1 if auto else _check.whole(self.n_init, "n_init", 1)
         if isinstance(init, str):
+            _check.word(init, "init", _check.INITS)
             return init, self._random_starts if auto and init == "random" else n_init
         if callable(init):  # scikit-learn's name for the third argument
             start = lambda x, k, rng: init(x, k, random_state=rng)  # noqa: E731
@@ -129,10 +132,12 @@ class _BaseKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixi
                 stacklevel=3,
             )
         # A list or a frame has no library of its own.
-        return init if _is_array(init) or is_sparse(init) else like(np.asarray(init), x), 1
+        if not (_is_array(init) or is_sparse(init)):
+            init = like(np.asarray(init), x)
+        return _check.centroids(init, x, "init", self.n_clusters), 1
 
     def _evaluate(self, x: Any, centers: Any, w: Any = None) -> tuple[Any, Any, float]:
-        """Labels (n,), squared distances (n,) and inertia of the rows."""
+        """Return labels (n,), squared distances (n,) and inertia of the rows."""
         out: tuple[Any, Any, float] = evaluate(
             x, centers, sample_weight=w, max_bytes=self.max_bytes, kernel=self.kernel
         )
@@ -197,7 +202,7 @@ class _BaseKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixi
         Returns
         -------
         distances : array, shape (n_samples, n_clusters)
-            Euclidean distances, dense, in the dtype of the centroids and where `X` is.
+            Euclidean distances, dense and where `X` is, in the dtype that its centroids have.
 
         Raises
         ------
@@ -225,7 +230,7 @@ class _BaseKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixi
         Returns
         -------
         distances : array, shape (n_samples, n_clusters)
-            Euclidean distances, dense, in the dtype of the centroids and where `X` is.
+            Euclidean distances, dense and where `X` is, in the dtype that its centroids have.
         """
         return self.fit(X, sample_weight=sample_weight).transform(X)
 
@@ -281,17 +286,24 @@ class _BaseKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixi
             If the estimator is not fitted.
         TypeError
             If `library` is neither a name nor an array.
+        ValueError
+            If there is no such library.
         """
         check_is_fitted(self)
         if not isinstance(library, str):
-            x = as_array(library, "library")
-            library, device = library_of(x), device_of(x) if device is None else device
+            if not (_is_array(library) or is_sparse(library)):
+                raise TypeError(
+                    "`library` must be a name such as 'torch', or an array; got "
+                    f"{type(library).__name__}."
+                )
+            device = device_of(library) if device is None else device
+            library = library_of(library)
         return self.__sklearn_array_api_convert__(
             functools.partial(move, library=library, device=device)
         )
 
     def __sklearn_array_api_convert__(self, converter: Callable[[Any], Any]) -> Self:
-        """Copy of the estimator with every array converted: scikit-learn's hook for a move."""
+        """Return a copy of the estimator with every array converted: scikit-learn's hook for a move."""
         new: Self = clone(self)
         if _is_array(self.init):
             new.init = converter(self.init)
@@ -304,7 +316,7 @@ class _BaseKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixi
         return new
 
     def _filled(self, peer: Any) -> Any:
-        """`peer`, a scikit-learn estimator, with the parameters and the state of this one.
+        """Return `peer`, a scikit-learn estimator, with the parameters and the state of this one.
 
         The peer is first fitted to one row, which sets the private attributes that `predict` needs
         in the version of scikit-learn at hand.
@@ -312,7 +324,8 @@ class _BaseKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixi
         centers = np.ascontiguousarray(to_numpy(self.cluster_centers_))
         peer.set_params(n_clusters=1, random_state=0).fit(centers[:1])
         mine = self.get_params(deep=False)
-        peer.set_params(**{name: mine[name] for name in peer.get_params(deep=False)})
+        shared = {name: copy.deepcopy(mine[name]) for name in peer.get_params(deep=False)}
+        peer.set_params(**shared)
         if _is_array(self.init):
             peer.init = to_numpy(self.init)
         elif isinstance(self.init, str) and self.init == "k-means||":
@@ -331,6 +344,9 @@ class _BaseKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixi
         if hasattr(peer, "_counts"):
             peer._counts = peer._counts.astype(centers.dtype)
         return peer
+
+    def __sklearn_is_fitted__(self) -> bool:
+        return hasattr(self, "cluster_centers_")
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
@@ -410,6 +426,11 @@ class KMeans(_BaseKMeans):
     -----
     Arrays of the attributes and of the outputs are in the library and on the device of `X`. Sparse
     matrices and frames are SciPy's, pandas' and polars'; their attributes are NumPy arrays.
+
+    Where the clustering is not scikit-learn's, there are two reasons. Rows equally far from two
+    centroids, common in whole numbers, go to the lowest label here and by rounding errors there. And
+    scikit-learn draws the first centroids of float32 data from float32 sums, whose errors lead to
+    other rows; here the draws are those of float64.
 
     References
     ----------
@@ -583,8 +604,8 @@ class _EarlyStop:
 class MiniBatchKMeans(_BaseKMeans):
     """k-means from random batches of the rows, or from a stream, on arrays of any library.
 
-    The algorithm and its draws are those of `sklearn.cluster.MiniBatchKMeans`; labels of a batch are
-    certified and its sums exact, so a seed has one answer on every library.
+    The algorithm and its draws are those of `sklearn.cluster.MiniBatchKMeans` in scikit-learn 1.9;
+    labels of a batch are certified and its sums exact, so a seed has one answer on every library.
 
     Parameters
     ----------
@@ -662,11 +683,14 @@ class MiniBatchKMeans(_BaseKMeans):
     >>> km = MiniBatchKMeans(n_clusters=2, random_state=0)
     >>> km = km.partial_fit(X[:4]).partial_fit(X[4:])
     >>> km.predict([[0.0, 0.0], [12.0, 3.0]])
-    array([1, 0])
+    array([0, 1])
     """
 
     _arrays = ("cluster_centers_", "labels_", "_counts", "_sums")
     _random_starts = 3
+    _batch_size: int
+    _init_size: int
+    _n_since_last_reassign: int
 
     def __init__(
         self,
@@ -739,6 +763,7 @@ class MiniBatchKMeans(_BaseKMeans):
         self._check_parameters(x)
         init, n_init = self._starting(x)
         w = self._weights(sample_weight, x)
+        Rows.over(x, w, kernel=self.kernel)  # raises if a value is not finite, drawn or not
         n, size = x.shape[0], self._batch_size
         chances = np.ones(n) if w is None else _check.host_float64(w)
         total = chances.sum()
@@ -775,7 +800,8 @@ class MiniBatchKMeans(_BaseKMeans):
         self.converged_ = converged
         self._n_features_out = self.n_clusters
         self.inertia_ = (cost if stop.smoothed is None else stop.smoothed) * float(total)
-        vars(self).pop("labels_", None)
+        if "labels_" in vars(self):  # of an earlier fit
+            delattr(self, "labels_")
         if self.compute_labels:
             self.labels_, _, self.inertia_ = self._evaluate(x, centers, w)
         return self
@@ -814,7 +840,6 @@ class MiniBatchKMeans(_BaseKMeans):
             init, _ = self._starting(x)
             self._random_state = check_random_state(self.random_state)
             self._n_since_last_reassign = 0
-            self.n_steps_ = 0
             centers = self._initial(x, w, init, self._random_state)
             sums, counts = self._nothing(centers)
         else:
@@ -823,7 +848,7 @@ class MiniBatchKMeans(_BaseKMeans):
             centers, sums, counts = self.cluster_centers_, self._sums, self._counts
         centers, sums, counts, _ = self._step(x, w, centers, sums, counts, self._random_state)
         self.cluster_centers_, self._sums, self._counts = centers, sums, counts
-        self.n_steps_ += 1
+        self.n_steps_ = 1 if first else self.n_steps_ + 1
         self._n_features_out = self.n_clusters
         if self.compute_labels:
             self.labels_, _, self.inertia_ = self._evaluate(x, centers, w)
@@ -858,6 +883,7 @@ class MiniBatchKMeans(_BaseKMeans):
         if self.init_size is not None:
             _check.whole(self.init_size, "init_size", 1)
         _check.tolerance(self.tol)
+        _check.budget(self.max_bytes, 64 * (x.shape[1] + self.n_clusters))
         ratio = self.reassignment_ratio
         if not isinstance(ratio, numbers.Real) or not 0 <= ratio < math.inf:
             raise ValueError(
@@ -877,13 +903,15 @@ class MiniBatchKMeans(_BaseKMeans):
         self._init_size = min(size, x.shape[0])
 
     def _variance(self, x: Any) -> float:
-        """Mean variance of the features."""
-        one = like(np.zeros(x.shape[0], dtype=np.int64), x)
-        mean = cluster_sums(x, one, 1)[0] / x.shape[0]
-        return self._evaluate(x, mean)[2] / math.prod(x.shape)
+        """Return the mean variance of the features."""
+        n, d = x.shape
+        one = like(np.zeros(n, dtype=np.int64), x)
+        mean = cluster_sums(x, one, 1)[0] / n
+        spread = self._evaluate(x, mean)[2]
+        return spread / float(n * d)
 
     def _initial(self, x: Any, w: Any, init: Any, rng: np.random.RandomState) -> Any:
-        """First centroids (k, d), from `init_size` random rows."""
+        """Return first centroids (k, d), from `init_size` random rows."""
         if self._init_size < x.shape[0]:
             chosen = rng.randint(0, x.shape[0], self._init_size)
             x, w = _take(x, chosen), w if w is None else _take(w, chosen)
@@ -898,21 +926,19 @@ class MiniBatchKMeans(_BaseKMeans):
         )
 
     def _nothing(self, centers: Any) -> tuple[Any, Any]:
-        """Sums (k, d) and counts (k,) before the first batch, where the centroids are."""
+        """Return sums (k, d) and counts (k,) before the first batch, where the centroids are."""
         k, d = centers.shape
         return like(np.zeros((k, d)), centers), like(np.zeros(k), centers)
 
     def _step(
         self, x: Any, w: Any, centers: Any, sums: Any, counts: Any, rng: np.random.RandomState
     ) -> tuple[Any, Any, Any, float]:
-        """Centroids (k, d), sums (k, d) and counts (k,) after a batch, and its inertia before it."""
+        """Return centroids (k, d), sums (k, d), counts (k,) after a batch and its inertia before."""
         xp, k = namespace(centers), centers.shape[0]
-        self._n_since_last_reassign += self._batch_size
-        due = self._n_since_last_reassign >= 10 * k or not to_numpy(counts).all()
-        if due:
-            self._n_since_last_reassign = 0
-
+        since = self._n_since_last_reassign + self._batch_size
+        due = since >= 10 * k or not to_numpy(counts).all()
         labels, _, inertia = self._evaluate(x, centers, w)
+        self._n_since_last_reassign = 0 if due else since
         batch_sums, mass = cluster_sums(x, labels, k, sample_weight=w)
         sums, counts = sums + batch_sums, counts + mass
         centers = means(xp, sums, xp.where(mass > 0, counts, mass), centers)
@@ -935,8 +961,8 @@ class MiniBatchKMeans(_BaseKMeans):
         return centers, sums, counts, inertia
 
     def _to_reassign(self, counts: np.ndarray, n: int) -> np.ndarray:
-        """Mask (k,) of the clusters to move to random rows of a batch of n: half of them at most."""
-        low = counts < self.reassignment_ratio * counts.max()
+        """Return a mask (k,) of the clusters to move to rows of a batch of n, at most half of it."""
+        low: np.ndarray = counts < self.reassignment_ratio * counts.max()
         # A stable order, so that every machine moves the same ones of equal count.
         order = np.argsort(counts, kind="stable")
         most = int(0.5 * n) if low.sum() > 0.5 * n else counts.shape[0] - 1

@@ -25,12 +25,13 @@ TABLE = ("cpu", "torch", "cupy", "agnostic")  # in order of preference
 
 @dataclass(frozen=True)
 class Kernel:
-    """The steps chosen for one fit."""
+    """The steps chosen for one fit; `one_hot` where its segment sum writes out k numbers a row."""
 
     name: str
     host: bool
     nearest: Callable[..., tuple[Array, Array, Array]]
     segment_sum: Callable[..., Array]
+    one_hot: bool
 
 
 def why_not(name: str, x: Array) -> str | None:
@@ -49,7 +50,7 @@ def choose(x: Array, name: str = "auto") -> Kernel:
     """
     if name == "auto":
         name = next(each for each in TABLE if why_not(each, x) is None)
-    elif not isinstance(name, str) or name not in TABLE:
+    elif name not in TABLE:
         raise ValueError(
             f"`kernel` must be 'auto' or one of {', '.join(map(repr, TABLE))}; got {name!r}."
         )
@@ -65,4 +66,5 @@ def choose(x: Array, name: str = "auto") -> Kernel:
         own.HOST,
         getattr(own, "nearest", agnostic.nearest),
         getattr(own, "segment_sum", agnostic.segment_sum),
+        not hasattr(own, "segment_sum") or own is agnostic,
     )

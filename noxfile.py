@@ -1,0 +1,204 @@
+"""Lint, type-check and test with every array library: `nox` alone does all of it.
+
+nox                          everything that can run here; what cannot is skipped with its reason
+nox -s "tests(torch)"        one array library; further arguments after -- go to pytest
+nox -s tests -- --gpu        the same tests on a GPU
+nox -s tests --no-venv -- --gpu
+                             the same with what is installed already, nothing downloaded
+nox -l                       every session
+"""
+
+from __future__ import annotations
+
+import ctypes
+import re
+import sys
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+
+import nox
+
+nox.needs_version = ">=2024.10.9"
+# pip, not uv: the constrained PyTorch may come from a place that only pip is configured for.
+nox.options.default_venv_backend = "virtualenv"
+nox.options.reuse_venv = "yes"
+# Any `--no-venv` run would otherwise refuse programs that no session environment holds.
+nox.options.error_on_external_run = False
+
+CONSTRAINTS = ("-c", ".ci/constraints.txt")
+README = Path(__file__).with_name("README.md")
+
+
+@dataclass(frozen=True)
+class Backend:
+    """One array library: how it is installed, and what the tests call it on each device.
+
+    `cpu` and `gpu` are names that `ANYKMEANS_BACKENDS` takes; None where the library does not
+    run there.
+    """
+
+    title: str
+    module: str
+    extra: str | None  # of pyproject.toml, for users
+    packages: tuple[str, ...]  # beyond the extra, for the tests
+    cpu: str | None
+    gpu: str | None
+    default: bool = True
+
+
+BACKENDS = {
+    "numpy": Backend("NumPy", "numpy", None, (), "numpy", None),
+    "torch": Backend("PyTorch", "torch", "torch", (), "torch", "torch:cuda"),
+    "array-api-strict": Backend(
+        "array-api-strict",
+        "array_api_strict",
+        None,
+        ("array-api-strict",),
+        "array_api_strict",
+        None,
+    ),
+    "cupy": Backend("CuPy", "cupy", "cupy", (), None, "cupy"),
+    "jax": Backend("JAX, eagerly", "jax", None, ("jax",), "jax", None, default=False),
+}
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Check style and formatting, and that the README's table is up to date."""
+    install(session, *CONSTRAINTS, "ruff")
+    session.run("ruff", "check")
+    session.run("ruff", "format", "--check")
+    text = README.read_text(encoding="utf-8")
+    if with_table(text) != text:
+        session.error("the table in README.md is out of date: run `nox -s readme`")
+
+
+@nox.session
+def types(session: nox.Session) -> None:
+    """Type-check the package, strictly."""
+    install(session, *CONSTRAINTS, "mypy", "numpy")
+    session.run("mypy")
+
+
+@nox.session
+def version(session: nox.Session) -> None:
+    """Prove that the wheel, installed with nothing optional, imports and clusters."""
+    if session.venv_backend == "none":
+        session.skip("it needs an environment of its own")
+    session.install(".")
+    session.chdir(session.create_tmp())  # away from the sources: only the installed package counts
+    session.run(
+        "python",
+        "-c",
+        "import anykmeans\n"
+        "from importlib import metadata, resources\n"
+        "assert metadata.version('anykmeans') == anykmeans.__version__\n"
+        "assert (resources.files('anykmeans') / 'py.typed').is_file()\n"
+        "assert anykmeans.kmeans([[0.0], [1.0], [9.0]], 2, rng=0).inertia == 0.5\n"
+        "print('anykmeans', anykmeans.__version__)",
+    )
+
+
+@nox.session
+def examples(session: nox.Session) -> None:
+    """Run every example and the README's code; the walk-through with each library of the CPU."""
+    install(session, *CONSTRAINTS, "-e", ".[plot,torch]", "array-api-strict")
+    out = ("--out", session.create_tmp())
+    for library in ("numpy", "torch", "array_api_strict"):
+        session.run("python", "examples/from_scratch.py", "--library", library, *out)
+    session.run("python", "examples/photo_colours.py", *out)
+    session.run("python", "examples/torch_embeddings.py", *out)
+    for code in re.findall(r"^```python\n(.*?)^```$", README.read_text("utf-8"), re.M | re.S):
+        session.run("python", "-c", code)
+
+
+@nox.session
+@nox.parametrize(
+    "backend", [nox.param(name, id=name) for name, about in BACKENDS.items() if about.default]
+)
+def tests(session: nox.Session, backend: str) -> None:
+    """Test with one array library; `-- --gpu` tests it on a GPU."""
+    run_tests(session, BACKENDS[backend])
+
+
+@nox.session(default=False)
+def jax(session: nox.Session) -> None:
+    """Test with JAX arrays."""
+    run_tests(session, BACKENDS["jax"])
+
+
+@nox.session(default=False)
+def oldest(session: nox.Session) -> None:
+    """Test NumPy arrays with the oldest versions that pyproject.toml allows."""
+    required = nox.project.load_toml("pyproject.toml")["project"]["dependencies"]
+    run_tests(session, BACKENDS["numpy"], *(r.replace(">=", "==") for r in required))
+
+
+@nox.session(default=False, venv_backend="none")
+def readme(session: nox.Session) -> None:
+    """Write the README's table from the backends listed here."""
+    README.write_text(with_table(README.read_text(encoding="utf-8")), encoding="utf-8")
+
+
+def run_tests(session: nox.Session, backend: Backend, *pins: str) -> None:
+    """Install one backend and run the tests with it, or skip with the reason why not."""
+    arguments = list(session.posargs)
+    on_gpu = "--gpu" in arguments
+    if on_gpu:
+        arguments.remove("--gpu")
+    name = (None if on_gpu else backend.cpu) or backend.gpu
+    if name is None:
+        session.skip(f"{backend.title} arrays live on the CPU alone")
+    # Asked before the install, for CuPy's wheels are large.
+    if name == backend.gpu and (reason := why_no_gpu()):
+        session.skip(f"{backend.title} is tested on a GPU here: {reason}")
+
+    if session.venv_backend == "none" and find_spec(backend.module) is None:
+        session.skip(f"{backend.module} is not installed, and --no-venv installs nothing")
+    extras = ",".join(filter(None, ("test", backend.extra)))
+    # The constraints hold a PyTorch for CPU tests; for a GPU pip finds the fitting one.
+    constraints = () if on_gpu else CONSTRAINTS
+    install(session, *constraints, "-e", f".[{extras}]", *backend.packages, *pins)
+    python = sys.executable if session.venv_backend == "none" else "python"
+    session.run(python, "-m", "pytest", *arguments, env={"ANYKMEANS_BACKENDS": name})
+
+
+def install(session: nox.Session, *arguments: str) -> None:
+    """Install with pip, or nothing at all under `--no-venv`."""
+    if session.venv_backend != "none":
+        session.install(*arguments)
+
+
+def why_no_gpu() -> str | None:
+    """Return why no CUDA device can be used, or None; asks the driver alone."""
+    try:
+        driver = ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
+    except OSError:
+        return "no NVIDIA driver was found"
+    count = ctypes.c_int()
+    if driver.cuInit(0) or driver.cuDeviceGetCount(ctypes.byref(count)) or not count.value:
+        return "the NVIDIA driver reports no usable GPU"
+    return None
+
+
+def with_table(text: str) -> str:
+    """Return the README's `text` with the table of backends between its markers."""
+    begin, end = "<!-- backends: begin -->\n", "<!-- backends: end -->"
+    before, rest = text.split(begin)
+    after = rest.split(end)[1]
+    lines = ["| arrays | CPU | GPU (CUDA) | install | tests |", "|---|---|---|---|---|"]
+    for name, backend in BACKENDS.items():
+        extra = f"`.[{backend.extra}]`" if backend.extra else "`.`"
+        packages = "".join(f" `{package}`" for package in backend.packages)
+        session = f"tests({name})" if backend.default else name
+        commands = []
+        if backend.cpu or backend.default:
+            commands.append(f'`nox -s "{session}"`')
+        if backend.cpu and backend.gpu:
+            commands.append("with `-- --gpu`")
+        lines.append(
+            f"| {backend.title} | {'yes' if backend.cpu else ''} | {'yes' if backend.gpu else ''} "
+            f"| {extra}{packages} | {', '.join(commands)} |"
+        )
+    return f"{before}{begin}" + "\n".join(lines) + f"\n{end}{after}"

@@ -1,0 +1,257 @@
+"""What comes out is right: means, labels, distances and costs against the referee."""
+
+import itertools
+import math
+from fractions import Fraction
+
+import numpy as np
+import pytest
+import referee
+
+from anykmeans import assign, kmeans
+
+EMPTY = "ignore:Number of distinct clusters"  # "keep" may leave clusters empty, and says so
+
+
+def assert_within_an_ulp(got, wanted):
+    """Each value lies within one unit in the last place, of its dtype, of the float64 wanted."""
+    unit = np.spacing(np.abs(wanted.astype(got.dtype))).astype(np.float64)
+    off = np.abs(got.astype(np.float64) - wanted) / unit
+    assert off.max() <= 1, f"{off.max()} units in the last place"
+
+
+def lognormal(n, d, dtype):
+    """Values over many decades (n, d), with a few outliers a thousand million times as large."""
+    rng = np.random.default_rng(d)
+    x = rng.lognormal(0, 2, size=(n, d))
+    x[:: n // 5] *= 1e9
+    return x.astype(dtype)
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_centroids_are_the_correctly_rounded_means(backend, make, host, kernel, dtype, weighted):
+    x = lognormal(600, 3, dtype)
+    w = np.random.default_rng(1).lognormal(0, 2, size=600) if weighted else np.ones(600)
+    result = kmeans(
+        make(x), 8, sample_weight=make(w) if weighted else None, rng=0, tol=0, kernel=kernel
+    )
+    centroids, labels = host(result.centroids), host(result.labels)
+    assert result.converged
+    assert str(centroids.dtype) == dtype
+    wide = x.astype(np.float64)
+    means = [referee.mean(wide[labels == j], w[labels == j]) for j in range(8)]
+    assert_within_an_ulp(centroids, np.stack(means))
+
+
+@pytest.mark.parametrize("weight_of", [1e-8, 1.0, 1e12])
+def test_means_of_one_cluster_survive_cancellation(weight_of):
+    rng = np.random.default_rng(2)
+    x = rng.normal(size=(1000, 4)) * 10.0 ** rng.integers(-6, 6, size=(1000, 4))
+    x = np.concatenate([x, -x])
+    x[0] += 2.0**-20  # all that is left of the sum
+    w = np.full(2000, weight_of)
+    got = kmeans(x, 1, sample_weight=w).centroids
+    assert_within_an_ulp(got, referee.mean(x, w)[None])
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("d", [1, 2, 3, 17])
+def test_labels_at_offset_1e6(backend, make, host, kernel, dtype, d):
+    rng = np.random.default_rng(d)
+    x = (1e6 + rng.normal(size=(1500, d))).astype(dtype)
+    result = kmeans(make(x), 12, rng=0, max_iter=5, kernel=kernel)
+    centroids = host(result.centroids).astype(np.float64)
+    labels, squared = referee.nearest(x.astype(np.float64), centroids)
+    np.testing.assert_array_equal(host(result.labels), labels)
+    assert result.inertia == pytest.approx(math.fsum(squared), rel=1e-15)
+
+
+@pytest.mark.filterwarnings(EMPTY)
+@pytest.mark.parametrize("scale", [1.0, 2.0**-30, 2.0**40])
+@pytest.mark.parametrize("d", [1, 2, 3])
+def test_ties_on_a_lattice_go_to_the_lowest_index(backend, make, host, kernel, d, scale):
+    x = np.array(list(itertools.product(range(0, 18, 2), repeat=d)))
+    c = np.array(list(itertools.product([2, 6, 11, 6], repeat=d)))  # duplicates, too
+    c = np.random.default_rng(d).permutation(c)
+    squared = ((x[:, None, :] - c) ** 2).sum(axis=2)  # whole numbers: exact
+    wanted = squared.argmin(axis=1)  # the first of equals
+    assert ((squared == squared.min(axis=1)[:, None]).sum(axis=1) > 1).sum() > len(x) // 4
+    for dtype in ["float32", "float64"]:
+        rows, start = make(x * scale, dtype), make(c * scale, dtype)
+        labels, distance = assign(rows, start)
+        np.testing.assert_array_equal(host(labels), wanted)
+        np.testing.assert_array_equal(host(distance), squared.min(axis=1) * scale**2)
+        result = kmeans(rows, len(c), init=start, empty="keep", kernel=kernel)
+        state = host(result.centroids).astype(np.float64)
+        np.testing.assert_array_equal(host(result.labels), referee.nearest(x * scale, state)[0])
+
+
+@pytest.mark.parametrize("d", [1, 2, 3, 4, 5, 17, 100, 127])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_distances_have_one_order_of_addition(backend, make, host, dtype, d):
+    rng = np.random.default_rng(d)
+    x, c = (rng.normal(size=(m, d)).astype(dtype) for m in (200, 7))
+    x[:7] = c
+    labels, squared = assign(make(x), make(c))
+    wanted_labels, wanted = referee.nearest(x.astype(np.float64), c.astype(np.float64))
+    np.testing.assert_array_equal(host(labels), wanted_labels)
+    assert host(squared).tobytes() == wanted.tobytes()
+    assert not host(squared)[:7].any()
+    assert host(labels)[:7].tolist() == list(range(7))
+
+
+def test_the_referees_distances_are_accurate():
+    rng = np.random.default_rng(0)
+    x, c = rng.normal(size=(20, 33)), rng.normal(size=(3, 33))
+    got = referee.distances(x, c)
+    for i, j in itertools.product(range(20), range(3)):
+        true = sum((Fraction(a) - Fraction(b)) ** 2 for a, b in zip(x[i], c[j], strict=True))
+        assert got[i, j] == pytest.approx(float(true), rel=1e-15)
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize(("n", "d", "k"), [(200, 1, 3), (250, 2, 7), (150, 9, 20), (123, 63, 5)])
+def test_the_whole_run_is_the_referees(backend, make, host, kernel, n, d, k, dtype, weighted):
+    rng = np.random.default_rng([n, d])
+    x = rng.normal(size=(n, d)).astype(dtype)
+    w = rng.exponential(size=n).astype(dtype) if weighted else None
+    centroids, labels, inertia, n_iter = referee.kmeans(x, x[:k], w, dtype=dtype)
+    result = kmeans(
+        make(x),
+        k,
+        sample_weight=make(w) if weighted else None,
+        init=make(x[:k]),
+        kernel=kernel,
+    )
+    np.testing.assert_array_equal(host(result.labels), labels)
+    assert_within_an_ulp(host(result.centroids), centroids)
+    assert result.inertia == pytest.approx(inertia, rel=1e-12)
+    assert result.n_iter == n_iter
+
+
+def test_weights_are_repetition(backend, make, host, kernel):
+    rng = np.random.default_rng(3)
+    x = rng.normal(size=(300, 3)).astype("float32")
+    w = rng.integers(0, 5, size=300)
+    w[:6] = 1
+    repeated = kmeans(make(np.repeat(x, w, axis=0)), 6, init=make(x[:6]), tol=0, kernel=kernel)
+    weighted = kmeans(
+        make(x), 6, init=make(x[:6]), sample_weight=make(w, "float64"), tol=0, kernel=kernel
+    )
+    got, wanted = referee.bits(weighted, host), referee.bits(repeated, host)
+    labels = np.array(got.pop("labels"))
+    assert np.repeat(labels, w).tolist() == wanted.pop("labels")
+    cost = float.fromhex(got.pop("inertia"))  # weight times distance is rounded once a row
+    assert cost == pytest.approx(float.fromhex(wanted.pop("inertia")), rel=1e-15)
+    assert got == wanted
+
+
+@pytest.mark.filterwarnings(EMPTY)
+@pytest.mark.parametrize("empty", ["relocate", "keep"])
+def test_inertia_never_rises(kernel, empty):
+    rng = np.random.default_rng(4)
+    x, w = rng.normal(size=(400, 2)), rng.exponential(size=400)
+    start = rng.normal(size=(25, 2)) * 3
+    costs = [
+        kmeans(
+            x, 25, init=start, sample_weight=w, max_iter=m, tol=0, empty=empty, kernel=kernel
+        ).inertia
+        for m in range(1, 25)
+    ]
+    assert all(later <= cost for cost, later in itertools.pairwise(costs))
+    assert costs[-1] < costs[0]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_a_converged_result_is_its_own_fixed_point(backend, make, host, kernel, dtype):
+    x = make(np.random.default_rng(5).normal(size=(500, 3)), dtype)
+    result = kmeans(x, 7, rng=0, tol=0, kernel=kernel)
+    assert result.converged
+    labels, squared = assign(x, result.centroids)
+    np.testing.assert_array_equal(host(labels), host(result.labels))
+    assert math.fsum(host(squared)) == pytest.approx(result.inertia, rel=1e-15)
+    again = kmeans(x, 7, init=result.centroids, tol=0, kernel=kernel)
+    assert again.n_iter <= 2
+    first = referee.bits(result, host)
+    assert {**referee.bits(again, host), "n_iter": result.n_iter} == first
+
+
+def test_labels_belong_to_the_centroids_returned(backend, make, host, kernel):
+    x = np.random.default_rng(6).normal(size=(400, 2))
+    result = kmeans(make(x), 10, rng=0, max_iter=1, tol=0, kernel=kernel)
+    assert not result.converged
+    labels, squared = referee.nearest(x, host(result.centroids))
+    np.testing.assert_array_equal(host(result.labels), labels)
+    assert result.inertia == pytest.approx(math.fsum(squared), rel=1e-15)
+
+
+def test_inertia_is_the_rounded_sum(kernel):
+    x = lognormal(500, 2, "float64")
+    result = kmeans(x, 30, rng=0, kernel=kernel)
+    _, squared = referee.nearest(x, result.centroids)
+    assert result.inertia == pytest.approx(math.fsum(squared), rel=1e-15)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "exponents"),
+    [("float64", [-990, -600, -300, 300, 500, 600, 990]), ("float32", [-100, -60, 40, 70, 100])],
+)
+def test_tiny_and_huge_values(backend, make, host, kernel, dtype, exponents):
+    x = np.random.default_rng(7).normal(size=(200, 3)).astype(dtype)
+    wanted = kmeans(x, 5, rng=0)
+    for e in exponents:
+        scaled = np.ldexp(x, e)
+        assert np.isfinite(scaled).all()
+        result = kmeans(make(scaled), 5, rng=0, kernel=kernel)
+        np.testing.assert_array_equal(host(result.labels), wanted.labels, err_msg=f"2**{e}")
+        np.testing.assert_array_equal(host(result.centroids), np.ldexp(wanted.centroids, e))
+        assert result.n_iter == wanted.n_iter
+        # A cost that float64 cannot hold is infinite or zero, never wrong.
+        with np.errstate(over="ignore", under="ignore"):
+            inertia = np.ldexp(wanted.inertia, 2 * e)
+        assert result.inertia == inertia
+
+
+def test_tiny_and_huge_values_side_by_side():
+    x = np.array([[1e-300, 0], [2e-300, 0], [1e300, 1e300], [1.1e300, 1e300]])
+    result = kmeans(x, 2, init=x[[0, 2]])
+    assert result.labels.tolist() == [0, 0, 1, 1]
+    np.testing.assert_allclose(result.centroids, [[1.5e-300, 0], [1.05e300, 1e300]], rtol=1e-15)
+
+
+def test_features_of_different_scale_keep_their_bits():
+    rng = np.random.default_rng(8)
+    x = rng.lognormal(size=(300, 4)) * [1e-200, 1e-3, 1.0, 1e100]
+    got = kmeans(x, 3, rng=0, tol=0)
+    means = [referee.mean(x[got.labels == j], np.ones((got.labels == j).sum())) for j in range(3)]
+    assert_within_an_ulp(got.centroids, np.stack(means))
+
+
+@pytest.mark.parametrize("n", [1, 2, 5])
+def test_one_cluster_and_as_many_as_rows(backend, make, host, kernel, n):
+    x = np.arange(2.0 * n).reshape(n, 2)
+    one = kmeans(make(x), 1, rng=0, kernel=kernel)
+    assert host(one.centroids).tolist() == [x.mean(axis=0).tolist()]
+    each = kmeans(make(x), n, rng=0, kernel=kernel)
+    assert each.inertia == 0
+    assert sorted(host(each.labels).tolist()) == list(range(n))
+
+
+@pytest.mark.parametrize("name", ["s1", "a3", "unbalance", "dim032"])
+def test_real_data_with_known_clusters(backend, make, host, real, name):
+    x = real(name)[::3]
+    centroids, labels, inertia, n_iter = referee.kmeans(x, x[::150])
+    result = kmeans(make(x), len(x[::150]), init=make(x[::150]))
+    np.testing.assert_array_equal(host(result.labels), labels)
+    assert_within_an_ulp(host(result.centroids), centroids)
+    assert (result.inertia, result.n_iter) == (pytest.approx(inertia, rel=1e-12), n_iter)
+
+
+def test_precision_fast_says_so():
+    x = np.random.default_rng(9).normal(size=(100, 2))
+    assert kmeans(x, 3, rng=0).precision == "exact"
+    fast = kmeans(x, 3, rng=0, precision="fast")
+    assert fast.precision == "fast"
+    assert fast.inertia == pytest.approx(kmeans(x, 3, rng=0).inertia, rel=0.01)

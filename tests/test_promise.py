@@ -1,0 +1,249 @@
+"""The promise: the same data, weights and seed give the same bits, however they are computed."""
+
+import numpy as np
+import pytest
+from referee import bits
+
+from anykmeans import _rows, assign, kmeans, kmeans_plusplus
+from anykmeans._array import Matrix
+from anykmeans.kernels import choose
+
+SHAPES = [  # n, d, k
+    (1, 1, 1),
+    (90, 2, 1),
+    (120, 1, 2),
+    (301, 2, 8),
+    (257, 3, 40),
+    (200, 17, 8),
+    (150, 17, 40),
+    (123, 100, 2),
+    (130, 100, 40),
+]
+INITS = ["k-means++", "random", "k-means||"]
+
+
+def blobs(n, d, dtype="float64", offset=0.0, seed=0):
+    """Overlapping clusters (n, d): they keep Lloyd busy for many iterations."""
+    rng = np.random.default_rng([seed, n, d])
+    centres = rng.normal(size=(6, d))
+    x = centres[rng.integers(6, size=n)] + 0.5 * rng.normal(size=(n, d))
+    return (x + offset).astype(dtype)
+
+
+def sample_weights(n, dtype="float64"):
+    """Weights (n,) of very different size, some of them zero."""
+    rng = np.random.default_rng(n)
+    w = rng.lognormal(0, 2, size=n)
+    w[n // 2 + 1 :: 7] = 0
+    return w.astype(dtype)
+
+
+def reference(x, k, w=None, **options):
+    return bits(kmeans(x, k, sample_weight=w, kernel="cpu", **options))
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize(("n", "d", "k"), SHAPES)
+def test_every_library_and_kernel(backend, make, host, kernel, n, d, k, dtype, weighted):
+    x = blobs(n, d, dtype)
+    w = sample_weights(n, dtype) if weighted else None
+    options = {"rng": 3, "max_iter": 40}
+    result = kmeans(
+        make(x), k, sample_weight=make(w) if weighted else None, kernel=kernel, **options
+    )
+    assert bits(result, host) == reference(x, k, w, **options)
+    assert result.kernel == "agnostic" or kernel == "auto"
+
+
+@pytest.mark.parametrize("init", INITS)
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64", "uint8", "int64", "bool"])
+def test_every_library_dtype_and_init(backend, make, host, kernel, dtype, init):
+    if not backend.has_dtype(dtype):
+        pytest.skip(f"{backend.name} has no {dtype}")
+    x = (blobs(200, 5) * 40 + 120).astype(dtype)
+    if dtype == "bool":
+        x = blobs(200, 5) > 0
+    options = {"init": init, "rng": 11, "max_iter": 40, "tol": 0}
+    assert bits(kmeans(make(x), 7, kernel=kernel, **options), host) == reference(x, 7, **options)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_every_library_far_from_the_origin(backend, make, host, kernel, dtype):
+    x = blobs(400, 3, dtype, offset=1e6)  # float32 holds sixteenths there: a lattice full of ties
+    result = kmeans(make(x), 9, rng=1, kernel=kernel)
+    assert bits(result, host) == reference(x, 9, rng=1)
+
+
+@pytest.mark.filterwarnings("ignore:Number of distinct clusters")  # "keep" leaves them
+def test_every_library_with_empty_clusters(backend, make, host, kernel):
+    x = blobs(150, 2)
+    start = np.concatenate([x[:3], np.full((3, 2), 100.0) + np.arange(3)[:, None]])
+    for empty in ["relocate", "keep"]:
+        result = kmeans(make(x), 6, init=make(start), empty=empty, kernel=kernel)
+        assert bits(result, host) == reference(x, 6, init=start, empty=empty)
+
+
+def test_every_library_assigns_alike(backend, make, host, kernel):
+    x, c = blobs(300, 17, "float32"), blobs(12, 17, "float32", seed=1)
+    labels, squared = assign(make(x), make(c))
+    wanted_labels, wanted_squared = assign(x, c)
+    np.testing.assert_array_equal(host(labels), wanted_labels)
+    assert host(squared).tobytes() == wanted_squared.tobytes()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_every_library_picks_the_same_rows(backend, make, host, dtype):
+    x = blobs(300, 3, dtype)
+    w = sample_weights(300, dtype)
+    for seed in range(5):
+        centres, indices = kmeans_plusplus(make(x), 12, sample_weight=make(w), random_state=seed)
+        wanted_centres, wanted = kmeans_plusplus(x, 12, sample_weight=w, random_state=seed)
+        np.testing.assert_array_equal(host(indices), wanted)
+        assert host(centres).tobytes() == wanted_centres.tobytes() == x[wanted].tobytes()
+
+
+@pytest.mark.parametrize("init", INITS)
+@pytest.mark.parametrize("n_d_k", [(2000, 3, 9), (1000, 30, 60)], ids=str)
+def test_every_memory_budget(backend, make, host, kernel, n_d_k, init):
+    n, d, k = n_d_k
+    x, w = blobs(n, d, "float32"), sample_weights(n)
+    options = {"rng": 5, "max_iter": 8, "init": init, "n_init": 2}
+    wanted = reference(x, k, w, **options)
+    for max_bytes in [40_000, 300_000, 10_000_000, None]:
+        result = kmeans(
+            make(x), k, sample_weight=make(w), max_bytes=max_bytes, kernel=kernel, **options
+        )
+        assert bits(result, host) == wanted, f"max_bytes={max_bytes}"
+
+
+def test_smallest_memory_budget():
+    x = blobs(60, 4)
+    with pytest.raises(ValueError, match=r"\d+ bytes") as caught:
+        kmeans(x, 5, rng=0, max_bytes=1)
+    least = int(str(caught.value).split(" bytes")[0].split()[-1])
+    assert bits(kmeans(x, 5, rng=0, max_bytes=least)) == reference(x, 5, rng=0)
+    with pytest.raises(ValueError, match="`max_bytes`"):
+        kmeans(x, 5, rng=0, max_bytes=least - 1)
+
+
+@pytest.mark.parametrize("max_bytes", [60_000, None])
+@pytest.mark.parametrize("threads", [1, 2, 3, 4])
+def test_every_thread_count(backend, make, host, kernel, monkeypatch, threads, max_bytes):
+    x, w = blobs(3000, 7, "float32"), sample_weights(3000)
+    wanted = reference(x, 20, w, rng=2, max_iter=10)
+    monkeypatch.setattr(_rows, "THREADS", threads)
+    own = None
+    if backend.library == "torch" and max_bytes is None:
+        own = backend.xp.get_num_threads()
+        backend.xp.set_num_threads(threads)
+    options = {"rng": 2, "max_iter": 10, "max_bytes": max_bytes, "kernel": kernel}
+    try:
+        result = kmeans(make(x), 20, sample_weight=make(w), **options)
+    finally:
+        if own:
+            backend.xp.set_num_threads(own)
+    assert bits(result, host) == wanted
+
+
+@pytest.mark.parametrize("n_d_k", [(800, 2, 30), (900, 20, 60), (300, 5, 12)], ids=str)
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_with_and_without_bounds(backend, make, host, kernel, monkeypatch, n_d_k, dtype):
+    n, d, k = n_d_k
+    x, w = blobs(n, d, dtype), sample_weights(n)
+    monkeypatch.setattr(_rows, "BOUNDS", "off")
+    wanted = reference(x, k, w, rng=4, tol=0)
+    assert wanted["n_iter"] > 5  # else bounds skip nothing
+    for bounds in ["off", "hamerly", "groups", "auto"]:
+        monkeypatch.setattr(_rows, "BOUNDS", bounds)
+        result = kmeans(make(x), k, sample_weight=make(w), rng=4, tol=0, kernel=kernel)
+        assert bits(result, host) == wanted, bounds
+
+
+@pytest.mark.parametrize("step", [2.0**-27, 2.0**-24, 2.0**-20, 1e-3, 0.3])
+@pytest.mark.parametrize("n_d_k", [(600, 2, 10), (300, 20, 60)], ids=str)
+def test_bounds_survive_long_walks(monkeypatch, n_d_k, step):
+    """Steps below float32's resolution must still wear a bound down."""
+    n, d, k = n_d_k
+    rng = np.random.default_rng(9)
+    x = np.round(rng.normal(size=(n, d)) * 64) / 64
+    c = np.round(rng.normal(size=(k, d)) * 64) / 64  # many rows start near a tie
+    moves = rng.normal(size=(k, d)) * step  # always the same way: nothing cancels
+    matrix = Matrix.of(x, host=True)
+
+    def source(bounds, c):
+        monkeypatch.setattr(_rows, "BOUNDS", bounds)
+        rows = _rows.Rows(matrix, None, choose(x, "cpu"))
+        rows.begin(c)
+        return rows
+
+    skipping = {bounds: source(bounds, c) for bounds in ["hamerly", "groups"]}
+    for _ in range(80):
+        full = source("off", c)
+        wanted = full.sweep(c).sums
+        for bounds, rows in skipping.items():
+            monkeypatch.setattr(_rows, "BOUNDS", bounds)
+            np.testing.assert_array_equal(rows.sweep(c).sums, wanted, err_msg=bounds)
+        c = c + moves
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_every_order_of_rows(backend, make, host, kernel, dtype, weighted):
+    x, w = blobs(500, 6, dtype), sample_weights(500)
+    start = x[:9].copy()
+    wanted = reference(x, 9, w if weighted else None, init=start)
+    for seed in range(3):
+        order = np.random.default_rng(seed).permutation(500)
+        weight = make(w[order]) if weighted else None
+        result = kmeans(make(x[order]), 9, sample_weight=weight, init=make(start), kernel=kernel)
+        got = bits(result, host)
+        labels = np.empty(500, dtype=np.int64)
+        labels[order] = got.pop("labels")
+        assert {**got, "labels": labels.tolist()} == wanted
+
+
+def test_runs_repeat(backend, make, host, kernel):
+    x = make(blobs(400, 4))
+    first, second = (bits(kmeans(x, 6, rng=8, n_init=3, kernel=kernel), host) for _ in range(2))
+    assert first == second
+    draws = np.random.get_state()[1].tolist()
+    kmeans(x, 6, rng=8, kernel=kernel)
+    assert np.random.get_state()[1].tolist() == draws  # no global seed is touched
+
+
+def test_an_int_and_its_generator_are_one_seed():
+    x = blobs(300, 2)
+    assert reference(x, 5, rng=3) == reference(x, 5, rng=np.random.default_rng(3))
+
+
+LAYOUTS = {
+    "fortran": np.asfortranarray,
+    "every other row": lambda x: np.repeat(x, 2, axis=0)[::2],
+    "every other column": lambda x: np.repeat(x, 2, axis=1)[:, ::2],
+    "backwards": lambda x: x[::-1, ::-1].copy()[::-1, ::-1],
+    "transposed": lambda x: x.T.copy().T,
+    "big-endian": lambda x: x.astype(x.dtype.newbyteorder(">")),
+    "unaligned": lambda x: (
+        np.frombuffer(b"\0" + x.tobytes(), np.uint8)[1:].view(x.dtype).reshape(x.shape)
+    ),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("name", ["cpu", "agnostic"])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_every_memory_layout(layout, name, dtype):
+    x = blobs(200, 5, dtype)
+    w = LAYOUTS[layout](np.stack([sample_weights(200)] * 2, axis=1))[:, 0]
+    other = LAYOUTS[layout](x)
+    np.testing.assert_array_equal(other, x)
+    other.flags.writeable = False
+    result = kmeans(other, 6, sample_weight=w, rng=0, kernel=name)
+    assert bits(result) == reference(x, 6, sample_weights(200), rng=0)
+
+
+def test_real_data(backend, make, host, real):
+    x = real("cities_xyz")[::40]
+    result = kmeans(make(x), 64, rng=0, max_iter=20)
+    assert bits(result, host) == reference(x, 64, rng=0, max_iter=20)
