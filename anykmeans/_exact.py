@@ -87,7 +87,7 @@ class Grid:
             head = total
         if self.folds > 2:
             tail = tail + parts[2] / (self.step * self.step)
-        return (head + tail) / scale
+        return (head + tail + 0.0) / scale  # never -0.0, which some ways of adding give
 
 
 def exact_sum(xp: Namespace, values: Array, high: float, n: int) -> float:

@@ -59,8 +59,8 @@ def initial_centroids(
 ) -> Array:
     """Return initial centroids (k, d) for rows `x` (n, d), where `x` lives."""
     init = check.start(init, x, k)
-    rows = Rows.over(x, sample_weight, kernel=kernel, max_bytes=max_bytes)
-    return rows.matrix.give(start(rows, k, init, generator(rng)))
+    with Rows.over(x, sample_weight, kernel=kernel, max_bytes=max_bytes) as rows:
+        return rows.matrix.give(start(rows, k, init, generator(rng)))
 
 
 def start(rows: Rows, k: int, init: Init, rng: Draws) -> Array:
@@ -121,7 +121,7 @@ def plus_plus(rows: Rows, k: int, rng: Draws, trials: int | None = None) -> np.n
     if k == 1:
         return picks
     seeds = _Seeds(rows, int(picks[0]))
-    w = rows.weight(slice(0, n))
+    w = rows.relative_weight(slice(0, n))
     for i in range(1, k):
         cost = seeds.closest if w is None else w * seeds.closest
         grid = Grid.plan(np.asarray([float(xp.max(cost))]), n)
@@ -185,7 +185,7 @@ class _Seeds:
             closest = self.closest[tile]
             estimate = xp.where(estimate < closest[:, None], estimate, closest[:, None])
             estimate = xp.where(estimate > zero, estimate, zero)
-            w = rows.weight(tile)
+            w = rows.relative_weight(tile)
             doubt = (closest + norm) * (1.1 * self._bounds.beta) + self._bounds.eta
             if w is not None:
                 estimate, doubt = estimate * w[:, None], doubt * w
@@ -240,7 +240,7 @@ def parallel(rows: Rows, k: int, rng: Draws) -> Array:
     picked = np.asarray([rng.choice(n, p=_probabilities(rows))])
     for turn in range(_ROUNDS):
         distances, _ = _nearest_pick(rows, picked)
-        w = rows.weight(slice(0, n))
+        w = rows.relative_weight(slice(0, n))
         cost = distances if w is None else w * distances
         total = rows.cost(distances)
         if total == 0:
@@ -260,10 +260,10 @@ def parallel(rows: Rows, k: int, rng: Draws) -> Array:
     _, mass = _nearest_pick(rows, picked)
     candidates = Matrix.of(rows.rows(matrix.asarray(picked)), host=rows.kernel.host)
     weights = Matrix.of(mass[:, None], host=rows.kernel.host)
-    few = Rows(candidates, weights, rows.kernel, max_bytes=rows.max_bytes)
-    c = few.rows(matrix.asarray(plus_plus(few, k, rng)))
-    few.begin(c)
-    return lloyd(few, c, max_iter=100, tol=0.0, empty="relocate")[0]
+    with Rows(candidates, weights, rows.kernel, max_bytes=rows.max_bytes) as few:
+        c = few.rows(matrix.asarray(plus_plus(few, k, rng)))
+        few.begin(c)
+        return lloyd(few, c, max_iter=100, tol=0.0, empty="relocate")[0]
 
 
 def _nearest_pick(rows: Rows, picked: np.ndarray) -> tuple[Array, Array]:

@@ -162,9 +162,11 @@ def kmeans(
     init = check.start(init, x, k)
     runs = _runs(n_init, init)
 
-    rows = Rows.over(x, sample_weight, kernel=kernel, max_bytes=max_bytes, precision=precision)
-    results = (_run(rows, k, init, draws, max_iter, tol, empty) for _ in range(runs))
-    inertia, c, labels, n_iter, converged = min(results, key=lambda result: result[0])
+    with Rows.over(
+        x, sample_weight, kernel=kernel, max_bytes=max_bytes, precision=precision
+    ) as rows:
+        results = (_run(rows, k, init, draws, max_iter, tol, empty) for _ in range(runs))
+        inertia, c, labels, n_iter, converged = min(results, key=lambda result: result[0])
     _warn_if_few(labels, k)
     give = rows.matrix.give
     labels = rows.xp.astype(labels, rows.xp.int64)
@@ -254,10 +256,10 @@ def evaluate(
     c = check.centroids(centroids, x, "centroids")
     sample_weight = check.weights(sample_weight, x)
     max_bytes = check.budget(max_bytes, 64 * (x.shape[1] + c.shape[0]))
-    rows = Rows.over(x, sample_weight, kernel=kernel, max_bytes=max_bytes)
-    work = _work_centroids(rows, c)
-    rows.begin(work, "off")  # one pass: bounds would not pay
-    labels, distances, inertia = rows.finish(work)
+    with Rows.over(x, sample_weight, kernel=kernel, max_bytes=max_bytes) as rows:
+        work = _work_centroids(rows, c)
+        rows.begin(work, "off")  # one pass: bounds would not pay
+        labels, distances, inertia = rows.finish(work)
     give = rows.matrix.give
     return give(rows.xp.astype(labels, rows.xp.int64)), give(distances), inertia
 
@@ -310,15 +312,16 @@ def distances(x: Any, centroids: Any, *, max_bytes: int | None = None) -> Array:
         return xp.astype(result, rows.matrix.state_dtype)
 
     step = max(1, rows._elements // (rows.shape[1] + 2 * int(c.shape[0])))
-    return rows.matrix.give(xp.concat(rows.map(tile_distances, rows.tiles(step=step))))
+    with rows:
+        return rows.matrix.give(xp.concat(rows.map(tile_distances, rows.tiles(step=step))))
 
 
 def cluster_sums(x: Any, labels: Any, k: int, *, sample_weight: Any = None) -> tuple[Array, Array]:
     """Return the exact weighted sums (k, d) and weights (k,), float64, of the rows by label."""
     x = check.matrix(x)
-    rows = Rows.over(x, check.weights(sample_weight, x))
-    work = rows.matrix.asarray(to_numpy(labels)) if rows.kernel.host else labels
-    sums, mass = rows.totals(rows.stats(work, k))
+    with Rows.over(x, check.weights(sample_weight, x)) as rows:
+        work = rows.matrix.asarray(to_numpy(labels)) if rows.kernel.host else labels
+        sums, mass = rows.totals(rows.stats(work, k))
     return rows.matrix.give(sums), rows.matrix.give(mass)
 
 
@@ -378,8 +381,7 @@ def kmeans_plusplus(
         draws = np.random.RandomState(random_state)
     else:
         draws = generator(random_state, "random_state")
-    rows = Rows.over(x, w, name="X")
-    picks = plus_plus(rows, k, draws, n_local_trials)
+    with Rows.over(x, w, name="X") as rows:
+        at = rows.matrix.asarray(plus_plus(rows, k, draws, n_local_trials))
     give = rows.matrix.give
-    at = rows.matrix.asarray(picks)
     return give(rows.rows(at)), give(at)

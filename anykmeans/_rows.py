@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import os
+import threading
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -35,6 +36,7 @@ BOUNDS = "auto"  # "auto", "off", "hamerly" or "groups"
 THREADS: int | None = None  # None: the cores this process may use, OMP_NUM_THREADS respected
 
 _UP, _DOWN = 1 + 2.0**-22, 1 - 2.0**-22  # more than float32 rounding takes
+_TINY = 2.0**-120  # more than underflow takes, in a frame whose largest row is near 1
 _GAP = 1 + 2.0**-20  # bounds must differ by more than any tie of squared_distances
 _GROUP = 12  # centroids a group: 8 to 16 skipped most on real data
 _MANY = 256  # centroids from which on groups beat one bound a row, in more than 12 dimensions
@@ -46,11 +48,32 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 
-@functools.cache
-def _controller() -> Any:
-    from threadpoolctl import ThreadpoolController
+class _OneBlasThread:
+    """Keeps BLAS to one thread while anyone needs it; fits may run in several threads at once."""
 
-    return ThreadpoolController()  # scanning the loaded libraries takes milliseconds: do it once
+    def __init__(self) -> None:
+        self._lock, self._users = threading.Lock(), 0
+        self._controller: Any = None
+        self._limit: Any = None
+
+    def enter(self) -> None:
+        with self._lock:
+            self._users += 1
+            if self._users == 1:
+                if self._controller is None:  # finding the loaded libraries takes milliseconds
+                    from threadpoolctl import ThreadpoolController
+
+                    self._controller = ThreadpoolController()
+                self._limit = self._controller.limit(limits=1, user_api="blas")
+
+    def leave(self) -> None:
+        with self._lock:
+            self._users -= 1
+            if self._users == 0:
+                self._limit.restore_original_limits()
+
+
+_one_blas_thread = _OneBlasThread()
 
 
 def _cores() -> int:
@@ -182,6 +205,7 @@ class Rows:
         self.frame = _Frame()
         self._single = full_float32_products(matrix.source)
         self._fit = fit
+        self._pool: ThreadPoolExecutor | None = None
         self._plan(name)
 
     @classmethod
@@ -211,16 +235,33 @@ class Rows:
         step = step or self._step
         return [slice(i, min(i + step, stop)) for i in range(start, stop, step)]
 
+    def __enter__(self) -> Rows:
+        """Keep BLAS to one thread, as the tiles are spread over threads of our own.
+
+        OpenBLAS collapses where its threads wait for a core that another process has.
+        """
+        if self.kernel.host:
+            _one_blas_thread.enter()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Give BLAS its threads back, and end ours."""
+        if self.kernel.host:
+            _one_blas_thread.leave()
+        if self._pool is not None:
+            self._pool.shutdown()
+        self._pool = None
+
     def map(self, work: Callable[[T], R], items: Iterable[T]) -> list[R]:
-        """Return ``[work(i) for i in items]``, spread over threads with one BLAS thread in each."""
+        """Return ``[work(i) for i in items]``, spread over threads."""
         items = list(items)
         if self.threads == 1 or len(items) == 1:
             return [work(item) for item in items]
-        with _controller().limit(limits=1, user_api="blas"):
-            runs = np.array_split(np.arange(len(items)), min(len(items), 8 * self.threads))
-            with ThreadPoolExecutor(self.threads) as pool:
-                done = pool.map(lambda run: [work(items[i]) for i in run], runs)
-                return [result for results in done for result in results]
+        if self._pool is None:
+            self._pool = ThreadPoolExecutor(self.threads)
+        runs = np.array_split(np.arange(len(items)), min(len(items), 8 * self.threads))
+        done = self._pool.map(lambda run: [work(items[i]) for i in run], runs)
+        return [result for results in done for result in results]
 
     def rows(self, select: Selection) -> Array:
         """Return rows in the dtype of centroids."""
@@ -231,6 +272,11 @@ class Rows:
         if self.weights is None:
             return None
         return self.weights.rows(select, self.xp.float64)[:, 0]
+
+    def relative_weight(self, select: Selection) -> Array | None:
+        """Return the weights times a power of two that brings the largest to about 1."""
+        w = self.weight(select)
+        return w if w is None or not self.heaviest else w * 2.0**-self.heaviest
 
     def wide(self, select: Selection) -> Array:
         """Return rows in the scaled frame, float64, for distances."""
@@ -295,6 +341,7 @@ class Rows:
             product = np.append(product, 1.0)
         self.grid = Grid.plan(product, self.shape[0], lowest)
         self._scale = matrix.asarray(self.grid.scale)
+        self.heaviest = power_of_two(float(product[-1]))
         self.largest = float(high.max())
         self.frame.exponent = power_of_two(self.largest)
 
@@ -309,15 +356,23 @@ class Rows:
             x = x * w[:, None]
         return self.grid.split(xp, xp.concat([x, w[:, None]], axis=1), self._scale)
 
-    def stats(self, labels: Array, k: int, select: Array | None = None) -> ClusterStats:
-        """Return the stats of the selected rows (default: all) with the given labels (m,)."""
-        m = int(labels.shape[0])
+    def stats(
+        self, labels: Array, k: int, select: Array | None = None, old: Array | None = None
+    ) -> ClusterStats:
+        """Return the stats of the selected rows (default: all) with the given labels (m,).
+
+        With `old` (m,) labels, the change that moving the rows from those makes.
+        """
+        xp, m = self.xp, int(labels.shape[0])
 
         def run(tiles: list[slice]) -> Array:
             sums = None
             for tile in tiles:
-                rows = tile if select is None else select[tile]
-                part = self.kernel.segment_sum(self.xp, self.summands(rows), labels[tile], k)
+                values = self.summands(tile if select is None else select[tile])
+                to = labels[tile]
+                if old is not None:
+                    values, to = xp.concat([values, -values]), xp.concat([to, old[tile]])
+                part = self.kernel.segment_sum(xp, values, to, k)
                 sums = part if sums is None else sums + part
             return sums
 
@@ -441,7 +496,7 @@ class Rows:
             order = ids[np.argsort(moved[ids])]
             table[g] = moved[order[-1]]
             table[g, order[-1]] = moved[order[-2]] if len(order) > 1 else 0.0
-        return moved * _UP, table * _UP
+        return moved * _UP + _TINY, table * _UP + _TINY
 
     def sweep(self, c: Array) -> ClusterStats:
         """Return the stats of all rows, each with its nearest centroid of `c` (k, d)."""
@@ -452,7 +507,7 @@ class Rows:
             self._stats = self.stats(xp.concat([block.labels for block in self._blocks]), k)
         elif moved:
             rows, old, new = (xp.concat([change[i] for change in changes]) for i in range(3))
-            self._stats = self._stats + self.stats(new, k, rows) - self.stats(old, k, rows)
+            self._stats = self._stats + self.stats(new, k, rows, old)
         return self._stats
 
     def _settle(self, c: Array) -> list[tuple[Array, Array, Array]]:
@@ -486,7 +541,7 @@ class Rows:
             active = None
         else:
             block.upper = (block.upper + xp.take(screen.drift, old)) * _UP
-            block.lower = block.lower - xp.take(screen.drifts, old, axis=1)
+            block.lower = (block.lower - xp.take(screen.drifts, old, axis=1)) * _DOWN
             doubt = ~(block.upper * _GAP < xp.min(block.lower, axis=0))
             (active,) = xp.nonzero(doubt)
             if active.shape[0] == 0:
@@ -568,14 +623,14 @@ class Rows:
         xp = self.xp
         squared = screen.bounds.upper(xp, norm + xp.astype(scores, xp.float64), norm)
         root = xp.sqrt(xp.where(squared > 0, squared, xp.zeros_like(squared)))
-        return xp.astype(root * _UP, xp.float32)
+        return xp.astype(root * _UP + _TINY, xp.float32)
 
     def _at_least(self, screen: Screen, norm: Array, scores: Array) -> Array:
         """Return float32 distances that the true ones of rows with these scores reach."""
         xp = self.xp
         squared = screen.bounds.lower(xp, norm + xp.astype(scores, xp.float64), norm)
         root = xp.sqrt(xp.where(squared > 0, squared, xp.zeros_like(squared)))
-        return xp.astype(root * _DOWN, xp.float32)
+        return xp.astype(root * _DOWN - _TINY, xp.float32)
 
     def _assign_groups(
         self,
@@ -694,8 +749,8 @@ class Rows:
         tied = distance <= (shortest * (1 + bounds.tie))[:, None]
         labels = xp.min(xp.where(tied, number, xp.full_like(number, k)), axis=1)
         left = xp.take_along_axis(least, xp.astype(guess, number.dtype)[:, None], axis=1)[:, 0]
-        left = xp.sqrt(xp.where(left > 0, left, xp.zeros_like(left))) * _DOWN
-        upper = xp.sqrt(shortest) * _UP
+        left = xp.sqrt(xp.where(left > 0, left, xp.zeros_like(left))) * _DOWN - _TINY
+        upper = xp.sqrt(shortest) * _UP + _TINY
         return (
             xp.astype(labels, guess.dtype),
             xp.astype(upper, xp.float32),
@@ -728,7 +783,7 @@ class Rows:
                 new = self.matrix.asarray(vacant[: far.size])
                 old = xp.astype(xp.take(labels, rows), new.dtype)
                 k = int(c.shape[0])
-                stats = stats + self.stats(new, k, rows) - self.stats(old, k, rows)
+                stats = stats + self.stats(new, k, rows, old)
                 sums, mass = self.totals(stats)
         return means(xp, sums, mass, c)
 
@@ -758,8 +813,8 @@ class Rows:
         return float(halving_sum(self.xp, moves[None, :])[0])
 
     def cost(self, distances: Array) -> float:
-        """Return the weighted sum of per-row `distances` (n,), exact on its grid."""
-        w = self.weight(slice(0, self.shape[0]))
+        """Return the sum of per-row `distances` (n,) by relative weight, exact on its grid."""
+        w = self.relative_weight(slice(0, self.shape[0]))
         cost = distances if w is None else w * distances
         return exact_sum(self.xp, cost, float(self.xp.max(cost)), self.shape[0])
 
@@ -768,7 +823,7 @@ class Rows:
         xp = self.xp
         n, d = self.shape
         plain = self if self.weights is None else Rows(self.matrix, None, self.kernel)
-        plain.frame = self.frame
+        plain.frame, plain.threads = self.frame, 1 if plain is not self else self.threads
         labels = xp.zeros(n, dtype=xp.int32, device=self.matrix.device)
         sums, mass = plain.totals(plain.stats(labels, 1))
         mean = plain.widen(sums / mass[:, None])
@@ -784,7 +839,7 @@ class Rows:
         cost = self.cost(distances)
         exponent = 2 * self.frame.exponent
         with np.errstate(over="ignore"):
-            inertia = float(np.ldexp(cost, exponent))
+            inertia = float(np.ldexp(cost, exponent + self.heaviest))
             if exponent:  # in two steps, as 2**exponent itself may be out of range
                 half = 2.0 ** (exponent // 2)
                 distances = distances * half * half

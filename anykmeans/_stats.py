@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 class ClusterStats:
     """Per cluster the exact weighted sum of its rows and the exact weight.
 
-    Addition and subtraction make no rounding error, so the order of rows, tiles, threads and ranks
-    is free, and a row can be taken out of one cluster and put into another for ever.
+    Addition makes no rounding error, so the order of rows, tiles, threads and ranks is free, and a
+    row can be taken out of one cluster and put into another for ever.
 
     Attributes
     ----------
@@ -33,9 +33,6 @@ class ClusterStats:
 
     def __add__(self, other: ClusterStats) -> ClusterStats:
         return ClusterStats(self.sums + other.sums, self.grid)
-
-    def __sub__(self, other: ClusterStats) -> ClusterStats:
-        return ClusterStats(self.sums - other.sums, self.grid)
 
     def totals(self, xp: Namespace, scale: Array) -> tuple[Array, Array]:
         """Return the weighted sums (k, d) and weights (k,), float64, each rounded once."""

@@ -26,6 +26,8 @@ class Backend:
     library: str
     device: str | None = None  # None: the library's default
     on_request: bool = False
+    # "auto" is what the library picks here, "agnostic" what runs on every array library.
+    kernels: tuple[str, ...] = ("auto", "agnostic")
 
     @property
     def xp(self):
@@ -99,15 +101,12 @@ class Backend:
 
 BACKENDS = [
     Backend("numpy", "numpy"),
-    Backend("torch", "torch"),
-    Backend("array_api_strict", "array_api_strict"),
+    Backend("torch", "torch", kernels=("auto", "torch", "agnostic")),
+    Backend("array_api_strict", "array_api_strict", kernels=("auto",)),  # which is agnostic
     Backend("cupy", "cupy"),
     Backend("torch:cuda", "torch", device="cuda"),
     Backend("jax", "jax.numpy", on_request=True),
 ]
-
-# "auto" is what the library picks for the device, "agnostic" runs on every array library.
-KERNELS = ["auto", "agnostic"]
 
 
 def _selected():
@@ -144,18 +143,20 @@ def pytest_terminal_summary(terminalreporter):
 
 
 def pytest_generate_tests(metafunc):
-    if "backend" in metafunc.fixturenames:
-        metafunc.parametrize(
-            "backend",
-            [
-                pytest.param(
-                    b, id=b.name, marks=pytest.mark.skip(f"{b.name}: {why}") if why else ()
-                )
-                for b, why in SELECTED.items()
-            ],
-        )
-    if "kernel" in metafunc.fixturenames:
-        metafunc.parametrize("kernel", KERNELS)
+    """Run a test on every backend, with each of its kernels if it takes one."""
+    takes_kernel = "kernel" in metafunc.fixturenames
+    if "backend" not in metafunc.fixturenames:
+        if takes_kernel:
+            metafunc.parametrize("kernel", BACKENDS[0].kernels)
+        return
+    cases = []
+    for backend, why in SELECTED.items():
+        marks = pytest.mark.skip(f"{backend.name}: {why}") if why else ()
+        for kernel in backend.kernels if takes_kernel else [None]:
+            values = (backend, kernel) if takes_kernel else (backend,)
+            name = f"{backend.name}-{kernel}" if takes_kernel else backend.name
+            cases.append(pytest.param(*values, id=name, marks=marks))
+    metafunc.parametrize("backend,kernel" if takes_kernel else "backend", cases)
 
 
 def pytest_collection_modifyitems(config, items):

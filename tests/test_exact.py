@@ -67,6 +67,29 @@ def test_labels_at_offset_1e6(backend, make, host, kernel, dtype, d):
     assert result.inertia == pytest.approx(math.fsum(squared), rel=1e-15)
 
 
+@pytest.mark.parametrize(
+    ("dtype", "gap"), [("float32", 2e-8), ("float64", 2e-8), ("float64", 1e-11)]
+)
+@pytest.mark.parametrize("d", [2, 30, 300])
+def test_labels_beyond_the_resolution_of_a_score(backend, make, host, kernel, d, dtype, gap):
+    """Rows half-way between two centroids, give or take a little: a plain score misjudges many."""
+    rng = np.random.default_rng(d)
+    c = rng.normal(size=(12, d)).astype(dtype)
+    one, two = np.array([rng.permutation(12)[:2] for _ in range(600)]).T
+    wide = c.astype(np.float64)
+    off = gap * rng.uniform(1, 3, size=(600, 1)) * rng.choice([-1, 1], size=(600, 1))
+    x = ((wide[one] + wide[two]) / 2 + off * (wide[one] - wide[two])).astype(dtype)
+    x = np.concatenate([x, c])  # no cluster stays empty
+    wide, centres = x.astype(np.float64), c.astype(np.float64)
+    wanted, _ = referee.nearest(wide, centres)
+    y, b = x.astype("float32"), c.astype("float32")
+    assert (((b * b).sum(axis=1) - 2 * (y @ b.T)).argmin(axis=1) != wanted).sum() > 10
+    np.testing.assert_array_equal(host(assign(make(x), make(c))[0]), wanted)
+    step = kmeans(make(x), 12, init=make(c), max_iter=1, tol=0, kernel=kernel)
+    means = [wide[wanted == j].mean(axis=0) for j in range(12)]
+    np.testing.assert_allclose(host(step.centroids), means, rtol=1e-6, atol=1e-7)
+
+
 @pytest.mark.filterwarnings(EMPTY)
 @pytest.mark.parametrize("scale", [1.0, 2.0**-30, 2.0**40])
 @pytest.mark.parametrize("d", [1, 2, 3])
@@ -215,10 +238,24 @@ def test_tiny_and_huge_values(backend, make, host, kernel, dtype, exponents):
 
 
 def test_tiny_and_huge_values_side_by_side():
+    """Within a feature, values 90 bits below the largest may be lost; the clustering is not."""
     x = np.array([[1e-300, 0], [2e-300, 0], [1e300, 1e300], [1.1e300, 1e300]])
     result = kmeans(x, 2, init=x[[0, 2]])
     assert result.labels.tolist() == [0, 0, 1, 1]
-    np.testing.assert_allclose(result.centroids, [[1.5e-300, 0], [1.05e300, 1e300]], rtol=1e-15)
+    assert result.converged
+    wanted = [[1.5e-300, 0], [1.05e300, 1e300]]
+    np.testing.assert_allclose(result.centroids, wanted, rtol=1e-15, atol=1e300 * 2.0**-90)
+
+
+@pytest.mark.parametrize("d", [3, 7, 30])
+def test_distances_equal_but_for_rounding_are_ties(backend, make, host, d):
+    """The same numbers in another order: the true distances are equal, their last bits are not."""
+    rng = np.random.default_rng(d)
+    c = np.stack([rng.permutation(v) for v in [rng.normal(size=d)] * 12])
+    x = np.zeros((5, d))
+    assert len(set(referee.distances(x, c)[0])) > 1
+    labels, _ = assign(make(x), make(c))
+    assert not host(labels).any()
 
 
 def test_features_of_different_scale_keep_their_bits():

@@ -15,7 +15,7 @@ def blobs(n=400, d=3, seed=0):
 
 
 @pytest.mark.parametrize("weighted", [False, True])
-@pytest.mark.parametrize(("n", "d", "k"), [(50, 1, 5), (300, 2, 8), (200, 20, 30), (40, 3, 20)])
+@pytest.mark.parametrize(("n", "d", "k"), [(50, 1, 5), (300, 2, 8), (200, 20, 30), (400, 3, 20)])
 def test_kmeans_plusplus_picks_what_scikit_learn_picks(n, d, k, weighted):
     x = blobs(n, d)
     w = np.random.default_rng(1).exponential(size=n) if weighted else None
@@ -43,6 +43,13 @@ def test_kmeans_plusplus_picks_what_the_referee_picks(backend, make, host, weigh
         )
         wanted = referee.kmeans_plusplus(x, 12, np.random.RandomState(seed), w, trials)
         np.testing.assert_array_equal(host(indices), wanted)
+
+
+def test_kmeans_plusplus_on_a_lattice_picks_what_the_referee_picks():
+    x = np.random.default_rng(6).integers(-3, 4, size=(300, 2)).astype(float)  # full of equal costs
+    for seed in range(20):
+        wanted = referee.kmeans_plusplus(x, 15, np.random.RandomState(seed))
+        np.testing.assert_array_equal(kmeans_plusplus(x, 15, random_state=seed)[1], wanted)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])

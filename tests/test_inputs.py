@@ -190,9 +190,9 @@ def test_a_whole_result_can_be_pickled(kernel):
 
 
 @pytest.mark.parametrize("init", ["k-means++", "random", "k-means||"])
-@pytest.mark.parametrize("max_bytes", [2_000_000, 8_000_000])
+@pytest.mark.parametrize("max_bytes", [1_000_000, 4_000_000])
 def test_memory_stays_within_the_budget(kernel, init, max_bytes):
-    n, d, k = 100_000, 8, 64
+    n, d, k = 50_000, 8, 64
     x = np.random.default_rng(0).normal(size=(n, d)).astype("float32")
     kmeans(x[:1000], k, rng=0, kernel=kernel)  # what is loaded on first use does not count
     tracemalloc.start()

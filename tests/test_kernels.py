@@ -18,53 +18,51 @@ SHAPES = [  # rows, features, clusters
 ]
 
 
-@pytest.fixture(params=kernels.TABLE)
-def steps(request, backend, make):
-    """A kernel of the table that can run on the backend's arrays, and those arrays as it sees them."""
-    x = make(np.ones((2, 2)))
-    if (reason := kernels.why_not(request.param, x)) is not None:
-        pytest.skip(f"{request.param}: {reason}")
-    kernel = kernels.choose(x, request.param)
+class Steps:
+    """A kernel's steps on a backend's arrays, NumPy in and NumPy out."""
 
-    def see(a, dtype=None):
-        a = make(a, dtype)
-        flat = a.ndim == 1
-        matrix = Matrix.of(a[:, None] if flat else a, host=kernel.host)
-        data = matrix.data[:, 0] if flat else matrix.data
-        return matrix.xp, data
+    def __init__(self, backend, name):
+        self.backend = backend
+        self.kernel = kernels.choose(backend.make(np.ones((2, 2))), name)
 
-    return kernel, see
+    def see(self, a, dtype=None):
+        """The namespace and the array as the kernel sees it."""
+        a = self.backend.make(a, dtype)
+        matrix = Matrix.of(a[:, None] if a.ndim == 1 else a, host=self.kernel.host)
+        return matrix.xp, matrix.data[:, 0] if a.ndim == 1 else matrix.data
+
+    def read(self, a):
+        return np.asarray(a) if self.kernel.host else self.backend.host(a)
 
 
-def read(backend, kernel, a):
-    """A NumPy array of what a kernel returned, in whichever library it worked."""
-    return np.asarray(a) if kernel.host else backend.host(a)
+@pytest.fixture
+def steps(backend):
+    """Every kernel that can run on the backend's arrays."""
+    x = backend.make(np.ones((2, 2)))
+    return [Steps(backend, name) for name in kernels.TABLE if kernels.why_not(name, x) is None]
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize(("m", "d", "k"), SHAPES)
-def test_nearest(backend, steps, m, d, k, dtype):
-    kernel, see = steps
+def test_nearest(steps, m, d, k, dtype):
     rng = np.random.default_rng([m, d, k])
     y, c = (np.round(rng.normal(size=(rows, d)) * 8) / 4 for rows in (m, k))  # scores are exact
     scores = np.array([[sum(b * b) - 2 * sum(a * b) for b in c] for a in y])
-    xp, rows = see(y, dtype)
-    before = read(backend, kernel, rows).copy()
-    labels, best, second = kernel.nearest(
-        xp, rows, see(-2 * c.T, dtype)[1], see((c**2).sum(axis=1), dtype)[1]
-    )
-    labels, best, second = (read(backend, kernel, a) for a in (labels, best, second))
-    np.testing.assert_array_equal(labels, scores.argmin(axis=1))  # the first of equals
-    np.testing.assert_array_equal(best, scores.min(axis=1))
     runner_up = np.sort(scores, axis=1)[:, 1] if k > 1 else np.full(m, np.inf)
-    np.testing.assert_array_equal(second, runner_up)
-    np.testing.assert_array_equal(read(backend, kernel, rows), before)
+    for each in steps:
+        xp, rows = each.see(y, dtype)
+        minus_2c, norms = each.see(-2 * c.T, dtype)[1], each.see((c**2).sum(axis=1), dtype)[1]
+        labels, best, second = map(each.read, each.kernel.nearest(xp, rows, minus_2c, norms))
+        name = each.kernel.name
+        np.testing.assert_array_equal(labels, scores.argmin(axis=1), name)  # the first of equals
+        np.testing.assert_array_equal(best, scores.min(axis=1), name)
+        np.testing.assert_array_equal(second, runner_up, name)
+        np.testing.assert_array_equal(each.read(rows), y, name)  # nothing was written
 
 
 @pytest.mark.parametrize("labels_dtype", ["int32", "int64"])
 @pytest.mark.parametrize(("m", "columns", "k"), SHAPES)
-def test_segment_sum(backend, steps, m, columns, k, labels_dtype):
-    kernel, see = steps
+def test_segment_sum(steps, m, columns, k, labels_dtype):
     rng = np.random.default_rng([m, columns, k])
     high = 2**52 // m  # as large as sums of whole numbers can be exact
     values = rng.integers(-high, high, size=(m, columns)).astype(np.float64)
@@ -72,9 +70,10 @@ def test_segment_sum(backend, steps, m, columns, k, labels_dtype):
     wanted = [
         [sum(int(v) for v in values[labels == j, f]) for f in range(columns)] for j in range(k)
     ]
-    xp, rows = see(values)
-    got = kernel.segment_sum(xp, rows, see(labels, labels_dtype)[1], k)
-    assert read(backend, kernel, got).tolist() == wanted
+    for each in steps:
+        xp, rows = each.see(values)
+        got = each.kernel.segment_sum(xp, rows, each.see(labels, labels_dtype)[1], k)
+        assert each.read(got).tolist() == wanted, each.kernel.name
 
 
 def test_the_choice_is_reported_and_can_be_forced(backend, make):
