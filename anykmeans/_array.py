@@ -40,7 +40,14 @@ def as_array(x: Any, name: str = "x") -> Array:
         return x.tocsr()
     if array_api_compat.is_torch_array(x):
         return x.detach()
-    if isinstance(x, np.ndarray) or array_api_compat.is_array_api_obj(x):
+    if isinstance(x, np.ma.MaskedArray) and np.ma.is_masked(x):
+        raise ValueError(
+            f"`{name}` must have no masked values; got {int(np.ma.getmaskarray(x).sum())} of them. Remove or "
+            f"impute these rows first."
+        )
+    if isinstance(x, np.ndarray):
+        return np.asarray(x)  # a view: subclasses such as np.matrix have operators of their own
+    if array_api_compat.is_array_api_obj(x):
         return x
     if hasattr(x, "__array_namespace__"):
         return x
@@ -289,6 +296,16 @@ class Matrix:
 def supported_dtype(x: Array) -> bool:
     """Return whether `x` holds real numbers or booleans of a kind the package computes with."""
     return dtype_name(x) in _NARROW | _WIDE
+
+
+def not_dense(x: Array) -> str | None:
+    """Return what keeps the numbers of a tensor from being read, or None."""
+    if array_api_compat.is_torch_array(x):
+        if str(x.layout) != "torch.strided":
+            return f"a tensor of layout {x.layout}; use its to_dense()"
+        if x.device.type == "meta":
+            return "a tensor on the meta device, which holds no numbers"
+    return None
 
 
 def has_float64(x: Array) -> bool:

@@ -19,6 +19,8 @@ PRECISIONS = ("exact", "fast")
 def matrix(x: Any, name: str = "x") -> Array:
     """Return `x` as an array of shape (n, d) of real numbers with n, d >= 1."""
     x = arrays.as_array(x, name)
+    if (reason := arrays.not_dense(x)) is not None:
+        raise TypeError(f"`{name}` must be a dense array; got {reason}.")
     kind = getattr(getattr(x, "dtype", None), "kind", "")
     if kind == "O" and isinstance(x, np.ndarray):
         raise TypeError(
@@ -58,11 +60,11 @@ def finite(values: Any, name: str, dtype: str) -> None:
     bad = np.flatnonzero(~np.isfinite(values))
     if bad.size:
         what = "NaN" if np.isnan(values[bad]).any() else "infinity"
-        advice = (
-            "float16 overflows above 65504: cluster in float32, or scale the data."
-            if dtype == "float16" and what == "infinity"
-            else "Remove or impute these rows first."
-        )
+        advice = "Remove or impute these rows first."
+        if what == "infinity" and dtype == "float16":
+            advice = "float16 overflows above 65504: cluster in float32, or scale the data."
+        if "*" in name:
+            advice = "Scale the weights down: only their proportions move centroids."
         raise ValueError(
             f"`{name}` must be finite; got {what} (NaN or infinity are not allowed) in feature "
             f"{int(bad[0])}. {advice}"
@@ -191,6 +193,16 @@ def start(init: Any, x: Array, k: int) -> Any:
     if isinstance(init, str):
         return word(init, "init", INITS)
     return init if callable(init) else centroids(init, x, "init", k)
+
+
+def reach(largest: float, c: Any, name: str) -> None:
+    """Raise if centroids (k, d) are so far that rows of magnitude `largest` are one point to them."""
+    far = float(np.abs(c).max())
+    if largest > 0 and np.frexp(far)[1] - np.frexp(largest)[1] > 400:
+        raise ValueError(
+            f"`{name}` must be within a factor of 1e120 of the rows; got {far:.1e} with rows of "
+            f"magnitude {largest:.1e}, whose differences would not show in any distance."
+        )
 
 
 def _numbers(a: Any, name: str) -> Any:

@@ -17,6 +17,7 @@ from anykmeans import _array as arrays
 from anykmeans import _check as check
 from anykmeans._array import Array, Matrix, put, to_numpy
 from anykmeans._exact import Bounds, Grid, squared_distances
+from anykmeans._frame import Frame
 from anykmeans._lloyd import lloyd
 from anykmeans._rows import Rows
 
@@ -59,7 +60,8 @@ def initial_centroids(
 ) -> Array:
     """Return initial centroids (k, d) for rows `x` (n, d), where `x` lives."""
     init = check.start(init, x, k)
-    with Rows.over(x, sample_weight, kernel=kernel, max_bytes=max_bytes) as rows:
+    rows = Rows.over(x, sample_weight, kernel=kernel, max_bytes=max_bytes)
+    with rows.work:
         return rows.matrix.give(start(rows, k, init, generator(rng)))
 
 
@@ -146,12 +148,11 @@ class _Seeds:
         self.rows, self.xp = rows, rows.xp
         xp, matrix = rows.xp, rows.matrix
         row = matrix.rows(slice(first, first + 1))
-        rows.frame.offset = to_numpy(row)[0]  # near the data, and exact
-        rows.frame.cache.clear()
-        c = rows.wide(slice(first, first + 1))
-        tiles = rows.tiles()
+        rows.frame = Frame(matrix, rows.largest, to_numpy(row)[0])  # near the data, and exact
+        c = rows.frame.wide(slice(first, first + 1))
+        tiles = rows.work.tiles()
         self.closest = xp.concat(
-            rows.map(lambda tile: squared_distances(xp, rows.wide(tile), c), tiles)
+            rows.work.map(lambda tile: squared_distances(xp, rows.frame.wide(tile), c), tiles)
         )
         self._offset = c
         self._bounds = Bounds.of(rows.shape[1], 2.0**-53)
@@ -174,12 +175,12 @@ class _Seeds:
 
     def _contenders(self, candidates: np.ndarray) -> list[int]:
         xp, rows = self.xp, self.rows
-        c = rows.wide(rows.matrix.asarray(candidates)) - self._offset
+        c = rows.frame.wide(rows.matrix.asarray(candidates)) - self._offset
         minus_2c, norms = xp.permute_dims(c * -2.0, (1, 0)), xp.vecdot(c, c)
         zero = xp.zeros((), dtype=xp.float64, device=rows.matrix.device)
 
         def cost(tile: slice) -> np.ndarray:
-            y = rows.centred(tile, narrow=False)
+            y = rows.frame.centred(tile, narrow=False)
             norm = xp.vecdot(y, y)
             estimate = (y @ minus_2c + norms) + norm[:, None]
             closest = self.closest[tile]
@@ -191,8 +192,8 @@ class _Seeds:
                 estimate, doubt = estimate * w[:, None], doubt * w
             return np.append(to_numpy(xp.sum(estimate, axis=0)), float(xp.sum(doubt)))
 
-        step = max(1, rows._elements // (rows.shape[1] + 2 * len(candidates)))
-        parts = rows.map(cost, rows.tiles(step=step))
+        step = max(1, rows.work.tile // (rows.shape[1] + 2 * len(candidates)))
+        parts = rows.work.map(cost, rows.work.tiles(step=step))
         *costs, doubt = np.sum(parts, axis=0)
         # Whole numbers of the grid and additions in float64 round, too: n parts in 2^52 each.
         doubt += max(costs) * rows.shape[0] * 2.0**-51
@@ -203,12 +204,12 @@ class _Seeds:
     def _closest_with(self, pick: int) -> Array:
         """Return each row's squared distance (n,) to the closest pick, `pick` counted in."""
         xp, rows = self.xp, self.rows
-        row = rows.wide(slice(pick, pick + 1))
+        row = rows.frame.wide(slice(pick, pick + 1))
         c = row - self._offset
         minus_2c, norm_c = xp.permute_dims(c * -2.0, (1, 0)), xp.vecdot(c, c)
 
         def closest(tile: slice) -> Array:
-            y = rows.centred(tile, narrow=False)
+            y = rows.frame.centred(tile, narrow=False)
             norm = xp.vecdot(y, y)
             estimate = (y @ minus_2c)[:, 0] + norm_c + norm
             old = self.closest[tile]
@@ -216,12 +217,12 @@ class _Seeds:
             (at,) = xp.nonzero(maybe)
             if at.shape[0] == 0:
                 return old
-            found = squared_distances(xp, rows.wide(at + tile.start), row)
+            found = squared_distances(xp, rows.frame.wide(at + tile.start), row)
             before = xp.take(old, at)
             nearer = xp.where(found < before, found, before)
             return put(xp, xp.asarray(old, copy=True), at, nearer)
 
-        return xp.concat(rows.map(closest, rows.tiles()))
+        return xp.concat(rows.work.map(closest, rows.work.tiles()))
 
 
 def parallel(rows: Rows, k: int, rng: Draws) -> Array:
@@ -253,14 +254,15 @@ def parallel(rows: Rows, k: int, rng: Draws) -> Array:
             chosen = matrix.asarray(u) < cost[tile] * (2.0 * k) / total
             return xp.nonzero(chosen)[0] + tile.start
 
-        new = np.concatenate([to_numpy(a) for a in rows.map(draw, rows.tiles())])
+        new = np.concatenate([to_numpy(a) for a in rows.work.map(draw, rows.work.tiles())])
         picked = np.union1d(picked, new)
     if picked.size <= k:  # hardly more distinct rows than clusters
         return rows.rows(matrix.asarray(plus_plus(rows, k, rng)))
     _, mass = _nearest_pick(rows, picked)
     candidates = Matrix.of(rows.rows(matrix.asarray(picked)), host=rows.kernel.host)
     weights = Matrix.of(mass[:, None], host=rows.kernel.host)
-    with Rows(candidates, weights, rows.kernel, max_bytes=rows.max_bytes) as few:
+    few = Rows(candidates, weights, rows.kernel, max_bytes=rows.work.max_bytes)
+    with few.work:
         c = few.rows(matrix.asarray(plus_plus(few, k, rng)))
         few.begin(c)
         return lloyd(few, c, max_iter=100, tol=0.0, empty="relocate")[0]

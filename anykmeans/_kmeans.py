@@ -162,9 +162,8 @@ def kmeans(
     init = check.start(init, x, k)
     runs = _runs(n_init, init)
 
-    with Rows.over(
-        x, sample_weight, kernel=kernel, max_bytes=max_bytes, precision=precision
-    ) as rows:
+    rows = Rows.over(x, sample_weight, kernel=kernel, max_bytes=max_bytes, precision=precision)
+    with rows.work:
         results = (_run(rows, k, init, draws, max_iter, tol, empty) for _ in range(runs))
         inertia, c, labels, n_iter, converged = min(results, key=lambda result: result[0])
     _warn_if_few(labels, k)
@@ -256,9 +255,10 @@ def evaluate(
     c = check.centroids(centroids, x, "centroids")
     sample_weight = check.weights(sample_weight, x)
     max_bytes = check.budget(max_bytes, 64 * (x.shape[1] + c.shape[0]))
-    with Rows.over(x, sample_weight, kernel=kernel, max_bytes=max_bytes) as rows:
+    rows = Rows.over(x, sample_weight, kernel=kernel, max_bytes=max_bytes)
+    with rows.work:
         work = _work_centroids(rows, c)
-        rows.begin(work, "off")  # one pass: bounds would not pay
+        rows.begin(work, "off", "centroids")  # one pass: bounds would not pay
         labels, distances, inertia = rows.finish(work)
     give = rows.matrix.give
     return give(rows.xp.astype(labels, rows.xp.int64)), give(distances), inertia
@@ -284,17 +284,14 @@ def distances(x: Any, centroids: Any, *, max_bytes: int | None = None) -> Array:
     rows = Rows.over(x, None, max_bytes=max_bytes)
     xp = rows.xp
     work = _work_centroids(rows, c)
-    rows.begin(work, "off")
-    wide = rows.widen(work)
-    screen_c = wide
-    if rows.frame.offset is not None:
-        offset = np.ldexp(rows.frame.offset, -rows.frame.exponent)
-        screen_c = wide - rows.matrix.asarray(offset, xp.float64)
-    norms = xp.vecdot(screen_c, screen_c)
-    minus_2c = xp.permute_dims(screen_c * -2.0, (1, 0))
+    rows.begin(work, "off", "centroids")
+    wide = rows.frame.widen(work)
+    centred = rows.frame.centre(wide)
+    norms = xp.vecdot(centred, centred)
+    minus_2c = xp.permute_dims(centred * -2.0, (1, 0))
 
     def tile_distances(tile: slice) -> Array:
-        y = rows.centred(tile, narrow=False)
+        y = rows.frame.centred(tile, narrow=False)
         norm = xp.vecdot(y, y)[:, None]
         squared = (y @ minus_2c + norms) + norm
         near = squared < (norm + norms) * 1e-6
@@ -302,7 +299,7 @@ def distances(x: Any, centroids: Any, *, max_bytes: int | None = None) -> Array:
         if pairs.shape[0]:
             k = int(norms.shape[0])
             found = squared_distances(
-                xp, rows.wide(pairs // k + tile.start), xp.take(wide, pairs % k, axis=0)
+                xp, rows.frame.wide(pairs // k + tile.start), xp.take(wide, pairs % k, axis=0)
             )
             flat = put(xp, xp.reshape(squared, (-1,)), pairs, found)
             squared = xp.reshape(flat, squared.shape)
@@ -311,15 +308,18 @@ def distances(x: Any, centroids: Any, *, max_bytes: int | None = None) -> Array:
             result = result * 2.0**rows.frame.exponent
         return xp.astype(result, rows.matrix.state_dtype)
 
-    step = max(1, rows._elements // (rows.shape[1] + 2 * int(c.shape[0])))
-    with rows:
-        return rows.matrix.give(xp.concat(rows.map(tile_distances, rows.tiles(step=step))))
+    step = max(1, rows.work.tile // (rows.shape[1] + 2 * int(c.shape[0])))
+    with rows.work:
+        return rows.matrix.give(
+            xp.concat(rows.work.map(tile_distances, rows.work.tiles(step=step)))
+        )
 
 
 def cluster_sums(x: Any, labels: Any, k: int, *, sample_weight: Any = None) -> tuple[Array, Array]:
     """Return the exact weighted sums (k, d) and weights (k,), float64, of the rows by label."""
     x = check.matrix(x)
-    with Rows.over(x, check.weights(sample_weight, x)) as rows:
+    rows = Rows.over(x, check.weights(sample_weight, x))
+    with rows.work:
         work = rows.matrix.asarray(to_numpy(labels)) if rows.kernel.host else labels
         sums, mass = rows.totals(rows.stats(work, k))
     return rows.matrix.give(sums), rows.matrix.give(mass)
@@ -381,7 +381,8 @@ def kmeans_plusplus(
         draws = np.random.RandomState(random_state)
     else:
         draws = generator(random_state, "random_state")
-    with Rows.over(x, w, name="X") as rows:
+    rows = Rows.over(x, w, name="X")
+    with rows.work:
         at = rows.matrix.asarray(plus_plus(rows, k, draws, n_local_trials))
     give = rows.matrix.give
     return give(rows.rows(at)), give(at)

@@ -29,7 +29,9 @@ FLOORS = [
     {"_exact"},
     {"_stats"},
     {"kernels"},
-    {"_rows", "_init", "_lloyd"},
+    {"_frame", "_work", "_lloyd"},
+    {"_search"},
+    {"_rows", "_init"},
     {"_kmeans"},
     {"estimator"},
 ]

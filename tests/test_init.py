@@ -298,6 +298,14 @@ def test_kept_clusters_stay_where_they_were(backend, make, host, kernel):
     np.testing.assert_array_equal(host(result.centroids)[:4], host(four.centroids))
 
 
+def test_rows_without_weight_take_no_seat(backend, make, host, kernel):
+    x = np.array([[0.0], [1.0], [10.0], [11.0], [50.0]])
+    w = np.array([1.0, 1.0, 1.0, 1.0, 0.0])
+    start = np.array([[0.0], [10.0], [100.0]])
+    result = kmeans(make(x), 3, init=make(start), sample_weight=make(w), max_iter=1, kernel=kernel)
+    assert host(result.centroids).tolist() == [[0.0], [10.5], [1.0]]
+
+
 def test_a_cluster_without_weight_is_empty(kernel):
     x = np.array([[0.0], [1.0], [10.0], [11.0], [50.0]])
     w = np.array([1.0, 1.0, 1.0, 1.0, 0.0])

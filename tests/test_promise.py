@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from referee import bits
 
-from anykmeans import _rows, assign, kmeans, kmeans_plusplus
+from anykmeans import _rows, _work, assign, kmeans, kmeans_plusplus
 from anykmeans._array import Matrix
 from anykmeans.kernels import choose
 
@@ -132,7 +132,7 @@ def test_smallest_memory_budget():
 def test_every_thread_count(backend, make, host, kernel, monkeypatch, threads, max_bytes):
     x, w = blobs(3000, 7, "float32"), sample_weights(3000)
     wanted = reference(x, 20, w, rng=2, max_iter=10)
-    monkeypatch.setattr(_rows, "THREADS", threads)
+    monkeypatch.setattr(_work, "THREADS", threads)
     own = None
     if backend.library == "torch" and max_bytes is None:
         own = backend.xp.get_num_threads()

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from referee import bits, nearest
 
-from anykmeans import _rows, assign, kmeans
+from anykmeans import _rows, _work, assign, kmeans
 
 # What one backend or kernel is, stays the same for every example: fixtures need no reset.
 settings.register_profile(
@@ -58,7 +58,7 @@ def test_how_it_is_computed_does_not_matter(
     wanted = run(x, w, c, empty=empty, kernel="cpu")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(_rows, "BOUNDS", bounds)
-        patch.setattr(_rows, "THREADS", threads)
+        patch.setattr(_work, "THREADS", threads)
         result = kmeans(
             make(x),
             len(c),

@@ -1,0 +1,73 @@
+"""The coordinates in which rows and centroids are compared: less an offset, times a power of two."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from anykmeans._array import Array, Matrix, Selection
+from anykmeans._exact import power_of_two
+
+
+class Frame:
+    """Coordinates for one matrix.
+
+    Scaling by a power of two is exact; it keeps squares within range. An offset near the data keeps
+    scores, which are differences of squares, from cancelling; it does not enter distances.
+
+    Attributes
+    ----------
+    exponent : int
+        Everything is multiplied by ``2**-exponent``.
+    """
+
+    def __init__(self, matrix: Matrix, largest: float, offset: np.ndarray | None = None) -> None:
+        self.matrix, self.xp = matrix, matrix.xp
+        self.exponent = power_of_two(largest)
+        self._offset: Array | None = None
+        if offset is not None:
+            # Exact in the rows' dtype, so that subtracting it rounds once.
+            offset = np.asarray(offset, np.float32 if matrix.narrow else np.float64)
+            self._offset = matrix.asarray(np.ldexp(offset, -self.exponent), matrix.float_dtype)
+
+    @classmethod
+    def around(cls, matrix: Matrix, largest: float, c: np.ndarray) -> Frame:
+        """Return a frame for rows of magnitude `largest` and centroids `c` (k, d), float64.
+
+        The offset is the centroids' mean, if they are nearer to it than to the origin.
+        """
+        largest = max(largest, float(np.abs(c).max()))
+        exponent = power_of_two(largest)
+        scaled = np.ldexp(c, -exponent)
+        mean = scaled.mean(axis=0)
+        far = (mean**2).sum() > ((scaled - mean) ** 2).sum() / c.shape[0]
+        return cls(matrix, largest, np.ldexp(mean, exponent) if far else None)
+
+    def scaled(self, a: Array) -> Array:
+        """Return `a` in the frame's unit."""
+        return a * 2.0**-self.exponent if self.exponent else a
+
+    def wide(self, select: Selection) -> Array:
+        """Return rows (m, d), float64, for distances."""
+        return self.scaled(self.matrix.rows(select, self.xp.float64))
+
+    def widen(self, c: Array) -> Array:
+        """Return centroids (k, d), float64, for distances."""
+        return self.scaled(self.xp.astype(c, self.xp.float64))
+
+    def centred(self, select: Selection, narrow: bool) -> Array:
+        """Return rows (m, d) less the offset, float32 if `narrow`, for scores."""
+        xp = self.xp
+        dtype = xp.float32 if narrow else xp.float64
+        # One rounding between the row and its score: the subtraction, or the cast where the data
+        # is float64. Scaling is exact, and comes first so that nothing overflows.
+        x = self.matrix.rows(select, None if self.matrix.narrow and narrow else xp.float64)
+        return xp.astype(self._less_offset(self.scaled(x)), dtype, copy=False)
+
+    def centre(self, c: Array) -> Array:
+        """Return centroids (k, d) in the frame, `widen`'s result, less the offset, float64."""
+        return self._less_offset(c)
+
+    def _less_offset(self, a: Array) -> Array:
+        if self._offset is None:
+            return a
+        return a - self.xp.astype(self._offset, a.dtype, copy=False)

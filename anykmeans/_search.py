@@ -1,0 +1,430 @@
+"""The nearest centroid of every row, certified, with bounds that skip work.
+
+Skipping follows Hamerly ("Making k-means even faster", SDM 2010) with one group of centroids and
+Yinyang (Ding et al., ICML 2015) with several; both are one piece of code here. A skipped row is proven
+unchanged, so a search that skips gives the labels of one that does not.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from anykmeans._array import Array, Selection, full_float32_products, put, to_numpy
+from anykmeans._exact import Bounds, squared_distances
+from anykmeans._frame import Frame
+from anykmeans._work import Work
+from anykmeans.kernels import Kernel
+
+_UP, _DOWN = 1 + 2.0**-22, 1 - 2.0**-22  # more than float32 rounding takes
+_TINY = 2.0**-120  # more than underflow takes, in a frame whose largest row is near 1
+_GAP = 1 + 2.0**-20  # bounds must differ by more than any tie of squared_distances
+_ENOUGH = 0.35  # of all distances: groups that leave more to do cost more than they save
+
+Change = tuple[Array, Array, Array]
+
+
+@dataclass
+class Block:
+    """State of the rows from `start` to `stop`: labels (m,), bounds upper (m,) and lower (groups, m).
+
+    The bounds are float32 distances in the scaled frame: to the own centroid at most `upper`, to
+    every other centroid of group g at least ``lower[:, g]``.
+    """
+
+    start: int
+    stop: int
+    labels: Array = None
+    upper: Array = None
+    lower: Array = None
+
+
+@dataclass(frozen=True)
+class Screen:
+    """Centroids prepared for one sweep.
+
+    Attributes
+    ----------
+    wide : array of shape (k, d), float64
+        Centroids in the scaled frame, for distances.
+    centred : array of shape (k, d)
+        Less the offset, in the scoring dtype.
+    groups : list of (ids (g,), minus_2c (d, g), norms (g,))
+        What a kernel scores with; the groups are disjoint.
+    minus_2c, norms : array of shape (d, k), (k,)
+        The same for all centroids in their own order.
+    group_of : array of shape (k,)
+        The group of each centroid.
+    drift : array of shape (k,), float32, or None
+        How far each centroid moved since the last sweep.
+    drifts : array of shape (groups, k), float32
+        By label, how far the centroids of each group moved at most, the row's own centroid left out.
+    """
+
+    wide: Array
+    centred: Array
+    groups: list[tuple[Array, Array, Array]]
+    minus_2c: Array
+    norms: Array
+    group_of: Array
+    drift: Array | None
+    drifts: Array | None
+    bounds: Bounds
+
+
+def _joined(xp: Any, parts: list[tuple[Any, ...]]) -> tuple[Array, Array, Array]:
+    """Return labels (m,), upper (m,) and lower (groups, m) of tiles, end to end."""
+    if len(parts) == 1:
+        return parts[0][:3]
+    labels, upper, lower = ([part[i] for part in parts] for i in range(3))
+    return xp.concat(labels), xp.concat(upper), xp.concat(lower, axis=1)
+
+
+class Search:
+    """Labels of all rows, kept up to date as centroids move.
+
+    Parameters
+    ----------
+    frame : Frame
+        The rows, and the coordinates to compare them in.
+    kernel : Kernel
+        What scores them.
+    work : Work
+        How the rows are cut into tiles and spread over threads.
+    members : list of ndarray
+        The centroids' numbers by group: one group is Hamerly's bound, several are Yinyang's.
+    exact : bool
+        Whether labels are certified.
+    skip : bool
+        Whether rows are skipped that bounds prove unchanged.
+    drop : bool
+        Whether groups are given up where they skip too little.
+    """
+
+    def __init__(
+        self,
+        frame: Frame,
+        kernel: Kernel,
+        work: Work,
+        members: list[np.ndarray],
+        *,
+        exact: bool = True,
+        skip: bool = True,
+        drop: bool = False,
+    ) -> None:
+        self.frame, self.kernel, self.work = frame, kernel, work
+        self.matrix, self.xp, self.shape = frame.matrix, frame.xp, frame.matrix.shape
+        self._members, self._exact, self._skip, self._drop = members, exact, skip, drop
+        # Score in float32 where that can tell centroids apart and the library really does it.
+        self._narrow = (
+            full_float32_products(self.matrix.source) and Bounds.of(self.shape[1], 2.0**-24).sound
+        )
+        self._centroids: Array | None = None
+        self._passes = 0
+        self._tile = self._tile_rows()
+        # A block's bounds are worked on whole: keep them in the cache, too.
+        share = -(-self.shape[0] // (4 * work.threads))
+        length = max(self._tile, min(share, 1 << 16, work.room // (len(members) + 4)))
+        self._blocks = [Block(s.start, s.stop) for s in work.tiles(step=max(1, length))]
+
+    @property
+    def labels(self) -> Array:
+        """The labels (n,) of the centroids last settled for."""
+        return self.xp.concat([block.labels for block in self._blocks])
+
+    def _tile_rows(self) -> int:
+        """Return how many rows to score at once."""
+        d, groups = self.shape[1], len(self._members)
+        widest = max(len(ids) for ids in self._members)
+        if not self.kernel.host:
+            return max(1, self.work.room // (widest + 4 * groups + d))
+        # Scores should stay in the L2 cache; groups want each of their few rows to be many.
+        cache, rows = (
+            ((1 << 18) // widest, (1 << 19) // d) if groups == 1 else (1 << 16, (1 << 22) // d)
+        )
+        return max(1, min(cache, rows, self.work.room // (widest + groups + d)))
+
+    def _screen(self, c: Array) -> Screen:
+        xp, asarray = self.xp, self.matrix.asarray
+        wide = self.frame.widen(c)
+        dtype = xp.float32 if self._narrow else xp.float64
+        near = self.frame.centre(wide)
+        norms = xp.astype(xp.sum(near * near, axis=1), dtype)
+        centred = xp.astype(near, dtype)
+        minus_2c = xp.permute_dims(centred * -2.0, (1, 0))
+        # Indices: four bytes a row in NumPy; torch wants int64 to index with.
+        number = xp.int32 if self.kernel.host else xp.int64
+        groups, group_of = [], np.zeros(int(c.shape[0]), dtype=np.int64)
+        for g, ids in enumerate(self._members):
+            group_of[ids] = g
+            if len(self._members) == 1:
+                groups.append((asarray(ids, number), minus_2c, norms))
+            else:
+                at = asarray(ids, number)
+                part = xp.take(centred, at, axis=0) * -2.0
+                groups.append((at, xp.permute_dims(part, (1, 0)), xp.take(norms, at)))
+        drift = drifts = None
+        if self._centroids is not None:
+            moved = to_numpy(
+                xp.sqrt(squared_distances(xp, wide, self.frame.widen(self._centroids)))
+            )
+            drift, drifts = (asarray(a, xp.float32) for a in self._drifts(moved * _UP))
+        group_of = asarray(group_of, number)
+        bounds = Bounds.of(self.shape[1], 2.0**-24 if self._narrow else 2.0**-53)
+        return Screen(wide, centred, groups, minus_2c, norms, group_of, drift, drifts, bounds)
+
+    def _drifts(self, moved: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return moves (k,), and by own centroid the most that each group's others moved (groups, k)."""
+        table = np.empty((len(self._members), moved.shape[0]))
+        for g, ids in enumerate(self._members):
+            order = ids[np.argsort(moved[ids])]
+            table[g] = moved[order[-1]]
+            table[g, order[-1]] = moved[order[-2]] if len(order) > 1 else 0.0
+        return moved * _UP + _TINY, table * _UP + _TINY
+
+    def settle(self, c: Array) -> list[Change]:
+        """Give every row its nearest centroid of `c`; return changed rows, old and new labels."""
+        screen = self._screen(c)
+        found = self.work.map(lambda block: self._settle_block(block, screen), self._blocks)
+        self._centroids = c
+        if self._narrow and sum(hard for _, hard, _ in found) > self.shape[0] // 5:
+            self._narrow = False  # float32 cannot tell these centroids apart: score in float64
+        scored = sum(scored for _, _, scored in found) / self.shape[0] / int(c.shape[0])
+        self._passes += 1
+        if self._drop and self._passes > 3 and scored > _ENOUGH:
+            self._drop_groups()
+        return [change for change, _, _ in found if change is not None]
+
+    def _drop_groups(self) -> None:
+        """Go on with one bound a row: the lowest of its groups' is one."""
+        self._members = [np.arange(sum(len(ids) for ids in self._members))]
+        for block in self._blocks:
+            block.lower = self.xp.min(block.lower, axis=0)[None, :]
+        self._tile = self._tile_rows()
+
+    def _settle_block(self, block: Block, screen: Screen) -> tuple[Change | None, int, int]:
+        """Bring the block up to date; return what changed, rows not proven, distances scored."""
+        xp = self.xp
+        first = block.labels is None
+        old = block.labels
+        if first or not self._skip or screen.drift is None:
+            active = None
+        else:
+            block.upper = (block.upper + xp.take(screen.drift, old)) * _UP
+            block.lower = (block.lower - xp.take(screen.drifts, old, axis=1)) * _DOWN
+            doubt = ~(block.upper * _GAP < xp.min(block.lower, axis=0))
+            (active,) = xp.nonzero(doubt)
+            if active.shape[0] == 0:
+                return None, 0, 0
+            if active.shape[0] == block.stop - block.start:
+                active = None
+        parts = []
+        count = block.stop - block.start if active is None else int(active.shape[0])
+        for tile in self.work.tiles(0, count, self._tile):
+            at: Selection = tile
+            select: Selection = slice(block.start + tile.start, block.start + tile.stop)
+            if active is not None:
+                at = active[tile]
+                select = at + block.start
+            parts.append(self._assign(select, screen, None if first else self._state(block, at)))
+        labels, upper, lower = _joined(xp, parts)
+        hard, scored = (sum(part[i] for part in parts) for i in (3, 4))
+        if active is None:
+            block.labels, block.upper, block.lower = labels, upper, lower
+            if first:
+                return None, hard, scored
+            (moved,) = xp.nonzero(labels != old)
+            change = moved + block.start, xp.take(old, moved), xp.take(labels, moved)
+            return change, hard, scored
+        before = xp.take(old, active)
+        (moved,) = xp.nonzero(labels != before)
+        block.labels = put(xp, block.labels, active, labels)
+        block.upper = put(xp, block.upper, active, upper)
+        block.lower = xp.stack(
+            [put(xp, block.lower[g, :], active, lower[g, :]) for g in range(lower.shape[0])]
+        )
+        rows = xp.take(active, moved) + block.start
+        return (rows, xp.take(before, moved), xp.take(labels, moved)), hard, scored
+
+    def _state(self, block: Block, at: Selection) -> tuple[Array, Array, Array]:
+        if isinstance(at, slice):
+            return block.labels[at], block.upper[at], block.lower[:, at]
+        xp = self.xp
+        return (
+            xp.take(block.labels, at),
+            xp.take(block.upper, at),
+            xp.take(block.lower, at, axis=1),
+        )
+
+    def _assign(
+        self, select: Selection, screen: Screen, state: tuple[Array, Array, Array] | None
+    ) -> tuple[Array, Array, Array, int, int]:
+        """Return certified labels (m,), upper (m,), lower (groups, m), rows not proven, scores made."""
+        xp = self.xp
+        y = self.frame.centred(select, screen.norms.dtype == xp.float32)
+        norm = xp.astype(xp.vecdot(y, y), xp.float64)
+        if len(screen.groups) == 1:
+            labels, best, second = self.kernel.nearest(xp, y, *screen.groups[0][1:])
+            scored = 0  # of interest only where there are groups
+            upper = self._at_most(screen, norm, best)
+            lower = self._at_least(screen, norm, second)[None, :]
+        else:
+            labels, upper, lower, scored = self._assign_groups(y, norm, screen, state)
+        labels = xp.astype(labels, screen.group_of.dtype)
+        hard = 0
+        if self._exact:
+            unproven = ~(upper * _GAP < xp.min(lower, axis=0))
+            (at,) = xp.nonzero(unproven)
+            hard = int(at.shape[0])
+            if hard:
+                rows = at + select.start if isinstance(select, slice) else xp.take(select, at)
+                found, above, far = self._resolve(
+                    xp.take(y, at, axis=0), rows, xp.take(norm, at), xp.take(labels, at), screen
+                )
+                upper = put(xp, upper, at, above)
+                distance = put(xp, xp.full_like(upper, xp.inf), at, far)
+                after = put(xp, xp.asarray(labels, copy=True), at, found)
+                lower = self._left_behind(screen, lower, labels, after, distance)
+                labels = after
+        return labels, upper, lower, hard, scored
+
+    def _at_most(self, screen: Screen, norm: Array, scores: Array) -> Array:
+        """Return float32 distances that the true ones of rows with these scores do not exceed."""
+        xp = self.xp
+        squared = screen.bounds.upper(xp, norm + xp.astype(scores, xp.float64), norm)
+        root = xp.sqrt(xp.where(squared > 0, squared, xp.zeros_like(squared)))
+        return xp.astype(root * _UP + _TINY, xp.float32)
+
+    def _at_least(self, screen: Screen, norm: Array, scores: Array) -> Array:
+        """Return float32 distances that the true ones of rows with these scores reach."""
+        xp = self.xp
+        squared = screen.bounds.lower(xp, norm + xp.astype(scores, xp.float64), norm)
+        root = xp.sqrt(xp.where(squared > 0, squared, xp.zeros_like(squared)))
+        return xp.astype(root * _DOWN - _TINY, xp.float32)
+
+    def _assign_groups(
+        self,
+        y: Array,
+        norm: Array,
+        screen: Screen,
+        state: tuple[Array, Array, Array] | None,
+    ) -> tuple[Array, Array, Array, int]:
+        """Return labels (m,), upper (m,), lower (groups, m) and scores made: of groups in doubt."""
+        xp = self.xp
+        m, groups = int(y.shape[0]), len(screen.groups)
+        on = {"device": self.matrix.device}
+        if state is None:
+            labels = xp.full((m,), -1, dtype=screen.group_of.dtype, **on)
+            best = xp.full((m,), xp.inf, dtype=y.dtype, **on)
+            need = xp.ones((groups, m), dtype=xp.bool, **on)
+            bound = [xp.full((m,), xp.inf, dtype=xp.float32, **on) for _ in range(groups)]
+        else:
+            old, _, lower = state
+            own = xp.vecdot(y, xp.take(screen.centred, old, axis=0)) * -2.0
+            own = own + xp.take(screen.norms, old)
+            need = lower <= (self._at_most(screen, norm, own) * _GAP)[None, :]
+            labels, best = xp.asarray(old, copy=True), xp.asarray(own, copy=True)
+            bound = [xp.asarray(lower[g, :], copy=True) for g in range(groups)]
+        scored = []
+        for g, (ids, minus_2c, norms) in enumerate(screen.groups):
+            (at,) = xp.nonzero(need[g, :])
+            if at.shape[0] == 0:
+                continue
+            part, part_norm = y, norm
+            if at.shape[0] < m:
+                part, part_norm = xp.take(y, at, axis=0), xp.take(norm, at)
+            found, low, second = self.kernel.nearest(xp, part, minus_2c, norms)
+            who = xp.take(ids, found)
+            bound[g] = put(xp, bound[g], at, self._at_least(screen, part_norm, low))
+            (closer,) = xp.nonzero(low < xp.take(best, at))
+            best = put(xp, best, xp.take(at, closer), xp.take(low, closer))
+            labels = put(xp, labels, xp.take(at, closer), xp.take(who, closer))
+            scored.append((g, at, who, part_norm, second))
+        # In the group of its own label, a row's bound is that of the other centroids ...
+        for g, at, who, part_norm, second in scored:
+            (own_at,) = xp.nonzero(who == xp.take(labels, at))
+            far = self._at_least(screen, xp.take(part_norm, own_at), xp.take(second, own_at))
+            bound[g] = put(xp, bound[g], xp.take(at, own_at), far)
+        lower = xp.stack(bound, axis=0)
+        if state is not None:
+            far = self._at_least(screen, norm, own)
+            lower = self._left_behind(screen, lower, old, labels, far)
+        made = sum(int(at.shape[0]) * int(screen.groups[g][0].shape[0]) for g, at, *_ in scored)
+        return labels, self._at_most(screen, norm, best), lower, made
+
+    def _left_behind(
+        self, screen: Screen, lower: Array, old: Array, new: Array, far: Array
+    ) -> Array:
+        """Return `lower` (groups, m) with the centroid a row left, at least `far`, counted as another's."""
+        xp = self.xp
+        (at,) = xp.nonzero(old != new)
+        if at.shape[0] == 0:
+            return lower
+        numbers = self.matrix.arange(lower.shape[0])[:, None]
+        left = (numbers == xp.take(screen.group_of, old)[None, :]) & (old != new)[None, :]
+        return xp.where(left & (far[None, :] < lower), far[None, :], lower)
+
+    def _resolve(
+        self, y: Array, rows: Array, norm: Array, guess: Array, screen: Screen
+    ) -> tuple[Array, Array, Array]:
+        """Return labels (m,), upper (m,) and a lower bound (m,) for the label guessed.
+
+        Float64 differences decide among the centroids that may be the nearest; equal distances go
+        to the lowest label.
+        """
+        k = int(screen.norms.shape[0])
+        step = max(1, self.work.tile // (k + self.shape[1]))
+        parts = [
+            self._resolve_tile(y[t, :], rows[t], norm[t], guess[t], screen)
+            for t in self.work.tiles(0, int(rows.shape[0]), step)
+        ]
+        labels, upper, lower = (
+            parts[0][i] if len(parts) == 1 else self.xp.concat([part[i] for part in parts])
+            for i in range(3)
+        )
+        return labels, upper, lower
+
+    def _resolve_tile(
+        self, y: Array, rows: Array, norm: Array, guess: Array, screen: Screen
+    ) -> tuple[Array, Array, Array]:
+        xp, bounds = self.xp, screen.bounds
+        k = int(screen.norms.shape[0])
+        scores = xp.astype(y @ screen.minus_2c + screen.norms, xp.float64)
+        estimates = norm[:, None] + scores  # (m, k)
+        least = bounds.lower(xp, estimates, norm[:, None])
+        most = bounds.upper(xp, norm + xp.min(scores, axis=1), norm) * (1 + 3 * bounds.tie)
+        who, candidates = xp.nonzero(least <= most[:, None])
+        pairs = int(who.shape[0])
+        step = max(1, self.work.tile // self.shape[1])
+        found = xp.concat(
+            [
+                squared_distances(
+                    xp,
+                    self.frame.wide(xp.take(rows, who[t])),
+                    xp.take(screen.wide, candidates[t], axis=0),
+                )
+                for t in self.work.tiles(0, pairs, step)
+            ]
+        )
+        # The pairs come row by row: line each row's up, padded with infinity.
+        count = xp.sum(xp.astype(least <= most[:, None], xp.int64), axis=1)
+        start = xp.cumulative_sum(count) - count
+        numbers = self.matrix.arange(int(xp.max(count)))[None, :]
+        used = numbers < count[:, None]
+        place = xp.where(used, start[:, None] + numbers, xp.zeros_like(start)[:, None])
+        flat = xp.reshape(place, (-1,))
+        distance = xp.where(used, xp.reshape(xp.take(found, flat), place.shape), xp.inf)
+        number = xp.reshape(xp.take(candidates, flat), place.shape)
+        shortest = xp.min(distance, axis=1)
+        tied = distance <= (shortest * (1 + bounds.tie))[:, None]
+        labels = xp.min(xp.where(tied, number, xp.full_like(number, k)), axis=1)
+        left = xp.take_along_axis(least, xp.astype(guess, number.dtype)[:, None], axis=1)[:, 0]
+        left = xp.sqrt(xp.where(left > 0, left, xp.zeros_like(left))) * _DOWN - _TINY
+        upper = xp.sqrt(shortest) * _UP + _TINY
+        return (
+            xp.astype(labels, guess.dtype),
+            xp.astype(upper, xp.float32),
+            xp.astype(left, xp.float32),
+        )

@@ -1,0 +1,124 @@
+"""How work is cut and spread: tiles within a budget of bytes, threads, one BLAS thread in each."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
+
+import numpy as np
+
+THREADS: int | None = None  # None: by the size of the work and the cores this process may use
+
+_SMALL = 1 << 18  # numbers in `x` below which starting threads costs more than they save
+_CPU_BYTES, _DEVICE_BYTES = 1 << 28, 1 << 30
+_CACHE = 1 << 16  # numbers of a tile on a CPU: its temporaries stay in the L2 cache
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+class _OneBlasThread:
+    """Keeps BLAS to one thread while anyone needs it; fits may run in several threads at once."""
+
+    def __init__(self) -> None:
+        self._lock, self._users = threading.Lock(), 0
+        self._controller: Any = None
+        self._limit: Any = None
+
+    def enter(self) -> None:
+        with self._lock:
+            self._users += 1
+            if self._users == 1:
+                if self._controller is None:  # finding the loaded libraries takes milliseconds
+                    from threadpoolctl import ThreadpoolController
+
+                    self._controller = ThreadpoolController()
+                self._limit = self._controller.limit(limits=1, user_api="blas")
+
+    def leave(self) -> None:
+        with self._lock:
+            self._users -= 1
+            if self._users == 0:
+                self._limit.restore_original_limits()
+
+
+_one_blas_thread = _OneBlasThread()
+
+
+def _cores() -> int:
+    """Return the cores this process may use; OMP_NUM_THREADS is respected, as joblib sets it."""
+    cores = (
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    )
+    limit = os.environ.get("OMP_NUM_THREADS", "").split(",")[0]
+    return max(1, min(cores, int(limit))) if limit.isdigit() else cores
+
+
+class Work:
+    """How the work on rows (n, d) is cut and spread.
+
+    Attributes
+    ----------
+    host : bool
+        Whether it is done on a CPU.
+    max_bytes : int
+        Budget for temporaries and bounds.
+    threads : int
+        Threads to spread tiles over.
+    room : int
+        Numbers of 8 bytes that all the temporaries of one thread may be 8 times as many as.
+    tile : int
+        The same for a piece of elementwise work.
+    """
+
+    def __init__(self, n: int, d: int, *, host: bool, max_bytes: int | None) -> None:
+        self.n, self.d, self.host = n, d, host
+        self.max_bytes = max_bytes or (_CPU_BYTES if host else _DEVICE_BYTES)
+        threads = 1 if n * d < _SMALL else min(_cores(), self.max_bytes // (1 << 20))
+        if THREADS is not None:
+            threads = THREADS
+        self.threads = max(1, threads) if host else 1
+        self.room = max(1, self.max_bytes // self.threads // 64)
+        self.tile = min(_CACHE, self.room) if host else self.room
+        self._pool: ThreadPoolExecutor | None = None
+
+    def tiles(self, start: int = 0, stop: int | None = None, step: int = 0) -> list[slice]:
+        """Return slices of rows, by default all rows in steps that keep float64 copies in the tile."""
+        stop = self.n if stop is None else stop
+        step = step or self.rows_of(self.d)
+        return [slice(i, min(i + step, stop)) for i in range(start, stop, step)]
+
+    def rows_of(self, width: int) -> int:
+        """Return how many rows of `width` numbers a tile holds, at least one."""
+        return max(1, self.tile // width)
+
+    def __enter__(self) -> Work:
+        """Keep BLAS to one thread, as the tiles are spread over threads of our own.
+
+        OpenBLAS collapses where its threads wait for a core that another process has.
+        """
+        if self.host:
+            _one_blas_thread.enter()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Give BLAS its threads back, and end ours."""
+        if self.host:
+            _one_blas_thread.leave()
+        if self._pool is not None:
+            self._pool.shutdown()
+        self._pool = None
+
+    def map(self, work: Callable[[T], R], items: Iterable[T]) -> list[R]:
+        """Return ``[work(i) for i in items]``, spread over threads."""
+        items = list(items)
+        if self.threads == 1 or len(items) == 1:
+            return [work(item) for item in items]
+        if self._pool is None:
+            self._pool = ThreadPoolExecutor(self.threads)
+        runs = np.array_split(np.arange(len(items)), min(len(items), 8 * self.threads))
+        done = self._pool.map(lambda run: [work(items[i]) for i in run], runs)
+        return [result for results in done for result in results]
