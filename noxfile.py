@@ -48,7 +48,7 @@ class Backend:
 
 
 BACKENDS = {
-    "numpy": Backend("NumPy", "numpy", None, (), "numpy", None),
+    "numpy": Backend("NumPy", "numpy", "numba", (), "numpy", None),
     "torch": Backend("PyTorch", "torch", "torch", (), "torch", "torch:cuda"),
     "array-api-strict": Backend(
         "array-api-strict",

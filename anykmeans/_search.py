@@ -140,11 +140,13 @@ class Search:
         widest = max(len(ids) for ids in self._members)
         if not self.kernel.host:
             return max(1, self.work.room // (widest + 4 * groups + d))
-        # Scores should stay in the L2 cache; groups want each of their few rows to be many.
-        cache, rows = (
-            ((1 << 18) // widest, (1 << 19) // d) if groups == 1 else (1 << 16, (1 << 22) // d)
-        )
-        return max(1, min(cache, rows, self.work.room // (widest + groups + d)))
+        if groups > 1:  # long, so that the few rows that want a group are many
+            rows = min(1 << 16, (1 << 22) // d)
+        elif self.kernel.fused(d):
+            return max(1, min(1 << 15, self.work.room // (8 + d)))
+        else:  # scores should stay in the L2 cache
+            rows = min((1 << 18) // widest, (1 << 19) // d)
+        return max(1, min(rows, self.work.room // (widest + groups + d)))
 
     def _screen(self, c: Array) -> Screen:
         xp, asarray = self.xp, self.matrix.asarray

@@ -6,6 +6,8 @@ A kernel is a module of this package. It may define
     the lowest and second lowest score of each row and where the lowest is;
 ``segment_sum(xp, values, labels, k) -> sums``
     the sums (k, columns) of whole-number `values` (m, columns) by label;
+``fused(d) -> bool``
+    whether `nearest` writes out no scores for rows of d features, so that tiles may be long;
 
 and must define ``why_not(x) -> str | None``, the reason it cannot run on the array `x`, and ``HOST``,
 whether it works on the NumPy view of `x`. What it lacks comes from ``agnostic``. Adding a kernel is
@@ -20,18 +22,35 @@ from dataclasses import dataclass
 
 from anykmeans._array import Array
 
-TABLE = ("cpu", "torch", "cupy", "agnostic")  # in order of preference
+TABLE = ("numba", "cpu", "torch", "cupy", "agnostic")  # in order of preference
+# Numbers in `x` from which on a kernel is chosen unasked: loading Numba takes longer than small work.
+LEAST = {"numba": 1 << 16}
 
 
 @dataclass(frozen=True)
 class Kernel:
-    """The steps chosen for one fit; `one_hot` where its segment sum writes out k numbers a row."""
+    """The steps chosen for one fit.
+
+    Attributes
+    ----------
+    name : str
+        Its name in `TABLE`.
+    host : bool
+        Whether it works on NumPy views.
+    nearest, segment_sum : callable
+        The steps.
+    one_hot : bool
+        Whether `segment_sum` writes out k numbers a row.
+    fused : callable
+        Whether `nearest` keeps the k scores of a row to itself, by number of features.
+    """
 
     name: str
     host: bool
     nearest: Callable[..., tuple[Array, Array, Array]]
     segment_sum: Callable[..., Array]
     one_hot: bool
+    fused: Callable[[int], bool]
 
 
 def why_not(name: str, x: Array) -> str | None:
@@ -49,7 +68,10 @@ def choose(x: Array, name: str = "auto") -> Kernel:
         If `name` is unknown, or that kernel cannot run on `x`.
     """
     if name == "auto":
-        name = next(each for each in TABLE if why_not(each, x) is None)
+        size = x.shape[0] * x.shape[1]
+        name = next(
+            each for each in TABLE if size >= LEAST.get(each, 0) and why_not(each, x) is None
+        )
     elif name not in TABLE:
         raise ValueError(
             f"`kernel` must be 'auto' or one of {', '.join(map(repr, TABLE))}; got {name!r}."
@@ -67,4 +89,5 @@ def choose(x: Array, name: str = "auto") -> Kernel:
         getattr(own, "nearest", agnostic.nearest),
         getattr(own, "segment_sum", agnostic.segment_sum),
         not hasattr(own, "segment_sum") or own is agnostic,
+        getattr(own, "fused", lambda d: False),
     )
