@@ -19,6 +19,10 @@ import numpy as np
 from anykmeans._array import Array, Namespace
 
 FOLDS = 3  # grids a summand may be split on; at n = 10^6 they hold 98 bits below the maximum
+# Bounds are kept as float32 distances, rounded outwards by more than float32 rounding takes, and by
+# more than underflow does in a frame whose largest row is near 1.
+UP, DOWN, TINY = 1 + 2.0**-22, 1 - 2.0**-22, 2.0**-120
+GAP = 1 + 2.0**-20  # the factor between bounds that prove a label: more than any tie
 _ROOM = 52  # a float64 holds every whole number of this many bits, and one bit more for a sum
 
 
@@ -150,6 +154,23 @@ class Bounds:
     def lower(self, xp: Namespace, a: Array, norm: Array) -> Array:
         """Return a value that every squared distance estimated as `a` reaches."""
         return xp.where(a > 0, a * (1 - self.beta), a) - norm * self.beta - self.eta
+
+    def at_most(self, xp: Namespace, norm: Array, scores: Array) -> Array:
+        """Return float32 distances (m,) that the true ones of rows with these scores do not exceed."""
+        squared = self.upper(xp, norm + xp.astype(scores, xp.float64), norm)
+        root = xp.sqrt(xp.where(squared > 0, squared, xp.zeros_like(squared)))
+        return xp.astype(root * UP + TINY, xp.float32)
+
+    def at_least(self, xp: Namespace, norm: Array, scores: Array) -> Array:
+        """Return float32 distances (m,) that the true ones of rows with these scores reach."""
+        squared = self.lower(xp, norm + xp.astype(scores, xp.float64), norm)
+        root = xp.sqrt(xp.where(squared > 0, squared, xp.zeros_like(squared)))
+        return xp.astype(root * DOWN - TINY, xp.float32)
+
+
+def squared_norms(xp: Namespace, y: Array) -> Array:
+    """Return the squared norms (m,), float64, of rows `y` (m, d), as `Bounds` takes them."""
+    return xp.astype(xp.vecdot(y, y), xp.float64)
 
 
 def power_of_two(values: float) -> int:

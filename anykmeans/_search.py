@@ -13,14 +13,11 @@ from typing import Any
 import numpy as np
 
 from anykmeans._array import Array, Selection, full_float32_products, put, to_numpy
-from anykmeans._exact import Bounds, squared_distances
+from anykmeans._exact import DOWN, GAP, TINY, UP, Bounds, squared_distances, squared_norms
 from anykmeans._frame import Frame
 from anykmeans._work import Work
 from anykmeans.kernels import Kernel
 
-_UP, _DOWN = 1 + 2.0**-22, 1 - 2.0**-22  # more than float32 rounding takes
-_TINY = 2.0**-120  # more than underflow takes, in a frame whose largest row is near 1
-_GAP = 1 + 2.0**-20  # bounds must differ by more than any tie of squared_distances
 _ENOUGH = 0.35  # of all distances: groups that leave more to do cost more than they save
 
 Change = tuple[Array, Array, Array]
@@ -172,7 +169,7 @@ class Search:
             moved = to_numpy(
                 xp.sqrt(squared_distances(xp, wide, self.frame.widen(self._centroids)))
             )
-            drift, drifts = (asarray(a, xp.float32) for a in self._drifts(moved * _UP))
+            drift, drifts = (asarray(a, xp.float32) for a in self._drifts(moved * UP))
         group_of = asarray(group_of, number)
         bounds = Bounds.of(self.shape[1], 2.0**-24 if self._narrow else 2.0**-53)
         return Screen(wide, centred, groups, minus_2c, norms, group_of, drift, drifts, bounds)
@@ -184,7 +181,7 @@ class Search:
             order = ids[np.argsort(moved[ids])]
             table[g] = moved[order[-1]]
             table[g, order[-1]] = moved[order[-2]] if len(order) > 1 else 0.0
-        return moved * _UP + _TINY, table * _UP + _TINY
+        return moved * UP + TINY, table * UP + TINY
 
     def settle(self, c: Array) -> list[Change]:
         """Give every row its nearest centroid of `c`; return changed rows, old and new labels."""
@@ -214,10 +211,9 @@ class Search:
         if first or not self._skip or screen.drift is None:
             active = None
         else:
-            block.upper = (block.upper + xp.take(screen.drift, old)) * _UP
-            block.lower = (block.lower - xp.take(screen.drifts, old, axis=1)) * _DOWN
-            doubt = ~(block.upper * _GAP < xp.min(block.lower, axis=0))
-            (active,) = xp.nonzero(doubt)
+            block.upper, block.lower, active = self.kernel.wear(
+                xp, block.upper, block.lower, old, screen.drift, screen.drifts
+            )
             if active.shape[0] == 0:
                 return None, 0, 0
             if active.shape[0] == block.stop - block.start:
@@ -266,24 +262,22 @@ class Search:
         """Return certified labels (m,), upper (m,), lower (groups, m), rows not proven, scores made."""
         xp = self.xp
         y = self.frame.centred(select, screen.norms.dtype == xp.float32)
-        norm = xp.astype(xp.vecdot(y, y), xp.float64)
         if len(screen.groups) == 1:
             labels, best, second = self.kernel.nearest(xp, y, *screen.groups[0][1:])
-            scored = 0  # of interest only where there are groups
-            upper = self._at_most(screen, norm, best)
-            lower = self._at_least(screen, norm, second)[None, :]
+            upper, lower = self.kernel.interval(xp, y, best, second, screen.bounds)
+            lower, scored = lower[None, :], 0  # what is scored matters only where there are groups
         else:
-            labels, upper, lower, scored = self._assign_groups(y, norm, screen, state)
+            labels, upper, lower, scored = self._assign_groups(y, screen, state)
         labels = xp.astype(labels, screen.group_of.dtype)
         hard = 0
         if self._exact:
-            unproven = ~(upper * _GAP < xp.min(lower, axis=0))
+            unproven = ~(upper * GAP < xp.min(lower, axis=0))
             (at,) = xp.nonzero(unproven)
             hard = int(at.shape[0])
             if hard:
                 rows = at + select.start if isinstance(select, slice) else xp.take(select, at)
                 found, above, far = self._resolve(
-                    xp.take(y, at, axis=0), rows, xp.take(norm, at), xp.take(labels, at), screen
+                    xp.take(y, at, axis=0), rows, xp.take(labels, at), screen
                 )
                 upper = put(xp, upper, at, above)
                 distance = put(xp, xp.full_like(upper, xp.inf), at, far)
@@ -292,30 +286,16 @@ class Search:
                 labels = after
         return labels, upper, lower, hard, scored
 
-    def _at_most(self, screen: Screen, norm: Array, scores: Array) -> Array:
-        """Return float32 distances that the true ones of rows with these scores do not exceed."""
-        xp = self.xp
-        squared = screen.bounds.upper(xp, norm + xp.astype(scores, xp.float64), norm)
-        root = xp.sqrt(xp.where(squared > 0, squared, xp.zeros_like(squared)))
-        return xp.astype(root * _UP + _TINY, xp.float32)
-
-    def _at_least(self, screen: Screen, norm: Array, scores: Array) -> Array:
-        """Return float32 distances that the true ones of rows with these scores reach."""
-        xp = self.xp
-        squared = screen.bounds.lower(xp, norm + xp.astype(scores, xp.float64), norm)
-        root = xp.sqrt(xp.where(squared > 0, squared, xp.zeros_like(squared)))
-        return xp.astype(root * _DOWN - _TINY, xp.float32)
-
     def _assign_groups(
         self,
         y: Array,
-        norm: Array,
         screen: Screen,
         state: tuple[Array, Array, Array] | None,
     ) -> tuple[Array, Array, Array, int]:
         """Return labels (m,), upper (m,), lower (groups, m) and scores made: of groups in doubt."""
         xp = self.xp
         m, groups = int(y.shape[0]), len(screen.groups)
+        bounds, norm = screen.bounds, squared_norms(xp, y)
         on = {"device": self.matrix.device}
         if state is None:
             labels = xp.full((m,), -1, dtype=screen.group_of.dtype, **on)
@@ -326,7 +306,7 @@ class Search:
             old, _, lower = state
             own = xp.vecdot(y, xp.take(screen.centred, old, axis=0)) * -2.0
             own = own + xp.take(screen.norms, old)
-            need = lower <= (self._at_most(screen, norm, own) * _GAP)[None, :]
+            need = lower <= (bounds.at_most(xp, norm, own) * GAP)[None, :]
             labels, best = xp.asarray(old, copy=True), xp.asarray(own, copy=True)
             bound = [xp.asarray(lower[g, :], copy=True) for g in range(groups)]
         scored = []
@@ -339,7 +319,7 @@ class Search:
                 part, part_norm = xp.take(y, at, axis=0), xp.take(norm, at)
             found, low, second = self.kernel.nearest(xp, part, minus_2c, norms)
             who = xp.take(ids, found)
-            bound[g] = put(xp, bound[g], at, self._at_least(screen, part_norm, low))
+            bound[g] = put(xp, bound[g], at, bounds.at_least(xp, part_norm, low))
             (closer,) = xp.nonzero(low < xp.take(best, at))
             best = put(xp, best, xp.take(at, closer), xp.take(low, closer))
             labels = put(xp, labels, xp.take(at, closer), xp.take(who, closer))
@@ -347,14 +327,14 @@ class Search:
         # In the group of its own label, a row's bound is that of the other centroids ...
         for g, at, who, part_norm, second in scored:
             (own_at,) = xp.nonzero(who == xp.take(labels, at))
-            far = self._at_least(screen, xp.take(part_norm, own_at), xp.take(second, own_at))
+            far = bounds.at_least(xp, xp.take(part_norm, own_at), xp.take(second, own_at))
             bound[g] = put(xp, bound[g], xp.take(at, own_at), far)
         lower = xp.stack(bound, axis=0)
         if state is not None:
-            far = self._at_least(screen, norm, own)
+            far = bounds.at_least(xp, norm, own)
             lower = self._left_behind(screen, lower, old, labels, far)
         made = sum(int(at.shape[0]) * int(screen.groups[g][0].shape[0]) for g, at, *_ in scored)
-        return labels, self._at_most(screen, norm, best), lower, made
+        return labels, bounds.at_most(xp, norm, best), lower, made
 
     def _left_behind(
         self, screen: Screen, lower: Array, old: Array, new: Array, far: Array
@@ -369,7 +349,7 @@ class Search:
         return xp.where(left & (far[None, :] < lower), far[None, :], lower)
 
     def _resolve(
-        self, y: Array, rows: Array, norm: Array, guess: Array, screen: Screen
+        self, y: Array, rows: Array, guess: Array, screen: Screen
     ) -> tuple[Array, Array, Array]:
         """Return labels (m,), upper (m,) and a lower bound (m,) for the label guessed.
 
@@ -379,7 +359,7 @@ class Search:
         k = int(screen.norms.shape[0])
         step = max(1, self.work.tile // (k + self.shape[1]))
         parts = [
-            self._resolve_tile(y[t, :], rows[t], norm[t], guess[t], screen)
+            self._resolve_tile(y[t, :], rows[t], guess[t], screen)
             for t in self.work.tiles(0, int(rows.shape[0]), step)
         ]
         labels, upper, lower = (
@@ -389,9 +369,9 @@ class Search:
         return labels, upper, lower
 
     def _resolve_tile(
-        self, y: Array, rows: Array, norm: Array, guess: Array, screen: Screen
+        self, y: Array, rows: Array, guess: Array, screen: Screen
     ) -> tuple[Array, Array, Array]:
-        xp, bounds = self.xp, screen.bounds
+        xp, bounds, norm = self.xp, screen.bounds, squared_norms(self.xp, y)
         k = int(screen.norms.shape[0])
         scores = xp.astype(y @ screen.minus_2c + screen.norms, xp.float64)
         estimates = norm[:, None] + scores  # (m, k)
@@ -423,8 +403,8 @@ class Search:
         tied = distance <= (shortest * (1 + bounds.tie))[:, None]
         labels = xp.min(xp.where(tied, number, xp.full_like(number, k)), axis=1)
         left = xp.take_along_axis(least, xp.astype(guess, number.dtype)[:, None], axis=1)[:, 0]
-        left = xp.sqrt(xp.where(left > 0, left, xp.zeros_like(left))) * _DOWN - _TINY
-        upper = xp.sqrt(shortest) * _UP + _TINY
+        left = xp.sqrt(xp.where(left > 0, left, xp.zeros_like(left))) * DOWN - TINY
+        upper = xp.sqrt(shortest) * UP + TINY
         return (
             xp.astype(labels, guess.dtype),
             xp.astype(upper, xp.float32),

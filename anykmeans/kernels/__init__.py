@@ -1,4 +1,4 @@
-"""The seam for speed: which kernel does the three steps here, and why not the others.
+"""The seam for speed: which kernel does the steps here, and why not the others.
 
 A kernel is a module of this package. It may define
 
@@ -6,6 +6,10 @@ A kernel is a module of this package. It may define
     the lowest and second lowest score of each row and where the lowest is;
 ``segment_sum(xp, values, labels, k) -> sums``
     the sums (k, columns) of whole-number `values` (m, columns) by label;
+``interval(xp, y, best, second, bounds) -> upper, lower``
+    distances that the true ones to the nearest and second nearest centroid lie between;
+``wear(xp, upper, lower, labels, drift, drifts) -> upper, lower, active``
+    bounds after the centroids moved, and the rows whose label they no longer prove;
 ``fused(d) -> bool``
     whether `nearest` writes out no scores for rows of d features, so that tiles may be long;
 
@@ -19,6 +23,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from anykmeans._array import Array
 
@@ -37,7 +42,7 @@ class Kernel:
         Its name in `TABLE`.
     host : bool
         Whether it works on NumPy views.
-    nearest, segment_sum : callable
+    nearest, interval, wear, segment_sum : callable
         The steps.
     one_hot : bool
         Whether `segment_sum` writes out k numbers a row.
@@ -48,6 +53,8 @@ class Kernel:
     name: str
     host: bool
     nearest: Callable[..., tuple[Array, Array, Array]]
+    interval: Callable[..., tuple[Array, Array]]
+    wear: Callable[..., tuple[Array, Array, Array]]
     segment_sum: Callable[..., Array]
     one_hot: bool
     fused: Callable[[int], bool]
@@ -83,11 +90,18 @@ def choose(x: Array, name: str = "auto") -> Kernel:
         )
     agnostic = importlib.import_module(f"{__name__}.agnostic")
     own = importlib.import_module(f"{__name__}.{name}")
+
+    def step(name: str) -> Callable[..., Any]:
+        found: Callable[..., Any] = getattr(own, name, getattr(agnostic, name))
+        return found
+
     return Kernel(
         name,
         own.HOST,
-        getattr(own, "nearest", agnostic.nearest),
-        getattr(own, "segment_sum", agnostic.segment_sum),
-        not hasattr(own, "segment_sum") or own is agnostic,
-        getattr(own, "fused", lambda d: False),
+        nearest=step("nearest"),
+        interval=step("interval"),
+        wear=step("wear"),
+        segment_sum=step("segment_sum"),
+        one_hot=not hasattr(own, "segment_sum") or own is agnostic,
+        fused=getattr(own, "fused", lambda d: False),
     )

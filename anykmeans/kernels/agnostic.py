@@ -1,9 +1,10 @@
-"""The three steps in the Array API standard alone: the reference, and every other library's path."""
+"""The steps in the Array API standard alone: the reference, and every other library's path."""
 
 from __future__ import annotations
 
 from anykmeans import _array as arrays
 from anykmeans._array import Array, Namespace
+from anykmeans._exact import DOWN, GAP, UP, Bounds, squared_norms
 
 HOST = False
 
@@ -25,6 +26,27 @@ def nearest(xp: Namespace, y: Array, minus_2c: Array, norms: Array) -> tuple[Arr
     infinity = xp.full_like(scores, xp.inf)
     second = xp.min(xp.where(columns == labels[:, None], infinity, scores), axis=1)
     return labels, best, second
+
+
+def interval(
+    xp: Namespace, y: Array, best: Array, second: Array, bounds: Bounds
+) -> tuple[Array, Array]:
+    """Return float32 distances (m,): at most to the nearest, at least to the second nearest centroid."""
+    norm = squared_norms(xp, y)
+    return bounds.at_most(xp, norm, best), bounds.at_least(xp, norm, second)
+
+
+def wear(
+    xp: Namespace, upper: Array, lower: Array, labels: Array, drift: Array, drifts: Array
+) -> tuple[Array, Array, Array]:
+    """Return bounds upper (m,) and lower (groups, m) after centroids moved, and rows now in doubt.
+
+    `drift` (k,) is how far each centroid moved, `drifts` (groups, k) how far the others of each
+    group did at most, by label. What is given may be written to.
+    """
+    upper = (upper + xp.take(drift, labels)) * UP
+    lower = (lower - xp.take(drifts, labels, axis=1)) * DOWN
+    return upper, lower, xp.nonzero(~(upper * GAP < xp.min(lower, axis=0)))[0]
 
 
 def segment_sum(xp: Namespace, values: Array, labels: Array, k: int) -> Array:

@@ -9,13 +9,16 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import math
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
 from anykmeans import _array as arrays
 from anykmeans._array import Array, Namespace
-from anykmeans.kernels import cpu
+from anykmeans._exact import DOWN, GAP, TINY, UP, Bounds
+from anykmeans.kernels import agnostic, cpu
 
 HOST = True
 segment_sum = cpu.segment_sum
@@ -52,15 +55,33 @@ def nearest(xp: Namespace, y: Array, minus_2c: Array, norms: Array) -> tuple[Arr
     return labels, best, second
 
 
+def interval(
+    xp: Namespace, y: Array, best: Array, second: Array, bounds: Bounds
+) -> tuple[Array, Array]:
+    """Return float32 distances (m,): at most to the nearest, at least to the second nearest centroid."""
+    upper, lower = np.empty(y.shape[0], np.float32), np.empty(y.shape[0], np.float32)
+    _interval()(y, best, second, bounds.beta, bounds.eta, upper, lower)
+    return upper, lower
+
+
+def wear(
+    xp: Namespace, upper: Array, lower: Array, labels: Array, drift: Array, drifts: Array
+) -> tuple[Array, Array, Array]:
+    """Return bounds upper (m,) and lower (groups, m) after centroids moved, and rows now in doubt."""
+    if lower.shape[0] > 1:
+        return agnostic.wear(xp, upper, lower, labels, drift, drifts)
+    active = np.empty(upper.shape[0], np.int64)
+    count = _wear()(upper, lower[0], labels, drift, drifts[0], active)
+    return upper, lower, active[:count]
+
+
 @functools.cache
-def _jit() -> Callable[[Callable[..., None]], Callable[..., None]]:
+def _jit() -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     import numba
 
     # On disk after the first time. No fast-math: infinities are meant, and the order of additions
     # matters to nobody but must stay within the error bound.
-    jit: Callable[..., Callable[..., None]] = numba.njit(
-        cache=True, nogil=True, error_model="numpy"
-    )
+    jit: Callable[..., Callable[..., Any]] = numba.njit(cache=True, nogil=True, error_model="numpy")
     return jit
 
 
@@ -135,3 +156,40 @@ def _two_lowest() -> Callable[..., None]:
             labels[row], best[row], second[row] = label, low, high
 
     return _jit()(two_lowest)
+
+
+@functools.cache
+def _interval() -> Callable[..., None]:
+    """Return `Bounds.at_most` and `Bounds.at_least` in one go."""
+
+    def interval(y, best, second, beta, eta, upper, lower):  # type: ignore[no-untyped-def]
+        m, d = y.shape
+        for row in range(m):
+            norm = 0.0
+            for f in range(d):
+                norm += np.float64(y[row, f]) * np.float64(y[row, f])
+            near, far = norm + best[row], norm + second[row]
+            near = (near * (1 + beta) if near > 0 else near) + norm * beta + eta
+            far = (far * (1 - beta) if far > 0 else far) - norm * beta - eta
+            upper[row] = math.sqrt(max(near, 0.0)) * UP + TINY
+            lower[row] = math.sqrt(max(far, 0.0)) * DOWN - TINY
+
+    return _jit()(interval)
+
+
+@functools.cache
+def _wear() -> Callable[..., int]:
+    """Return the wear of Hamerly's two bounds."""
+
+    def wear(upper, lower, labels, drift, drifts, active):  # type: ignore[no-untyped-def]
+        count = 0
+        for row in range(upper.shape[0]):
+            label = labels[row]
+            upper[row] = (upper[row] + drift[label]) * UP
+            lower[row] = (lower[row] - drifts[label]) * DOWN
+            if not upper[row] * GAP < lower[row]:
+                active[count] = row
+                count += 1
+        return count
+
+    return _jit()(wear)
