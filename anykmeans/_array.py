@@ -39,7 +39,7 @@ def as_array(x: Any, name: str = "x") -> Array:
     if is_sparse(x):
         return x.tocsr()
     if array_api_compat.is_torch_array(x):
-        return x.detach()
+        return x.detach().resolve_neg()
     if isinstance(x, np.ma.MaskedArray) and np.ma.is_masked(x):
         raise ValueError(
             f"`{name}` must have no masked values; got {int(np.ma.getmaskarray(x).sum())} of them. Remove or "
@@ -170,10 +170,17 @@ def full_float32_products(x: Array) -> bool:
     if array_api_compat.is_torch_array(x):
         import torch
 
-        return (
-            torch.get_float32_matmul_precision() == "highest"
-            and not torch.backends.cuda.matmul.allow_tf32
-        )
+        if torch.is_autocast_enabled(x.device.type):
+            return (
+                False  # autocast rounds the factors of float32 products, but leaves float64 alone
+            )
+        try:
+            return (
+                torch.get_float32_matmul_precision() == "highest"
+                and not torch.backends.cuda.matmul.allow_tf32
+            )
+        except RuntimeError:  # somebody has set the precision by its newer name
+            return False
     if array_api_compat.is_cupy_array(x):
         return os.environ.get("CUPY_TF32", "0") != "1"
     if array_api_compat.is_jax_array(x):

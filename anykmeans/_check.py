@@ -71,6 +71,16 @@ def finite(values: Any, name: str, dtype: str) -> None:
         )
 
 
+def summable(values: Any, n: int, name: str) -> None:
+    """Raise if `n` summands as large as `values` (host, per feature) may add up beyond float64."""
+    largest = float(np.max(values))
+    if largest * 2.0**-1000 * n > 2.0**22:
+        raise ValueError(
+            f"`{name}` must add up within float64; got values up to {largest:.1e} in {n} rows. Scale "
+            f"the data down."
+        )
+
+
 def whole(value: Any, name: str, least: int) -> int:
     """Return `value` as an int not below `least`; booleans and floats are refused."""
     try:

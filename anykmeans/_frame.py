@@ -26,8 +26,8 @@ class Frame:
         self._offset: Array | None = None
         if offset is not None:
             # Exact in the rows' dtype, so that subtracting it rounds once.
-            offset = np.asarray(offset, np.float32 if matrix.narrow else np.float64)
-            self._offset = matrix.asarray(np.ldexp(offset, -self.exponent), matrix.float_dtype)
+            offset = np.ldexp(np.asarray(offset, np.float64), -self.exponent)
+            self._offset = matrix.asarray(offset, matrix.float_dtype)
 
     @classmethod
     def around(cls, matrix: Matrix, largest: float, c: np.ndarray) -> Frame:
@@ -60,7 +60,8 @@ class Frame:
         dtype = xp.float32 if narrow else xp.float64
         # One rounding between the row and its score: the subtraction, or the cast where the data
         # is float64. Scaling is exact, and comes first so that nothing overflows.
-        x = self.matrix.rows(select, None if self.matrix.narrow and narrow else xp.float64)
+        single = self.matrix.narrow and narrow and self.exponent > -126  # 2**126 is a float32
+        x = self.matrix.rows(select, None if single else xp.float64)
         return xp.astype(self._less_offset(self.scaled(x)), dtype, copy=False)
 
     def centre(self, c: Array) -> Array:

@@ -16,7 +16,7 @@ import numpy as np
 from anykmeans import _array as arrays
 from anykmeans import _check as check
 from anykmeans._array import Array, Matrix, put, to_numpy
-from anykmeans._exact import Bounds, Grid, squared_distances
+from anykmeans._exact import Bounds, Grid
 from anykmeans._frame import Frame
 from anykmeans._lloyd import lloyd
 from anykmeans._rows import Rows
@@ -24,6 +24,7 @@ from anykmeans._rows import Rows
 Draws = np.random.Generator | np.random.RandomState
 Init = str | Array | Callable[..., Array]
 
+_FEW = 16  # features up to which a distance costs no more than to find that it does not matter
 _ROUNDS = 5  # passes of k-means||; Bahmani et al. saw no gain from more
 
 
@@ -126,13 +127,13 @@ def plus_plus(rows: Rows, k: int, rng: Draws, trials: int | None = None) -> np.n
     w = rows.relative_weight(slice(0, n))
     for i in range(1, k):
         cost = seeds.closest if w is None else w * seeds.closest
-        grid = Grid.plan(np.asarray([float(xp.max(cost))]), n)
+        grid = Grid.plan(np.asarray([float(xp.max(cost))]), n, np.zeros(1))  # one fold is used
         whole = functools.partial(_whole, xp, w, float(grid.scale[0]))
         cumulative = xp.cumulative_sum(whole(seeds.closest))  # whole numbers: exact in any order
         total = float(cumulative[-1])
         draws = matrix.asarray(rng.uniform(size=trials) * total)
         candidates = np.minimum(to_numpy(xp.searchsorted(cumulative, draws)), n - 1)
-        picks[i] = seeds.best(candidates, whole)
+        picks[i] = seeds.best(candidates, whole, n / float(grid.scale[0]))
     return picks
 
 
@@ -152,20 +153,21 @@ class _Seeds:
         c = rows.frame.wide(slice(first, first + 1))
         tiles = rows.work.tiles()
         self.closest = xp.concat(
-            rows.work.map(lambda tile: squared_distances(xp, rows.frame.wide(tile), c), tiles)
+            rows.work.map(
+                lambda tile: rows.kernel.squared_distances(xp, rows.frame.wide(tile), c), tiles
+            )
         )
-        self._offset = c
         self._bounds = Bounds.of(rows.shape[1], 2.0**-53)
 
-    def best(self, candidates: np.ndarray, whole: Callable[[Array], Array]) -> int:
+    def best(self, candidates: np.ndarray, whole: Callable[[Array], Array], lost: float) -> int:
         """Return the candidate that leaves the lowest cost, and count it as picked.
 
         Costs are first estimated from matrix products; only candidates whose costs these cannot
-        tell apart are compared exactly.
+        tell apart are compared exactly, as whole numbers whose rounding may take `lost` from a cost.
         """
         contenders = list(dict.fromkeys(int(i) for i in candidates))
         if len(contenders) > 1:
-            contenders = self._contenders(np.asarray(contenders))
+            contenders = self._contenders(np.asarray(contenders), lost)
         left = [self._closest_with(i) for i in contenders]
         choice = 0
         if len(contenders) > 1:
@@ -173,31 +175,24 @@ class _Seeds:
         self.closest = left[choice]
         return contenders[choice]
 
-    def _contenders(self, candidates: np.ndarray) -> list[int]:
+    def _contenders(self, candidates: np.ndarray, lost: float) -> list[int]:
         xp, rows = self.xp, self.rows
-        c = rows.frame.wide(rows.matrix.asarray(candidates)) - self._offset
+        c = rows.frame.centre(rows.frame.wide(rows.matrix.asarray(candidates)))
         minus_2c, norms = xp.permute_dims(c * -2.0, (1, 0)), xp.vecdot(c, c)
-        zero = xp.zeros((), dtype=xp.float64, device=rows.matrix.device)
 
         def cost(tile: slice) -> np.ndarray:
-            y = rows.frame.centred(tile, narrow=False)
-            norm = xp.vecdot(y, y)
-            estimate = (y @ minus_2c + norms) + norm[:, None]
-            closest = self.closest[tile]
-            estimate = xp.where(estimate < closest[:, None], estimate, closest[:, None])
-            estimate = xp.where(estimate > zero, estimate, zero)
-            w = rows.relative_weight(tile)
-            doubt = (closest + norm) * (1.1 * self._bounds.beta) + self._bounds.eta
-            if w is not None:
-                estimate, doubt = estimate * w[:, None], doubt * w
-            return np.append(to_numpy(xp.sum(estimate, axis=0)), float(xp.sum(doubt)))
+            y, w = rows.frame.centred(tile, narrow=False), rows.relative_weight(tile)
+            costs, scale = rows.kernel.trials(xp, y, minus_2c, norms, self.closest[tile], w)
+            return np.concatenate([to_numpy(costs), to_numpy(scale)])
 
-        step = max(1, rows.work.tile // (rows.shape[1] + 2 * len(candidates)))
+        step = rows.work.rows_of(rows.shape[1] + 2 * len(candidates))
         parts = rows.work.map(cost, rows.work.tiles(step=step))
-        *costs, doubt = np.sum(parts, axis=0)
-        # Whole numbers of the grid and additions in float64 round, too: n parts in 2^52 each.
-        doubt += max(costs) * rows.shape[0] * 2.0**-51
-        doubt += rows.shape[0] * 2.0**-51 * float(xp.max(self.closest))
+        *costs, scale = np.sum(parts, axis=0)
+        # An estimate errs by `beta` times its scale, and by underflow.
+        heaviest = 1.0 if rows.weights is None else 2.0
+        doubt = scale * (1.1 * self._bounds.beta) + rows.shape[0] * heaviest * self._bounds.eta
+        # Additions in float64 round, and so do whole numbers of the grid.
+        doubt += max(costs) * rows.shape[0] * 2.0**-51 + lost
         keep = np.asarray(costs) <= min(costs) + 2 * doubt
         return [int(i) for i in candidates[keep]]
 
@@ -205,7 +200,15 @@ class _Seeds:
         """Return each row's squared distance (n,) to the closest pick, `pick` counted in."""
         xp, rows = self.xp, self.rows
         row = rows.frame.wide(slice(pick, pick + 1))
-        c = row - self._offset
+        distances = functools.partial(rows.kernel.squared_distances, xp)
+        if rows.shape[1] <= _FEW:
+
+            def nearer(tile: slice) -> Array:
+                found, old = distances(rows.frame.wide(tile), row), self.closest[tile]
+                return xp.where(found < old, found, old)
+
+            return xp.concat(rows.work.map(nearer, rows.work.tiles()))
+        c = rows.frame.centre(row)
         minus_2c, norm_c = xp.permute_dims(c * -2.0, (1, 0)), xp.vecdot(c, c)
 
         def closest(tile: slice) -> Array:
@@ -217,7 +220,7 @@ class _Seeds:
             (at,) = xp.nonzero(maybe)
             if at.shape[0] == 0:
                 return old
-            found = squared_distances(xp, rows.frame.wide(at + tile.start), row)
+            found = distances(rows.frame.wide(at + tile.start), row)
             before = xp.take(old, at)
             nearer = xp.where(found < before, found, before)
             return put(xp, xp.asarray(old, copy=True), at, nearer)

@@ -17,14 +17,14 @@ from anykmeans._lloyd import lloyd
 from anykmeans._rows import Rows
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # arrays have no single truth to compare by
 class KMeansResult:
     """A clustering. It unpacks: ``centroids, labels, *_ = kmeans(x, 3)``.
 
     Attributes
     ----------
     centroids : array of shape (k, d)
-        Correctly rounded means of their rows, in the library and on the device of `x`; float32 for
+        Means of their rows, from exact sums, in the library and on the device of `x`; float32 for
         half and single precision, float64 otherwise.
     labels : array of shape (n,), int64
         The nearest centroid of each row, of the centroids returned.
@@ -134,8 +134,9 @@ def kmeans(
     -----
     Values from 1e-300 to 1e300 are scaled by a power of two and work; an inertia beyond float64 is
     infinite. Side by side they have limits: differences below 1e-150 of the largest value do not
-    show in a distance, and sums of a feature keep about 98 bits below its largest value (at n = 10^6),
-    so that far smaller values there count as zero.
+    show in a distance. Sums of float32, half precision and integers are exact; sums of float64 and of
+    weighted rows keep 263 bits below a feature's largest value (at n = 10^6), and what is smaller
+    counts as zero.
 
     References
     ----------
@@ -321,7 +322,7 @@ def cluster_sums(x: Any, labels: Any, k: int, *, sample_weight: Any = None) -> t
     rows = Rows.over(x, check.weights(sample_weight, x))
     with rows.work:
         work = rows.matrix.asarray(to_numpy(labels)) if rows.kernel.host else labels
-        sums, mass = rows.totals(rows.stats(work, k))
+        sums, mass = (a * 2.0**rows.heaviest for a in rows.totals(rows.stats(work, k)))
     return rows.matrix.give(sums), rows.matrix.give(mass)
 
 

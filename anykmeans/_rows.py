@@ -106,38 +106,42 @@ class Rows:
     def _plan(self, name: str) -> None:
         """Fix the grids from one pass over the rows, which also finds what is not finite."""
         xp, matrix = self.xp, self.matrix
-        known = self.weights is None and (matrix.narrow or matrix.integral)
+        self.heaviest = 0
+        if self.weights is not None:
+            w = self.weights.rows(slice(0, self.shape[0]), xp.float64)
+            self.heaviest = power_of_two(float(xp.max(w)))
 
         def magnitudes(tile: slice) -> tuple[np.ndarray, ...]:
+            """Largest |x|, and largest and smallest nonzero |summand|, of each feature."""
             x = xp.abs(matrix.rows(tile))
             high = xp.max(x, axis=0)
-            low = high
-            if known and not matrix.integral:
-                low = xp.min(xp.where(x > 0, x, xp.full_like(x, xp.inf)), axis=0)
-            high = xp.astype(high, xp.float64)
-            product = high
-            w = self.weight(tile)
+            w = self.relative_weight(tile)
             if w is not None:
                 with np.errstate(over="ignore", invalid="ignore"):
-                    product = xp.max(xp.astype(x, xp.float64) * w[:, None], axis=0)
-                product = xp.concat([product, xp.max(w)[None]])
-            return tuple(to_numpy(a).astype(np.float64) for a in (high, product, low))
+                    x = xp.concat([xp.astype(x, xp.float64) * w[:, None], w[:, None]], axis=1)
+            largest = high if w is None else xp.max(x, axis=0)
+            smallest = largest
+            if w is not None or not matrix.integral:
+                smallest = xp.min(xp.where(x > 0, x, xp.full_like(x, xp.inf)), axis=0)
+            return tuple(to_numpy(a).astype(np.float64) for a in (high, largest, smallest))
 
         found = self.work.map(magnitudes, self.work.tiles())
-        high, product = (np.max([f[i] for f in found], axis=0) for i in (0, 1))
+        high, largest = (np.max([f[i] for f in found], axis=0) for i in (0, 1))
+        smallest = np.min([f[2] for f in found], axis=0)
         check.finite(high, name, matrix.dtype)
-        check.finite(product, f"sample_weight * {name}", "float64")
-        lowest = None
-        if known:
-            low = np.min([f[2] for f in found], axis=0)
-            used = np.isfinite(low) & (not matrix.integral)
-            lowest = np.where(used, np.frexp(np.where(used, low, 1.0))[1] - 24.0, 0.0)
-            lowest = np.append(np.maximum(lowest, -149.0), 0.0)
+        check.finite(largest, f"sample_weight * {name}", "float64")
+        check.summable(largest, self.shape[0], name)
+        # Every summand is a multiple of the last bit of the smallest.
+        digits, least = (24, -149) if matrix.narrow and self.weights is None else (53, -1074)
+        empty = ~np.isfinite(smallest)
+        lowest = np.maximum(np.frexp(np.where(empty, 1.0, smallest))[1] - float(digits), least)
+        lowest[empty] = 0.0
         if self.weights is None:
-            product = np.append(product, 1.0)
-        self.grid = Grid.plan(product, self.shape[0], lowest)
+            if matrix.integral:
+                lowest[:] = 0.0
+            largest, lowest = np.append(largest, 1.0), np.append(lowest, 0.0)
+        self.grid = Grid.plan(largest, self.shape[0], lowest)
         self._scale = matrix.asarray(self.grid.scale)
-        self.heaviest = power_of_two(float(product[-1]))
         self.largest = float(high.max())
         self.frame = Frame(matrix, self.largest)
 
@@ -145,7 +149,7 @@ class Rows:
         """Return the rows' weighted values and weights, split on the grid (m, folds * (d + 1))."""
         xp = self.xp
         x = self.matrix.rows(select, xp.float64)
-        w = self.weight(select)
+        w = self.relative_weight(select)
         if w is None:
             w = xp.ones(x.shape[0], dtype=xp.float64, device=self.matrix.device)
         else:
@@ -189,7 +193,7 @@ class Rows:
         return functools.reduce(ClusterStats.__add__, parts)
 
     def totals(self, stats: ClusterStats) -> tuple[Array, Array]:
-        """Return the sums (k, d) and weights (k,) of `stats`, float64."""
+        """Return the sums (k, d) and weights (k,) of `stats`, float64, both of relative weights."""
         return stats.totals(self.xp, self._scale)
 
     # -- the source ---------------------------------------------------------------------------
@@ -300,7 +304,7 @@ class Rows:
 
         def distance(tile: slice) -> Array:
             own = xp.take(wide, labels[tile], axis=0)
-            return squared_distances(xp, self.frame.wide(tile), own)
+            return self.kernel.squared_distances(xp, self.frame.wide(tile), own)
 
         return xp.concat(self.work.map(distance, self.work.tiles())), labels
 
@@ -319,13 +323,18 @@ class Rows:
         """Return the mean over features of the rows' variance (unweighted), in the scaled frame."""
         xp = self.xp
         n, d = self.shape
-        plain = self if self.weights is None else Rows(self.matrix, None, self.kernel)
+        plain = (
+            self
+            if self.weights is None
+            else Rows(self.matrix, None, self.kernel, max_bytes=self.work.max_bytes)
+        )
         labels = xp.zeros(n, dtype=xp.int32, device=self.matrix.device)
         sums, mass = plain.totals(plain.stats(labels, 1))
         mean = self.frame.widen(sums / mass[:, None])
         spread = xp.concat(
             self.work.map(
-                lambda tile: squared_distances(xp, self.frame.wide(tile), mean), self.work.tiles()
+                lambda tile: self.kernel.squared_distances(xp, self.frame.wide(tile), mean),
+                self.work.tiles(),
             )
         )
         return plain.cost(spread) / n / d
@@ -338,7 +347,7 @@ class Rows:
         exponent = 2 * self.frame.exponent
         with np.errstate(over="ignore"):
             inertia = float(np.ldexp(cost, exponent + self.heaviest))
-            if exponent:  # in two steps, as 2**exponent itself may be out of range
-                half = 2.0 ** (exponent // 2)
-                distances = distances * half * half
+            for part in (self.frame.exponent // 2, (self.frame.exponent + 1) // 2) * 2:
+                if part:  # in four steps, as 2**exponent itself may be out of range
+                    distances = distances * 2.0**part
         return labels, distances, inertia

@@ -382,7 +382,7 @@ class Search:
         step = max(1, self.work.tile // self.shape[1])
         found = xp.concat(
             [
-                squared_distances(
+                self.kernel.squared_distances(
                     xp,
                     self.frame.wide(xp.take(rows, who[t])),
                     xp.take(screen.wide, candidates[t], axis=0),

@@ -35,7 +35,7 @@ class ClusterStats:
         return ClusterStats(self.sums + other.sums, self.grid)
 
     def totals(self, xp: Namespace, scale: Array) -> tuple[Array, Array]:
-        """Return the weighted sums (k, d) and weights (k,), float64, each rounded once."""
+        """Return the weighted sums (k, d) and weights (k,), rounded to float64."""
         total = self.grid.total(xp, self.sums, scale)
         return total[:, :-1], total[:, -1]
 

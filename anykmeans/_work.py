@@ -30,13 +30,13 @@ class _OneBlasThread:
 
     def enter(self) -> None:
         with self._lock:
-            self._users += 1
-            if self._users == 1:
+            if self._users == 0:
                 if self._controller is None:  # finding the loaded libraries takes milliseconds
                     from threadpoolctl import ThreadpoolController
 
                     self._controller = ThreadpoolController()
                 self._limit = self._controller.limit(limits=1, user_api="blas")
+            self._users += 1
 
     def leave(self) -> None:
         with self._lock:
@@ -44,8 +44,16 @@ class _OneBlasThread:
             if self._users == 0:
                 self._limit.restore_original_limits()
 
+    def forget(self) -> None:
+        """Start anew in a forked process: those who held the lock or the limit are not in it."""
+        if self._users:
+            self._limit.restore_original_limits()
+        self._lock, self._users = threading.Lock(), 0
+
 
 _one_blas_thread = _OneBlasThread()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_one_blas_thread.forget)
 
 
 def _cores() -> int:

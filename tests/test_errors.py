@@ -251,9 +251,18 @@ def test_overflow_to_float16_is_named(backend, make):
         kmeans(x, 2)
 
 
-def test_weighted_rows_that_overflow():
-    with pytest.raises(ValueError, match="sample_weight"):
-        kmeans(good() * 1e300, 2, sample_weight=weights((3, 1e300)))
+def test_weights_beyond_any_product_with_the_rows():
+    """Only their proportions matter: rows times weights overflow float64 here."""
+    x = good() * 1e300
+    plain = kmeans(x, 2, init=x[:2])
+    heavy = kmeans(x, 2, init=x[:2], sample_weight=np.full(len(x), 2.0**1000))
+    np.testing.assert_array_equal(heavy.centroids, plain.centroids)
+    np.testing.assert_array_equal(heavy.labels, plain.labels)
+
+
+def test_sums_beyond_float64():
+    with pytest.raises(ValueError, match=r"^`x` must add up within float64.*Scale the data"):
+        kmeans(np.full((8, 2), 1e308), 2)
 
 
 def test_mixed_libraries_are_named_with_the_line_that_fixes_it(backend, make):

@@ -292,3 +292,16 @@ def test_precision_fast_says_so():
     fast = kmeans(x, 3, rng=0, precision="fast")
     assert fast.precision == "fast"
     assert fast.inertia == pytest.approx(kmeans(x, 3, rng=0).inertia, rel=0.01)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_means_beside_a_value_that_fills_the_dtype(dtype):
+    """A missing value coded as the largest float must not swallow the other rows' bits."""
+    rng = np.random.default_rng(3)
+    x = np.concatenate(
+        [rng.normal(5, 1, 300), rng.normal(100, 1, 300), [np.finfo("float32").max]]
+    ).astype(dtype)
+    result = kmeans(x[:, None], 3, init=np.array([[0], [90], [3e38]], dtype))
+    for j, part in enumerate([x[:300], x[300:600]]):
+        wanted = np.asarray(math.fsum(part.tolist()) / 300, dtype)
+        assert result.centroids[j, 0] == wanted

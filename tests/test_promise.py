@@ -1,5 +1,9 @@
 """The promise: the same data, weights and seed give the same bits, however they are computed."""
 
+import os
+import signal
+import threading
+
 import numpy as np
 import pytest
 from referee import bits
@@ -263,3 +267,40 @@ def test_real_data(backend, make, host, real):
     x = real("cities_xyz")[::40]
     result = kmeans(make(x), 64, rng=0, max_iter=20)
     assert bits(result, host) == reference(x, 64, rng=0, max_iter=20)
+
+
+def test_autocast_does_not_reach_the_labels():
+    """Products in bfloat16 would break the bound behind certified labels."""
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+    x = torch.as_tensor(blobs(600, 20, "float32"))
+    plain = kmeans(x, 8, init=x[:8], kernel="torch", max_iter=5)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        cast = kmeans(x, 8, init=x[:8], kernel="torch", max_iter=5)
+    assert torch.equal(cast.centroids, plain.centroids)
+    assert torch.equal(cast.labels, plain.labels)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
+def test_forking_while_another_thread_fits():
+    """A child must not wait for a lock whose holder was not forked."""
+    x = blobs(300, 3, "float64")
+    wanted = kmeans(x, 4, rng=0).inertia
+    stop = threading.Event()
+
+    def fit_for_ever():
+        while not stop.is_set():
+            kmeans(x, 4, rng=0)
+
+    thread = threading.Thread(target=fit_for_ever)
+    thread.start()
+    try:
+        for _ in range(20):
+            child = os.fork()
+            if child == 0:
+                signal.alarm(30)  # a deadlock ends as a signal, not as a test that never ends
+                os._exit(0 if kmeans(x, 4, rng=0).inertia == wanted else 1)
+            assert os.waitpid(child, 0)[1] == 0
+    finally:
+        stop.set()
+        thread.join()

@@ -10,6 +10,10 @@ A kernel is a module of this package. It may define
     distances that the true ones to the nearest and second nearest centroid lie between;
 ``wear(xp, upper, lower, labels, drift, drifts) -> upper, lower, active``
     bounds after the centroids moved, and the rows whose label they no longer prove;
+``squared_distances(xp, a, b) -> distances``
+    the one distance whose bits are promised, in its one order of addition;
+``trials(xp, y, minus_2c, norms, closest, w) -> costs, scale``
+    what candidates of k-means++ would leave, estimated;
 ``fused(d) -> bool``
     whether `nearest` writes out no scores for rows of d features, so that tiles may be long;
 
@@ -42,7 +46,7 @@ class Kernel:
         Its name in `TABLE`.
     host : bool
         Whether it works on NumPy views.
-    nearest, interval, wear, segment_sum : callable
+    nearest, interval, wear, segment_sum, squared_distances, trials : callable
         The steps.
     one_hot : bool
         Whether `segment_sum` writes out k numbers a row.
@@ -56,6 +60,8 @@ class Kernel:
     interval: Callable[..., tuple[Array, Array]]
     wear: Callable[..., tuple[Array, Array, Array]]
     segment_sum: Callable[..., Array]
+    squared_distances: Callable[..., Array]
+    trials: Callable[..., tuple[Array, Array]]
     one_hot: bool
     fused: Callable[[int], bool]
 
@@ -102,6 +108,8 @@ def choose(x: Array, name: str = "auto") -> Kernel:
         interval=step("interval"),
         wear=step("wear"),
         segment_sum=step("segment_sum"),
+        squared_distances=step("squared_distances"),
+        trials=step("trials"),
         one_hot=not hasattr(own, "segment_sum") or own is agnostic,
         fused=getattr(own, "fused", lambda d: False),
     )

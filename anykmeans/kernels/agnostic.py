@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from anykmeans import _array as arrays
 from anykmeans._array import Array, Namespace
-from anykmeans._exact import DOWN, GAP, UP, Bounds, squared_norms
+from anykmeans._exact import DOWN, GAP, UP, Bounds, squared_distances, squared_norms
+
+__all__ = ["interval", "nearest", "segment_sum", "squared_distances", "trials", "wear", "why_not"]
 
 HOST = False
 
@@ -47,6 +49,24 @@ def wear(
     upper = (upper + xp.take(drift, labels)) * UP
     lower = (lower - xp.take(drifts, labels, axis=1)) * DOWN
     return upper, lower, xp.nonzero(~(upper * GAP < xp.min(lower, axis=0)))[0]
+
+
+def trials(
+    xp: Namespace, y: Array, minus_2c: Array, norms: Array, closest: Array, w: Array | None
+) -> tuple[Array, Array]:
+    """Return what rows `y` (m, d), float64, would cost with each of t more centroids, estimated.
+
+    The costs (t,) are sums over rows of weight `w` (m,) times squared distance, `closest` (m,) at
+    most; the second result (1,) is the weighted sum of ``closest + |y|^2``, for their error.
+    """
+    norm = squared_norms(xp, y)
+    estimate = (y @ minus_2c + norms) + norm[:, None]  # (m, t)
+    estimate = xp.where(estimate < closest[:, None], estimate, closest[:, None])
+    estimate = xp.where(estimate > 0, estimate, xp.zeros_like(estimate))
+    scale = closest + norm
+    if w is not None:
+        estimate, scale = estimate * w[:, None], scale * w
+    return xp.sum(estimate, axis=0), xp.sum(scale)[None]
 
 
 def segment_sum(xp: Namespace, values: Array, labels: Array, k: int) -> Array:

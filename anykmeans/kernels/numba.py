@@ -75,6 +75,23 @@ def wear(
     return upper, lower, active[:count]
 
 
+def squared_distances(xp: Namespace, a: Array, b: Array) -> Array:
+    """Return the squared distances (m,) of the rows of `a` (m, d) and `b` (m, d) or (1, d), float64."""
+    distances = np.empty(a.shape[0])
+    _distances()(np.ascontiguousarray(a), np.ascontiguousarray(b), distances)
+    return distances
+
+
+def trials(
+    xp: Namespace, y: Array, minus_2c: Array, norms: Array, closest: Array, w: Array | None
+) -> tuple[Array, Array]:
+    """Return estimated costs (t,) with each of t more centroids, and what their error scales with."""
+    costs, scale = np.zeros(norms.shape[0]), np.zeros(1)
+    weights = np.ones(1) if w is None else w
+    _trials()(np.ascontiguousarray(y), y @ minus_2c, norms, closest, weights, costs, scale)
+    return costs, scale
+
+
 @functools.cache
 def _jit() -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     import numba
@@ -193,3 +210,49 @@ def _wear() -> Callable[..., int]:
         return count
 
     return _jit()(wear)
+
+
+@functools.cache
+def _distances() -> Callable[..., None]:
+    """Return the distance of `anykmeans._exact`, bit for bit: no fused or reordered additions."""
+
+    def distances(a, b, result):  # type: ignore[no-untyped-def]
+        m, d = a.shape
+        largest = 1  # the largest power of two below d
+        while 2 * largest < d:
+            largest *= 2
+        t = np.empty(d)
+        for row in range(m):
+            other = row if b.shape[0] > 1 else 0
+            for f in range(d):
+                step = a[row, f] - b[other, f]
+                t[f] = step * step
+            left, half = d, largest
+            while left > 1:
+                for f in range(left - half):
+                    t[f] += t[f + half]
+                left, half = half, half // 2
+            result[row] = t[0]
+
+    return _jit()(distances)
+
+
+@functools.cache
+def _trials() -> Callable[..., None]:
+    """Return the sums that `trials` is about, of a product (m, t)."""
+
+    def trials(y, product, norms, closest, w, costs, scale):  # type: ignore[no-untyped-def]
+        m, t = product.shape
+        for row in range(m):
+            norm = 0.0
+            for f in range(y.shape[1]):
+                norm += y[row, f] * y[row, f]
+            weight = w[row] if w.shape[0] > 1 else w[0]
+            old = closest[row]
+            scale[0] += weight * (old + norm)
+            for j in range(t):
+                estimate = product[row, j] + norms[j] + norm
+                estimate = estimate if estimate < old else old
+                costs[j] += weight * estimate if estimate > 0.0 else 0.0
+
+    return _jit()(trials)
