@@ -62,7 +62,12 @@ class Frame:
         # is float64. Scaling is exact, and comes first so that nothing overflows.
         single = self.matrix.narrow and narrow and self.exponent > -126  # 2**126 is a float32
         x = self.matrix.rows(select, None if single else xp.float64)
-        return xp.astype(self._less_offset(self.scaled(x)), dtype, copy=False)
+        x = self.scaled(x)
+        if isinstance(x, np.ndarray) and self._offset is not None and not isinstance(select, slice):
+            x -= self.xp.astype(self._offset, x.dtype, copy=False)  # gathered rows are a copy
+        else:
+            x = self._less_offset(x)
+        return xp.astype(x, dtype, copy=False)
 
     def centre(self, c: Array) -> Array:
         """Return centroids (k, d) in the frame, `widen`'s result, less the offset, float64."""

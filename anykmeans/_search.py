@@ -141,8 +141,8 @@ class Search:
             rows = min(1 << 16, (1 << 22) // d)
         elif self.kernel.fused(d):
             return max(1, min(1 << 15, self.work.room // (8 + d)))
-        else:  # scores should stay in the L2 cache
-            rows = min((1 << 18) // widest, (1 << 19) // d)
+        else:  # what Python spends on a tile counts for more than scores that leave the L2 cache
+            rows = min((1 << 20) // widest, (1 << 21) // d)
         return max(1, min(rows, self.work.room // (widest + groups + d)))
 
     def _screen(self, c: Array) -> Screen:

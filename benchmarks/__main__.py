@@ -14,6 +14,7 @@ import sys
 from importlib.metadata import version
 from pathlib import Path
 
+import anykmeans
 from benchmarks.peers import OURS, PEERS
 from benchmarks.referee import compare, initial_centres
 from benchmarks.rows import ROWS
@@ -67,7 +68,8 @@ def environment() -> dict[str, str | int | None]:
     """Return what the numbers depend on."""
     return {
         "python": platform.python_version(),
-        **{name: version(name) for name in ("anykmeans", "numpy", "scipy", "scikit-learn")},
+        "anykmeans": anykmeans.__version__,
+        **{name: version(name) for name in ("numpy", "scipy", "scikit-learn")},
         "machine": platform.machine(),
         "cpus": os.cpu_count(),
     }
