@@ -92,9 +92,7 @@ def _probabilities(rows: Rows) -> np.ndarray:
     n = rows.shape[0]
     if rows.weights is None:
         return np.full(n, 1.0) / n
-    w = to_numpy(rows.weight(slice(0, n)))
-    # A largest weight of 1 first, so that the sum of weights near 1e308 is finite.
-    w = w / w.max()
+    w = to_numpy(rows.relative_weight(slice(0, n)))
     return np.asarray(w / w.sum())
 
 
@@ -188,9 +186,8 @@ class _Seeds:
         step = rows.work.rows_of(rows.shape[1] + 2 * len(candidates))
         parts = rows.work.map(cost, rows.work.tiles(step=step))
         *costs, scale = np.sum(parts, axis=0)
-        # An estimate errs by `beta` times its scale, and by underflow.
-        heaviest = 1.0 if rows.weights is None else 2.0
-        doubt = scale * (1.1 * self._bounds.beta) + rows.shape[0] * heaviest * self._bounds.eta
+        # An estimate errs by `beta` times its scale, and by underflow; relative weights are below 2^21.
+        doubt = scale * (1.1 * self._bounds.beta) + rows.shape[0] * 2.0**21 * self._bounds.eta
         # Additions in float64 round, and so do whole numbers of the grid.
         doubt += max(costs) * rows.shape[0] * 2.0**-51 + lost
         keep = np.asarray(costs) <= min(costs) + 2 * doubt

@@ -100,7 +100,8 @@ def kmeans(
     precision : {"exact", "fast"}
         ``"fast"`` takes the lowest score without proof; equal bits are no longer promised.
     max_bytes : int, optional
-        Budget for memory beyond `x`, a few bytes a row and a few copies of the centroids apart.
+        Budget for memory beyond `x`; up to about 90 bytes a row (labels, bounds, distances, draws) and
+        a few copies of the centroids come on top.
         Default: 256 MiB on a CPU, 1 GiB elsewhere.
     kernel : str
         ``"auto"`` or the name of a kernel, see `anykmeans.kernels`.

@@ -90,16 +90,16 @@ class Rows:
         """Return rows in the dtype of centroids."""
         return self.matrix.rows(select, self.matrix.state_dtype)
 
-    def weight(self, select: Selection) -> Array | None:
-        """Return the weights (m,) of rows, float64, or None where all are one."""
+    def relative_weight(self, select: Selection) -> Array | None:
+        """Return weights (m,), float64, or None where all are one.
+
+        They are the user's times a power of two: only proportions matter, and products must not
+        leave the range.
+        """
         if self.weights is None:
             return None
-        return self.weights.rows(select, self.xp.float64)[:, 0]
-
-    def relative_weight(self, select: Selection) -> Array | None:
-        """Return the weights times a power of two that brings the largest to about 1."""
-        w = self.weight(select)
-        return w if w is None or not self.heaviest else w * 2.0**-self.heaviest
+        w = self.weights.rows(select, self.xp.float64)[:, 0]
+        return w * 2.0**-self.heaviest if self.heaviest else w
 
     # -- exact sums ---------------------------------------------------------------------------
 

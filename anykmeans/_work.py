@@ -77,9 +77,9 @@ class Work:
     threads : int
         Threads to spread tiles over.
     room : int
-        Numbers of 8 bytes that all the temporaries of one thread may be 8 times as many as.
+        Numbers a thread may work on at once: eight float64 temporaries of each fit the budget.
     tile : int
-        The same for a piece of elementwise work.
+        Numbers of one piece of elementwise work; on a CPU few enough for the cache.
     """
 
     def __init__(self, n: int, d: int, *, host: bool, max_bytes: int | None) -> None:
