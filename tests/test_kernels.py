@@ -96,5 +96,7 @@ def test_the_choice_is_reported_and_can_be_forced(backend, make):
 
 
 def test_the_table_names_every_kernel_file():
-    files = {path.stem for path in pathlib.Path(kernels.__file__).parent.glob("*.py")}
-    assert files - {"__init__"} == set(kernels.TABLE)
+    folder = pathlib.Path(kernels.__file__).parent
+    files = {path.stem for path in folder.glob("*.py")}
+    folders = {path.parent.name for path in folder.glob("*/__init__.py")}
+    assert (files | folders) - {"__init__"} == set(kernels.TABLE)
