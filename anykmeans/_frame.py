@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from anykmeans._array import Array, Matrix, Selection
@@ -54,14 +56,28 @@ class Frame:
         """Return centroids (k, d), float64, for distances."""
         return self.scaled(self.xp.astype(c, self.xp.float64))
 
+    @property
+    def unit(self) -> float:
+        """What a coordinate is multiplied by."""
+        return 2.0**-self.exponent
+
+    def affine(self, narrow: bool) -> tuple[Any, np.ndarray]:
+        """Return scale and offset (d,): what makes `centred` of a row of NumPy, in its dtype."""
+        dtype = np.float32 if self._single(narrow) else np.float64
+        offset = np.zeros(self.matrix.shape[1]) if self._offset is None else self._offset
+        return dtype(self.unit), offset.astype(dtype)
+
+    def _single(self, narrow: bool) -> bool:
+        """Return whether rows are centred in float32: 2**126 is one, and must hold the scale."""
+        return self.matrix.narrow and narrow and self.exponent > -126
+
     def centred(self, select: Selection, narrow: bool) -> Array:
         """Return rows (m, d) less the offset, float32 if `narrow`, for scores."""
         xp = self.xp
         dtype = xp.float32 if narrow else xp.float64
         # One rounding between the row and its score: the subtraction, or the cast where the data
         # is float64. Scaling is exact, and comes first so that nothing overflows.
-        single = self.matrix.narrow and narrow and self.exponent > -126  # 2**126 is a float32
-        x = self.matrix.rows(select, None if single else xp.float64)
+        x = self.matrix.rows(select, None if self._single(narrow) else xp.float64)
         x = self.scaled(x)
         if isinstance(x, np.ndarray) and self._offset is not None and not isinstance(select, slice):
             x -= self.xp.astype(self._offset, x.dtype, copy=False)  # gathered rows are a copy

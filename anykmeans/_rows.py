@@ -211,6 +211,11 @@ class Rows:
         check.reach(self.largest, host, name)
         self.frame = Frame.around(self.matrix, self.largest, host)
         self._stats: ClusterStats | None = None
+        if self.kernel.search is not None:
+            self._search = self.kernel.search(
+                self.frame, self.work, bounds=bounds, exact=self.exact
+            )
+            return
         self._search = Search(
             self.frame,
             self.kernel,

@@ -64,6 +64,7 @@ class Kernel:
     trials: Callable[..., tuple[Array, Array]]
     one_hot: bool
     fused: Callable[[int], bool]
+    search: Callable[..., Any] | None
 
 
 def why_not(name: str, x: Array) -> str | None:
@@ -112,4 +113,5 @@ def choose(x: Array, name: str = "auto") -> Kernel:
         trials=step("trials"),
         one_hot=not hasattr(own, "segment_sum") or own is agnostic,
         fused=getattr(own, "fused", lambda d: False),
+        search=getattr(own, "search", None),
     )

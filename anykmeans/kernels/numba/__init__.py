@@ -38,6 +38,13 @@ def why_not(x: Array) -> str | None:
     return None
 
 
+def search(frame: Any, work: Any, *, bounds: str, exact: bool) -> Any:
+    """Return the search of all rows, see `anykmeans.kernels.numba.sweep`."""
+    from anykmeans.kernels.numba.sweep import Search
+
+    return Search(frame, work, bounds=bounds, exact=exact)
+
+
 def fused(d: int) -> bool:
     """Return whether rows of `d` features are scored in registers."""
     return d <= _FEW

@@ -1,0 +1,230 @@
+"""One step in vector registers: a few rows against a panel of centroids, and the two lowest scores.
+
+Compilers turn loops into vector code, but do not keep a block of sums in registers across a loop of
+run-time length; here it is spelled out in LLVM's vector types, which suit any processor. Sixteen
+centroids, a *panel*, are the lanes, so rows are read where they are.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import llvmlite.binding
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+LANES = 16  # centroids a panel
+WIDTH = 2 * LANES  # rows side by side
+# Rows a tile: as many as the registers hold sums of.
+ROWS = 8 if llvmlite.binding.get_host_cpu_features().get("avx512f") else 4
+
+_INDEX, _SHORT, _MASK = ir.IntType(64), ir.IntType(32), ir.IntType(LANES)
+
+
+@intrinsic
+def tile(context, y, at, d, panels, norms, p, scores, low, second, lane):  # type: ignore[no-untyped-def]
+    """Score `ROWS` rows with one panel, from ``norms[p]`` on.
+
+    ``scores[r]`` becomes the scores of ``y[at[r]]`` with the LANES centroids ``panels[p]`` (d, LANES);
+    ``low[r]``, ``second[r]`` and ``lane[r]`` the lowest, the second lowest, and the lane of the lowest.
+    All arrays are C-contiguous; `at` and `lane` are int64, the others of one floating dtype.
+    """
+    return types.void(y, at, d, panels, norms, p, scores, low, second, lane), _generate_tile
+
+
+@intrinsic
+def lanes(context, columns, d, minus_2c, norms, visit, start, stop, best, second, who):  # type: ignore[no-untyped-def]
+    """Score WIDTH rows with the centroids ``visit[start:stop]``, not empty, and keep the two lowest.
+
+    Row r is ``columns[:, r]`` (d,), the scores are ``norms[j] + minus_2c[j] @ columns[:, r]``; ``best[r]``
+    and ``second[r]`` are lowered to them, and ``who[r]``, int32, becomes the centroid of the lowest.
+    All arrays are C-contiguous; `visit` is int64, the others of one floating dtype.
+    """
+    signature = types.void(
+        columns, d, minus_2c, norms, visit, start, stop, best, second, who
+    )
+    return signature, _generate_lanes
+
+
+class _Code:
+    """What the generators share: constants, and vectors of the first argument's dtype."""
+
+    def __init__(self, context: Any, builder: Any, signature: Any, args: Any) -> None:
+        self.context, self.builder, self.signature, self.args = context, builder, signature, args
+        self.real = context.get_data_type(signature.args[0].dtype)
+        self.bytes = signature.args[0].dtype.bitwidth // 8
+        self.vector = ir.VectorType(self.real, LANES)
+        self.fma = cgutils.get_or_insert_function(
+            builder.module,
+            ir.FunctionType(self.vector, [self.vector] * 3),
+            f"llvm.fmuladd.v{LANES}f{8 * self.bytes}",
+        )
+
+    def data(self, i: int) -> Any:
+        """Where the numbers of array argument `i` are."""
+        return self.context.make_array(self.signature.args[i])(
+            self.context, self.builder, self.args[i]
+        ).data
+
+    def whole(self, i: int) -> Any:
+        """Argument `i`, a whole number."""
+        return self.context.cast(self.builder, self.args[i], self.signature.args[i], types.intp)
+
+    def at(self, pointer: Any, index: Any) -> Any:
+        """The place of element `index`."""
+        return self.builder.gep(pointer, [_number(index) if isinstance(index, int) else index])
+
+    def load(self, pointer: Any) -> Any:
+        """LANES elements from a place on."""
+        kind = ir.VectorType(pointer.type.pointee, LANES)
+        loaded = self.builder.load(self.builder.bitcast(pointer, kind.as_pointer()))
+        loaded.align = self.bytes if pointer.type.pointee == self.real else 4
+        return loaded
+
+    def store(self, value: Any, pointer: Any) -> None:
+        """Put LANES elements to a place."""
+        stored = self.builder.store(value, self.builder.bitcast(pointer, value.type.as_pointer()))
+        stored.align = self.bytes if pointer.type.pointee == self.real else 4
+
+    def splat(self, scalar: Any) -> Any:
+        """A vector of one value."""
+        undefined = ir.Constant(ir.VectorType(scalar.type, LANES), ir.Undefined)
+        one = self.builder.insert_element(undefined, scalar, ir.Constant(_SHORT, 0))
+        zeros = ir.Constant(ir.VectorType(_SHORT, LANES), [0] * LANES)
+        return self.builder.shuffle_vector(one, undefined, zeros)
+
+
+def _number(i: int) -> Any:
+    return ir.Constant(_INDEX, i)
+
+
+def _generate_lanes(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+    code = _Code(context, builder, signature, args)
+    columns, minus_2c, norms, visit = (code.data(i) for i in (0, 2, 3, 4))
+    results = [code.data(i) for i in (7, 8, 9)]
+    d, start, stop = (code.whole(i) for i in (1, 5, 6))
+    blocks = WIDTH // LANES
+    held = [
+        [code.load(code.at(pointer, b * LANES)) for pointer in results] for b in range(blocks)
+    ]
+
+    before = builder.block
+    loop, features, scored, after = (
+        builder.append_basic_block(name) for name in ("centroids", "features", "scored", "after")
+    )
+    builder.branch(loop)
+
+    builder.position_at_end(loop)
+    q = builder.phi(_INDEX)
+    q.add_incoming(start, before)
+    kept = [[builder.phi(value.type) for value in values] for values in held]
+    for phis, values in zip(kept, held, strict=True):
+        for phi, value in zip(phis, values, strict=True):
+            phi.add_incoming(value, before)
+    j = builder.load(code.at(visit, q))
+    c = code.at(minus_2c, builder.mul(j, d))
+    norm = code.splat(builder.load(code.at(norms, j)))
+    builder.branch(features)
+
+    builder.position_at_end(features)
+    f = builder.phi(_INDEX)
+    f.add_incoming(_number(0), loop)
+    sums = [builder.phi(code.vector) for _ in range(blocks)]
+    value = code.splat(builder.load(code.at(c, f)))
+    column = code.at(columns, builder.mul(f, _number(WIDTH)))
+    added = []
+    for b in range(blocks):
+        sums[b].add_incoming(norm, loop)
+        y = code.load(code.at(column, b * LANES))
+        added.append(builder.call(code.fma, [value, y, sums[b]]))
+        sums[b].add_incoming(added[b], features)
+    following = builder.add(f, _number(1))
+    f.add_incoming(following, features)
+    builder.cbranch(builder.icmp_signed("<", following, d), features, scored)
+
+    builder.position_at_end(scored)
+    number = code.splat(builder.trunc(j, _SHORT))
+    for b in range(blocks):
+        (best, second, who), s = kept[b], added[b]
+        closer = builder.fcmp_ordered("<", s, best)
+        worse = builder.select(closer, best, s)
+        lower = builder.fcmp_ordered("<", worse, second)
+        values = [
+            builder.select(closer, s, best),
+            builder.select(lower, worse, second),
+            builder.select(closer, number, who),
+        ]
+        for phi, value in zip(kept[b], values, strict=True):
+            phi.add_incoming(value, scored)
+        held[b] = values
+    next_q = builder.add(q, _number(1))
+    q.add_incoming(next_q, scored)
+    builder.cbranch(builder.icmp_signed("<", next_q, stop), loop, after)
+
+    builder.position_at_end(after)
+    for b in range(blocks):
+        for pointer, value in zip(results, held[b], strict=True):
+            code.store(value, code.at(pointer, b * LANES))
+    return context.get_dummy_value()
+
+
+def _generate_tile(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+    code = _Code(context, builder, signature, args)
+    y, at, panels, norms, scores, low, second, lane = (
+        code.data(i) for i in (0, 1, 3, 4, 6, 7, 8, 9)
+    )
+    d, p = code.whole(2), code.whole(5)
+    starts = [
+        code.at(y, builder.mul(builder.load(code.at(at, r)), d)) for r in range(ROWS)
+    ]
+    panel = code.at(panels, builder.mul(builder.mul(p, d), _number(LANES)))
+    norm = code.load(code.at(norms, builder.mul(p, _number(LANES))))
+
+    before = builder.block
+    loop, after = (builder.append_basic_block(name) for name in ("features", "scored"))
+    builder.branch(loop)
+
+    builder.position_at_end(loop)
+    f = builder.phi(_INDEX)
+    f.add_incoming(_number(0), before)
+    sums = [builder.phi(code.vector) for _ in range(ROWS)]
+    c = code.load(code.at(panel, builder.mul(f, _number(LANES))))
+    added = []
+    for r in range(ROWS):
+        sums[r].add_incoming(norm, before)
+        value = code.splat(builder.load(code.at(starts[r], f)))
+        added.append(builder.call(code.fma, [value, c, sums[r]]))
+        sums[r].add_incoming(added[r], loop)
+    following = builder.add(f, _number(1))
+    f.add_incoming(following, loop)
+    builder.cbranch(builder.icmp_signed("<", following, d), loop, after)
+
+    builder.position_at_end(after)
+
+    def lowest(v: Any) -> Any:
+        """The lowest lane, by halving."""
+        half = LANES // 2
+        while half:
+            order = [(i + half) % LANES for i in range(LANES)]
+            shifted = ir.Constant(ir.VectorType(_SHORT, LANES), order)
+            other = builder.shuffle_vector(v, v, shifted)
+            v = builder.select(builder.fcmp_ordered("<", v, other), v, other)
+            half //= 2
+        return builder.extract_element(v, ir.Constant(_SHORT, 0))
+
+    infinity = code.splat(ir.Constant(code.real, float("inf")))
+    for r in range(ROWS):
+        code.store(added[r], code.at(scores, r * LANES))
+        least = lowest(added[r])
+        hits = builder.fcmp_ordered("==", added[r], code.splat(least))
+        mask = builder.bitcast(hits, _MASK)
+        rest = lowest(builder.select(hits, infinity, added[r]))
+        others = builder.and_(mask, builder.sub(mask, ir.Constant(_MASK, 1)))
+        tied = builder.icmp_unsigned("!=", others, ir.Constant(_MASK, 0))
+        where = builder.zext(builder.cttz(mask, ir.Constant(ir.IntType(1), 1)), _INDEX)
+        builder.store(least, code.at(low, r))
+        builder.store(builder.select(tied, least, rest), code.at(second, r))
+        builder.store(where, code.at(lane, r))
+    return context.get_dummy_value()

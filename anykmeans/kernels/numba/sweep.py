@@ -1,0 +1,258 @@
+"""The nearest centroid of every row, certified, compiled: `anykmeans._search` for arrays in host memory.
+
+Two ways to skip work, both over panels of sixteen near centroids. With one lower bound a row, the panels
+near the row's own centroid are searched; with one for every panel, those that it does not rule out.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from anykmeans._array import Array, full_float32_products
+from anykmeans._exact import TINY, UP, Bounds, squared_distances
+from anykmeans._groups import groups
+from anykmeans.kernels.numba import steps
+from anykmeans.kernels.numba.simd import LANES
+
+_FEW = 12  # features up to which boxes around panels rule out more than bounds of their own
+_ROOMY = 0.6  # of all panels: a pass that scores more may as well score all, and choose new panels
+
+Change = tuple[Array, Array, Array]
+
+
+@dataclass(frozen=True)
+class Panels:
+    """Centroids by the LANES, near ones together.
+
+    Attributes
+    ----------
+    ids : ndarray of shape (panels * LANES,), int32
+        The centroid in each slot; k where there is none.
+    place : ndarray of shape (k,), int64
+        The slot of each centroid.
+    """
+
+    ids: np.ndarray
+    place: np.ndarray
+
+    @classmethod
+    def of(cls, c: np.ndarray) -> Panels:
+        """Return panels for centroids `c` (k, d)."""
+        k = c.shape[0]
+        parts = groups(c, LANES)
+        ids = np.full((len(parts), LANES), k, np.int32)
+        for row, part in zip(ids, parts, strict=True):
+            row[: part.size] = part
+        place = np.empty(k + 1, np.int64)
+        place[ids.ravel()[::-1]] = np.arange(ids.size)[::-1]
+        return cls(ids.ravel(), place[:k])
+
+    def __len__(self) -> int:
+        return self.ids.size // LANES
+
+    def coefficients(self, near: np.ndarray, dtype: Any) -> tuple[np.ndarray, np.ndarray]:
+        """Return ``-2 c`` (panels, d, LANES) and ``|c|^2`` (panels, LANES) of centred `near` (k, d)."""
+        k, d = near.shape
+        padded = np.zeros((k + 1, d), dtype)
+        padded[:k] = near * -2.0
+        norms = np.full(k + 1, np.inf, dtype)
+        norms[:k] = (near * near).sum(axis=1)
+        lanes = padded[self.ids].reshape(len(self), LANES, d)
+        return np.ascontiguousarray(lanes.transpose(0, 2, 1)), norms[self.ids].reshape(-1, LANES)
+
+    def boxes(self, wide: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return the low and high corners (panels, d) of the boxes around the panels."""
+        # An empty slot repeats the panel's first centroid.
+        first = np.repeat(self.ids[::LANES], LANES)
+        inside = wide[np.where(self.ids < wide.shape[0], self.ids, first)]
+        inside = inside.reshape(len(self), LANES, -1)
+        return inside.min(axis=1), inside.max(axis=1)
+
+
+class Search:
+    """Labels of all rows, kept up to date as centroids move.
+
+    Parameters
+    ----------
+    frame : Frame
+        The rows, and the coordinates to compare them in.
+    work : Work
+        How the rows are spread over threads.
+    bounds : {"auto", "off", "hamerly", "groups"}
+        No bounds, one lower bound a row, one for each panel, or what suits the data.
+    exact : bool
+        Whether labels are certified.
+    """
+
+    def __init__(self, frame: Any, work: Any, *, bounds: str, exact: bool) -> None:
+        self.frame, self.work = frame, work
+        self.matrix = frame.matrix
+        n, d = self.matrix.shape
+        self._bounds, self._exact = bounds, exact
+        # Score in float32 where that can tell centroids apart.
+        self._narrow = (
+            full_float32_products(self.matrix.source) and Bounds.of(d, 2.0**-24).sound
+        )
+        self._centroids: np.ndarray | None = None
+        self._panels: Panels | None = None
+        self._passes, self._scored = 0, 1.0
+        self.labels = np.empty(n, np.int32)
+        self._upper, self._lower = np.empty(n, np.float32), np.empty(n, np.float32)
+        self._lowers = np.empty((n, 0), np.float32)
+        self._moved = np.zeros(0)
+        self._farthest: list[np.ndarray] = [np.asarray([np.inf])]
+        length = -(-n // (2 * work.threads if work.threads > 1 else 1))
+        self._blocks = work.tiles(step=max(1, length))
+
+    def settle(self, c: np.ndarray) -> list[Change]:
+        """Give every row its nearest centroid of `c`; return changed rows, old and new labels."""
+        first = self._centroids is None
+        fresh = first or self._bounds == "off"
+        wide = self.frame.widen(c)
+        drift = None
+        if not first:
+            drift = np.sqrt(squared_distances(np, wide, self.frame.widen(self._centroids))) * UP
+        if self._panels is None or self._renew():
+            self._panels = Panels.of(wide)
+            if self._grouped(len(self._panels)):
+                fresh = True
+                self._lowers = np.empty((self.matrix.shape[0], len(self._panels)), np.float32)
+                self._moved = np.zeros(len(self._panels))
+        elif drift is not None and self._moved.size:
+            slots = np.append(drift, 0.0)[self._panels.ids].reshape(-1, LANES)
+            self._moved = (self._moved + slots.max(axis=1)) * UP + TINY
+        sweep = _Sweep(self, wide, drift, first, fresh)
+        found = self.work.map(sweep.block, self._blocks)
+        self._centroids = c
+        hard, scored = (sum(part[i] for part in found) for i in (1, 2))
+        if self._narrow and hard > self.matrix.shape[0] // 5:
+            self._narrow = False  # float32 cannot tell these centroids apart: score in float64
+        self._scored = scored / (self.matrix.shape[0] * len(self._panels))
+        self._passes += 1
+        return [change for change, _, _ in found if change is not None]
+
+    def _grouped(self, panels: int) -> bool:
+        """Return whether there are bounds for every panel."""
+        n, d = self.matrix.shape
+        if self._bounds in ("off", "hamerly") or panels < 2:
+            return False
+        fits = 4 * (2 + panels) * n <= self.work.max_bytes // 2
+        return fits and (self._bounds == "groups" or d > _FEW)
+
+    def _renew(self) -> bool:
+        """Return whether to choose panels anew: centroids move most in the first passes."""
+        young = self._passes & (self._passes - 1) == 0  # 1, 2, 4, 8, ...
+        return young and (not self._moved.size or self._scored > _ROOMY)
+
+
+class _Sweep:
+    """One pass: the centroids prepared, and what is done to each block of rows."""
+
+    def __init__(
+        self,
+        search: Search,
+        wide: np.ndarray,
+        drift: np.ndarray | None,
+        first: bool,
+        fresh: bool,
+    ) -> None:
+        self.search, self.wide, self.first, self.fresh = search, wide, first, fresh
+        frame, panels = search.frame, search._panels
+        assert panels is not None
+        self.panels, self.grouped = panels, bool(search._moved.size)
+        k, d = wide.shape
+        self.dtype = np.float32 if search._narrow else np.float64
+        centred = frame.centre(wide)
+        self.centred = centred.astype(self.dtype)
+        self.coefficients, self.norms = panels.coefficients(centred, self.dtype)
+        self.errors = Bounds.of(d, 2.0**-24 if search._narrow else 2.0**-53)
+        self.scale, self.offset = frame.affine(search._narrow)
+        if self.grouped:
+            self.low_corner = self.high_corner = np.empty((0, d))
+        else:
+            self.low_corner, self.high_corner = panels.boxes(wide)
+            self.minus_2c = (centred * -2.0).astype(self.dtype)
+            self.flat_norms = (centred * centred).sum(axis=1).astype(self.dtype)
+        self.drift = np.zeros(k, np.float32) if drift is None else (drift * UP + TINY).astype(np.float32)
+        if self.grouped:
+            # How far the other centroids moved at most, by label.
+            others = np.full(k, self.drift.max())
+            top = int(self.drift.argmax())
+            others[top] = np.delete(self.drift, top).max(initial=0.0)
+            self.around = (np.zeros(k, np.float32), np.zeros(k, np.float32), others, np.full(k, np.inf, np.float32))
+        else:
+            farthest = np.asarray(search._farthest, np.float32).max(axis=0) + self.drift
+            self.around = steps.surroundings(
+                wide, panels.ids, panels.place, self.low_corner, self.high_corner, self.drift, farthest
+            )
+        search._farthest = []
+
+    def block(self, block: slice) -> tuple[Change | None, int, int]:
+        """Bring a block up to date; return what changed, rows not proven, panels scored."""
+        search, matrix = self.search, self.search.matrix
+        if self.fresh:
+            rows = np.arange(block.start, block.stop)
+            search._farthest.append(np.full(self.wide.shape[0], np.inf, np.float32))
+        else:
+            rows = np.empty(block.stop - block.start, np.int64)
+            farthest = np.zeros(self.wide.shape[0], np.float32)
+            count = steps.wear(
+                search._upper,
+                search._lower,
+                search.labels,
+                self.drift,
+                self.around,
+                block.start,
+                block.stop,
+                rows,
+                farthest,
+            )
+            rows = rows[:count]
+            search._farthest.append(farthest)
+        before = search.labels[rows]
+        x = matrix.data
+        direct = (
+            isinstance(x, np.ndarray)
+            and x.dtype in (np.float32, np.float64)
+            and x.flags.c_contiguous
+        )
+        hard = scored = 0
+        step = max(1, rows.size) if direct else max(1, search.work.room // matrix.shape[1])
+        for tile in search.work.tiles(0, rows.size, step):
+            part = rows[tile]
+            unproven, panels = self._rows(x if direct else matrix.rows(part), not direct, part)
+            hard, scored = hard + unproven, scored + panels
+        if self.first:
+            return None, hard, scored
+        after = search.labels[rows]
+        (moved,) = np.nonzero(after != before)
+        return (rows[moved], before[moved], after[moved]), hard, scored
+
+    def _rows(self, x: np.ndarray, gathered: bool, rows: np.ndarray) -> tuple[int, int]:
+        search, panels, errors = self.search, self.panels, self.errors
+        scale, offset = self.scale, self.offset
+        hard = np.empty(rows.size, np.int64)
+        state = (search.labels, search._upper, search._lower)
+        scored = rows.size * len(panels)
+        if self.grouped:
+            count, scored = steps.grouped(
+                x, gathered, rows, scale, offset, self.coefficients, self.norms, panels.ids,
+                panels.place, self.centred, search._moved, search._lowers, *state,
+                errors.beta, errors.eta, self.fresh, hard,
+            )  # fmt: skip
+        else:
+            count = steps.near(
+                x, gathered, rows, scale, offset, self.minus_2c, self.flat_norms, panels.ids,
+                panels.place, self.low_corner, self.high_corner, self.wide, self.around[1], *state,
+                errors.beta, errors.eta, self.fresh, hard,
+            )  # fmt: skip
+        if search._exact and count:
+            steps.resolve(
+                x, gathered, rows, hard[:count], scale, search.frame.unit, offset,
+                self.coefficients, self.norms, panels.ids, panels.place, self.wide,
+                search._moved, search._lowers, *state, errors.beta, errors.eta, errors.tie,
+            )  # fmt: skip
+        return count, scored
