@@ -285,6 +285,29 @@ class Matrix:
             return xp.where(block, xp.ones((), dtype=dtype), xp.zeros((), dtype=dtype))
         return xp.astype(block, dtype)
 
+    @property
+    def direct(self) -> bool:
+        """Whether compiled code can read the rows where they are."""
+        x = self.data
+        return (
+            isinstance(x, np.ndarray)
+            and x.dtype in (np.float32, np.float64)
+            and x.dtype.isnative
+            and x.flags.c_contiguous
+            and x.flags.aligned
+        )
+
+    def readable(self, select: Selection) -> tuple[np.ndarray, np.ndarray]:
+        """Return float rows that compiled code can read, and the numbers of the selected ones in it.
+
+        Without a copy where the user's array is one, for work in NumPy alone.
+        """
+        if self.direct:
+            x = self.data
+            return x, np.arange(*select.indices(len(x))) if isinstance(select, slice) else select
+        rows = self.rows(select)
+        return np.ascontiguousarray(rows), np.arange(rows.shape[0])
+
     def asarray(self, a: Any, dtype: Any = None) -> Array:
         """Return host numbers as an array where the work is done."""
         return self.xp.asarray(a, dtype=dtype, device=self.device)

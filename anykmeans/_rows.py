@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import functools
+import operator
 
 import numpy as np
 
@@ -13,7 +14,7 @@ from anykmeans import _check as check
 from anykmeans._array import Array, Matrix, Selection, to_numpy
 from anykmeans._exact import Grid, exact_sum, halving_sum, power_of_two, squared_distances
 from anykmeans._frame import Frame
-from anykmeans._lloyd import lloyd
+from anykmeans._groups import groups
 from anykmeans._search import Search
 from anykmeans._stats import ClusterStats, means, seats
 from anykmeans._work import Work
@@ -113,6 +114,8 @@ class Rows:
 
         def magnitudes(tile: slice) -> tuple[np.ndarray, ...]:
             """Largest |x|, and largest and smallest nonzero |summand|, of each feature."""
+            if self.kernel.magnitudes is not None:
+                return self.kernel.magnitudes(matrix, tile, self.relative_weight(tile))
             x = xp.abs(matrix.rows(tile))
             high = xp.max(x, axis=0)
             w = self.relative_weight(tile)
@@ -125,7 +128,7 @@ class Rows:
                 smallest = xp.min(xp.where(x > 0, x, xp.full_like(x, xp.inf)), axis=0)
             return tuple(to_numpy(a).astype(np.float64) for a in (high, largest, smallest))
 
-        found = self.work.map(magnitudes, self.work.tiles())
+        found = self.work.map(magnitudes, self._shares(self.shape[0]))
         high, largest = (np.max([f[i] for f in found], axis=0) for i in (0, 1))
         smallest = np.min([f[2] for f in found], axis=0)
         check.finite(high, name, matrix.dtype)
@@ -144,6 +147,17 @@ class Rows:
         self._scale = matrix.asarray(self.grid.scale)
         self.largest = float(high.max())
         self.frame = Frame(matrix, self.largest)
+
+    def _shares(self, m: int, width: int = 1) -> list[slice]:
+        """Return tiles of `m` rows for work that ends in `width` times a row's numbers a tile."""
+        if self.kernel.compiled:  # which needs no room for itself
+            share = -(-m // (2 * self.work.threads))
+            return self.work.tiles(0, m, max(1, min(share, self.work.readable(self.matrix))))
+        # Each piece adds its result, so make it long against that.
+        step = max(self.work.rows_of(self.shape[1]), min(4 * width, self.work.room // self.shape[1]))
+        if self.kernel.one_hot:
+            step = max(1, min(step, self.work.room // width))
+        return self.work.tiles(0, m, step)
 
     def summands(self, select: Selection) -> Array:
         """Return the rows' weighted values and weights, split on the grid (m, folds * (d + 1))."""
@@ -165,22 +179,21 @@ class Rows:
         """
         xp, m = self.xp, int(labels.shape[0])
 
-        def run(tiles: list[slice]) -> Array:
-            sums = None
-            for tile in tiles:
-                values = self.summands(tile if select is None else select[tile])
-                to = labels[tile]
-                if old is not None:
-                    values, to = xp.concat([values, -values]), xp.concat([to, old[tile]])
-                part = self.kernel.segment_sum(xp, values, to, k)
-                sums = part if sums is None else sums + part
-            return sums
+        def added(tile: slice) -> Array:
+            rows = tile if select is None else select[tile]
+            new, before = labels[tile], None if old is None else old[tile]
+            if self.kernel.accumulate is not None:
+                w = self.relative_weight(rows)
+                return self.kernel.accumulate(self.matrix, rows, w, new, before, self.grid, k)
+            values = self.summands(rows)
+            if before is not None:
+                values, new = xp.concat([values, -values]), xp.concat([new, before])
+            return self.kernel.segment_sum(xp, values, new, k)
 
-        # Each piece adds k rows of sums, so make it long against k.
-        piece = max(self.work.rows_of(self.shape[1]), min(4 * k, self.work.room // self.shape[1]))
-        if self.kernel.one_hot:
-            piece = max(1, min(piece, self.work.room // k))
-        tiles = self.work.tiles(0, m, piece)
+        def run(tiles: list[slice]) -> Array:
+            return functools.reduce(operator.add, map(added, tiles))
+
+        tiles = self._shares(m, k)
         runs = [tiles[i :: self.work.threads] for i in range(min(self.work.threads, len(tiles)))]
         if not runs:
             zero = self.xp.zeros(
@@ -220,36 +233,23 @@ class Rows:
             self.frame,
             self.kernel,
             self.work,
-            self._group(c, bounds),
+            self._group(host, bounds),
             exact=self.exact,
             skip=bounds != "off",
             drop=bounds == "auto",
         )
 
-    def _group(self, c: Array, bounds: str) -> list[np.ndarray]:
-        """Return the centroids' numbers by group: near ones together (k-means of the centroids)."""
+    def _group(self, c: np.ndarray, bounds: str) -> list[np.ndarray]:
+        """Return the numbers of the centroids `c` (k, d) by group: near ones together."""
         n, d = self.shape
-        k = int(c.shape[0])
+        k = c.shape[0]
         everything = [np.arange(k)]
-        wanted = -(-k // _GROUP)
-        if bounds in ("off", "hamerly") or wanted < 2:
+        if bounds in ("off", "hamerly") or k <= _GROUP:
             return everything
         if bounds == "auto" and (d <= 12 or k < _MANY):
             return everything
-        if 4 * (2 + wanted) * n > self.work.max_bytes // 2:
-            return everything
-        rows = Rows(Matrix.of(c, host=self.kernel.host), None, self.kernel, precision="fast")
-        start = c[:: max(1, k // wanted), :][:wanted, :]
-        rows.begin(start, "off")
-        lloyd(rows, start, max_iter=5, tol=0.0, empty="keep")
-        labels = to_numpy(rows._search.labels)
-        groups = [np.flatnonzero(labels == g) for g in range(wanted)]
-        return [
-            part
-            for group in groups
-            if group.size
-            for part in np.array_split(group, -(-group.size // (2 * _GROUP)))
-        ]
+        found = groups(c, _GROUP)
+        return found if 4 * (2 + len(found)) * n <= self.work.max_bytes // 2 else everything
 
     def sweep(self, c: Array) -> ClusterStats:
         """Return the stats of all rows, each with its nearest centroid of `c` (k, d)."""
@@ -308,10 +308,13 @@ class Rows:
         wide = self.frame.widen(c)
 
         def distance(tile: slice) -> Array:
+            if self.kernel.own_distances is not None:
+                unit = self.frame.unit
+                return self.kernel.own_distances(self.matrix, tile, unit, wide, labels[tile])
             own = xp.take(wide, labels[tile], axis=0)
             return self.kernel.squared_distances(xp, self.frame.wide(tile), own)
 
-        return xp.concat(self.work.map(distance, self.work.tiles())), labels
+        return xp.concat(self.work.map(distance, self._shares(self.shape[0]))), labels
 
     def shift(self, c_new: Array, c: Array) -> float:
         """Return the sum of squared moves in the scaled frame."""

@@ -10,6 +10,8 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from anykmeans._array import Matrix
+
 THREADS: int | None = None  # None: by the size of the work and the cores this process may use
 
 _SMALL = 1 << 18  # numbers in `x` below which starting threads costs more than they save
@@ -98,6 +100,10 @@ class Work:
         stop = self.n if stop is None else stop
         step = step or self.rows_of(self.d)
         return [slice(i, min(i + step, stop)) for i in range(start, stop, step)]
+
+    def readable(self, matrix: Matrix) -> int:
+        """Return how many rows compiled code may read at once: all, or as many as may be copied."""
+        return self.n if matrix.direct else max(1, self.room // self.d)
 
     def rows_of(self, width: int) -> int:
         """Return how many rows of `width` numbers a tile holds, at least one."""

@@ -29,6 +29,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from anykmeans._array import Array
 
 TABLE = ("numba", "cpu", "torch", "cupy", "agnostic")  # in order of preference
@@ -64,7 +66,11 @@ class Kernel:
     trials: Callable[..., tuple[Array, Array]]
     one_hot: bool
     fused: Callable[[int], bool]
+    compiled: bool
     search: Callable[..., Any] | None
+    magnitudes: Callable[..., tuple[np.ndarray, ...]] | None
+    accumulate: Callable[..., Array] | None
+    own_distances: Callable[..., Array] | None
 
 
 def why_not(name: str, x: Array) -> str | None:
@@ -113,5 +119,9 @@ def choose(x: Array, name: str = "auto") -> Kernel:
         trials=step("trials"),
         one_hot=not hasattr(own, "segment_sum") or own is agnostic,
         fused=getattr(own, "fused", lambda d: False),
+        compiled=hasattr(own, "search"),
         search=getattr(own, "search", None),
+        magnitudes=getattr(own, "magnitudes", None),
+        accumulate=getattr(own, "accumulate", None),
+        own_distances=getattr(own, "own_distances", None),
     )

@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 
 from anykmeans import _array as arrays
-from anykmeans._array import Array, Namespace
-from anykmeans._exact import DOWN, GAP, TINY, UP, Bounds
+from anykmeans._array import Array, Matrix, Namespace, Selection
+from anykmeans._exact import DOWN, GAP, TINY, UP, Bounds, Grid
 from anykmeans.kernels import agnostic, cpu
 
 HOST = True
@@ -43,6 +43,53 @@ def search(frame: Any, work: Any, *, bounds: str, exact: bool) -> Any:
     from anykmeans.kernels.numba.sweep import Search
 
     return Search(frame, work, bounds=bounds, exact=exact)
+
+
+def magnitudes(matrix: Matrix, select: slice, w: np.ndarray | None) -> tuple[np.ndarray, ...]:
+    """Return the largest |x| (d,), and the largest and smallest nonzero |w x| and w (d + 1,)."""
+    from anykmeans.kernels.numba import sums
+
+    d = matrix.shape[1]
+    high, largest, smallest = np.zeros(d), np.zeros(d + 1), np.full(d + 1, np.inf)
+    x = matrix.data[select] if matrix.direct else matrix.readable(select)[0]
+    sums.magnitudes(x, _weights(w), high, largest, smallest)
+    columns = d if w is None else d + 1
+    return high, largest[:columns], smallest[:columns]
+
+
+def accumulate(
+    matrix: Matrix,
+    select: Selection,
+    w: np.ndarray | None,
+    new: np.ndarray,
+    old: np.ndarray | None,
+    grid: Grid,
+    k: int,
+) -> np.ndarray:
+    """Return the whole-number sums (k, columns) of the selected rows by label `new`, less by `old`."""
+    from anykmeans.kernels.numba import sums
+
+    found = np.zeros((k, grid.folds * (matrix.shape[1] + 1)))
+    x, at = matrix.readable(select)
+    none = new[:0] if old is None else old
+    sums.accumulate(x, at, _weights(w), new, none, grid.scale, grid.step, grid.folds, found)
+    return found
+
+
+def own_distances(
+    matrix: Matrix, select: slice, unit: float, wide: np.ndarray, labels: np.ndarray
+) -> np.ndarray:
+    """Return the squared distances (m,) of rows to their own centroids of `wide` (k, d)."""
+    from anykmeans.kernels.numba import sums
+
+    distances = np.empty(labels.shape[0])
+    x = matrix.data[select] if matrix.direct else matrix.readable(select)[0]
+    sums.own_distances(x, unit, wide, labels, distances)
+    return distances
+
+
+def _weights(w: np.ndarray | None) -> np.ndarray:
+    return np.ones(1) if w is None else np.ascontiguousarray(w)
 
 
 def fused(d: int) -> bool:

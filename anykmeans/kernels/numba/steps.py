@@ -21,7 +21,7 @@ jit = njit(cache=True, nogil=True, error_model="numpy")
 # Sums whose order of addition is free, as the bounds allow any.
 _any_order = njit(cache=True, nogil=True, error_model="numpy", fastmath={"reassoc", "contract"})
 
-_AT_ONCE = 64  # rows whose bounds and scores stay in the cache while panels pass by
+_AT_ONCE = 128  # rows whose scores wait in the cache while panels pass by
 _CHUNK = 8  # centroids searched before looking whether to go on
 
 
@@ -49,35 +49,18 @@ def wear(upper, lower, labels, drift, around, start, stop, active, farthest):
 
 
 @_any_order
-def _squared_norm(y, t):
-    total = y[t, 0] * y[t, 0]
-    for f in range(1, y.shape[1]):
-        total += y[t, f] * y[t, f]
-    return total
+def _centre(x, row, scale, offset, y, t, c, j):
+    """Write row `row` of `x` into ``y[t]``, in the frame and less the offset.
 
-
-@_any_order
-def _dot(y, t, c, j):
-    total = y[t, 0] * c[j, 0]
-    for f in range(1, y.shape[1]):
-        total += y[t, f] * c[j, f]
-    return total
-
-
-@jit
-def _centre(x, row, scale, offset, y, t):
-    """Write row `row` of `x` into ``y[t]``, in the frame and less the offset; return its squared norm."""
-    d = x.shape[1]
-    if d > LANES:
-        for f in range(d):
-            y[t, f] = x[row, f] * scale - offset[f]
-        return np.float64(_squared_norm(y, t))
-    norm = 0.0
-    for f in range(d):
+    Returns its squared norm, and its product with row `j` of `c`.
+    """
+    norm = product = c[j, 0] * 0
+    for f in range(x.shape[1]):
         value = y.dtype.type(x[row, f] * scale - offset[f])
         y[t, f] = value
-        norm += np.float64(value) * np.float64(value)
-    return norm
+        norm += value * value
+        product += value * c[j, f]
+    return np.float64(norm), np.float64(product)
 
 
 @jit
@@ -158,7 +141,7 @@ def _to_panel(wide, a, low_corner, high_corner, p):
 @jit
 def near(
     x,
-    gathered,
+    at,
     rows,
     scale,
     offset,
@@ -221,11 +204,10 @@ def near(
             used = min(WIDTH, stop - b)
             for r in range(used):
                 i = order[b + r]
-                row = i if gathered else rows[i]
                 total = 0.0
                 score = np.float64(norms[a])
                 for f in range(d):
-                    value = minus_2c.dtype.type(x[row, f] * scale - offset[f])
+                    value = minus_2c.dtype.type(x[at[i], f] * scale - offset[f])
                     columns[f, r] = value
                     total += np.float64(value) * np.float64(value)
                     score += np.float64(value) * np.float64(minus_2c[a, f])
@@ -303,7 +285,7 @@ def _nearby(wide, ids, place, low_corner, high_corner, a, radius, visit, reach):
 @jit
 def grouped(
     x,
-    gathered,
+    at,
     rows,
     scale,
     offset,
@@ -345,7 +327,16 @@ def grouped(
         wants[:] = 0
         while i < m and count < _AT_ONCE:
             row = rows[i]
-            norm[count] = _centre(x, i if gathered else row, scale, offset, y, count)
+            if not first:  # before the row itself is read
+                below = np.inf
+                for p in range(p_count):
+                    below = min(below, bounds[row, p] - moved[p])
+                lower[row] = below * DOWN - TINY
+                if upper[row] * np.float32(GAP) < lower[row]:
+                    i += 1
+                    continue
+            own_label = 0 if first else labels[row]
+            norm[count], product = _centre(x, at[i], scale, offset, y, count, centred, own_label)
             which[count] = i
             i += 1
             if first:
@@ -355,22 +346,17 @@ def grouped(
                     wants[p] += 1
                 count += 1
                 continue
-            slot = place[labels[row]]
-            score = norms[slot // LANES, slot % LANES] - 2 * _dot(y, count, centred, labels[row])
-            up = min(upper[row], _at_most(norm[count], np.float64(score), beta, eta))
-            above, below = np.float64(up) * GAP, np.inf
+            slot = place[own_label]
+            score = np.float64(norms[slot // LANES, slot % LANES]) - 2 * product
+            up = min(upper[row], _at_most(norm[count], score, beta, eta))
             upper[row] = up
-            if above < lower[row]:
+            if up * np.float32(GAP) < lower[row]:
                 continue
+            above = np.float64(up) * GAP
             for p in range(p_count):
-                least = bounds[row, p] - moved[p]
-                below = min(below, least)
                 spots[count, p] = -1
                 wanting[p, wants[p]] = count
-                wants[p] += least <= above
-            lower[row] = below * DOWN - TINY
-            if above < lower[row]:
-                continue
+                wants[p] += bounds[row, p] - moved[p] <= above
             best[count], own[count], who[count] = score, score, slot
             count += 1
         for p in range(p_count):
@@ -430,7 +416,7 @@ def squared_distance(x, row, unit, c, j, t):
 @jit
 def resolve(
     x,
-    gathered,
+    at,
     rows,
     hard,
     scale,
@@ -440,6 +426,7 @@ def resolve(
     norms,
     ids,
     place,
+    centred,
     wide,
     moved,
     bounds,
@@ -453,7 +440,7 @@ def resolve(
     """Decide rows by float64 distances among the centroids that may be nearest; ties to the lowest."""
     k, d, p_count = wide.shape[0], wide.shape[1], norms.shape[0]
     y, norm, most = np.empty((ROWS, d), panels.dtype), np.empty(ROWS), np.empty(ROWS)
-    at, lane = np.arange(ROWS), np.empty(ROWS, np.int64)
+    batch, lane = np.arange(ROWS), np.empty(ROWS, np.int64)
     scores = np.empty((ROWS, LANES), panels.dtype)
     low, next_ = np.empty(ROWS, panels.dtype), np.empty(ROWS, panels.dtype)
     candidates = np.empty((ROWS, k), np.int64)
@@ -463,11 +450,11 @@ def resolve(
         used = min(ROWS, hard.shape[0] - b)
         for r in range(ROWS):
             i = hard[b + min(r, used - 1)]
-            norm[r] = _centre(x, i if gathered else rows[i], scale, offset, y, r)
+            norm[r], _ = _centre(x, at[i], scale, offset, y, r, centred, 0)
             most[r] = np.float64(upper[rows[i]]) ** 2 * GAP
             found[r] = 0
         for p in range(p_count):
-            tile(y, at, d, panels, norms, p, scores, low, next_, lane)
+            tile(y, batch, d, panels, norms, p, scores, low, next_, lane)
             for r in range(used):
                 i = hard[b + r]
                 for spot in range(LANES):
@@ -475,8 +462,7 @@ def resolve(
                     least = (a * (1 - beta) if a > 0 else a) - norm[r] * beta - eta
                     j = ids[p * LANES + spot]
                     if least <= most[r] and j < k:
-                        at_row = i if gathered else rows[i]
-                        squared[r, found[r]] = squared_distance(x, at_row, unit, wide, j, t)
+                        squared[r, found[r]] = squared_distance(x, at[i], unit, wide, j, t)
                         candidates[r, found[r]] = j
                         found[r] += 1
         for r in range(used):

@@ -213,17 +213,9 @@ class _Sweep:
             rows = rows[:count]
             search._farthest.append(farthest)
         before = search.labels[rows]
-        x = matrix.data
-        direct = (
-            isinstance(x, np.ndarray)
-            and x.dtype in (np.float32, np.float64)
-            and x.flags.c_contiguous
-        )
         hard = scored = 0
-        step = max(1, rows.size) if direct else max(1, search.work.room // matrix.shape[1])
-        for tile in search.work.tiles(0, rows.size, step):
-            part = rows[tile]
-            unproven, panels = self._rows(x if direct else matrix.rows(part), not direct, part)
+        for tile in search.work.tiles(0, rows.size, search.work.readable(matrix)):
+            unproven, panels = self._rows(rows[tile])
             hard, scored = hard + unproven, scored + panels
         if self.first:
             return None, hard, scored
@@ -231,7 +223,8 @@ class _Sweep:
         (moved,) = np.nonzero(after != before)
         return (rows[moved], before[moved], after[moved]), hard, scored
 
-    def _rows(self, x: np.ndarray, gathered: bool, rows: np.ndarray) -> tuple[int, int]:
+    def _rows(self, rows: np.ndarray) -> tuple[int, int]:
+        x, at = self.search.matrix.readable(rows)
         search, panels, errors = self.search, self.panels, self.errors
         scale, offset = self.scale, self.offset
         hard = np.empty(rows.size, np.int64)
@@ -239,20 +232,20 @@ class _Sweep:
         scored = rows.size * len(panels)
         if self.grouped:
             count, scored = steps.grouped(
-                x, gathered, rows, scale, offset, self.coefficients, self.norms, panels.ids,
+                x, at, rows, scale, offset, self.coefficients, self.norms, panels.ids,
                 panels.place, self.centred, search._moved, search._lowers, *state,
                 errors.beta, errors.eta, self.fresh, hard,
             )  # fmt: skip
         else:
             count = steps.near(
-                x, gathered, rows, scale, offset, self.minus_2c, self.flat_norms, panels.ids,
+                x, at, rows, scale, offset, self.minus_2c, self.flat_norms, panels.ids,
                 panels.place, self.low_corner, self.high_corner, self.wide, self.around[1], *state,
                 errors.beta, errors.eta, self.fresh, hard,
             )  # fmt: skip
         if search._exact and count:
             steps.resolve(
-                x, gathered, rows, hard[:count], scale, search.frame.unit, offset,
-                self.coefficients, self.norms, panels.ids, panels.place, self.wide,
+                x, at, rows, hard[:count], scale, search.frame.unit, offset,
+                self.coefficients, self.norms, panels.ids, panels.place, self.centred, self.wide,
                 search._moved, search._lowers, *state, errors.beta, errors.eta, errors.tie,
             )  # fmt: skip
         return count, scored
