@@ -128,10 +128,14 @@ class Bounds:
     tie: float
 
     @classmethod
-    def of(cls, d: int, unit: float) -> Bounds:
-        """Return the bounds for `d` features; `eta` covers underflow in the scaled frame."""
+    def of(cls, d: int, unit: float, terms: int | None = None) -> Bounds:
+        """Return the bounds for `d` features; `eta` covers underflow in the scaled frame.
+
+        `terms`, by default `d`, is how many roundings a product passes through at most.
+        """
         gamma = ((d - 1).bit_length() + 4) * 2.0**-53  # error of squared_distances
-        return cls(8 * (d + 8) * unit, d * (2.0**-100 if unit > 2.0**-30 else 2.0**-900), 4 * gamma)
+        terms = d if terms is None else terms
+        return cls(8 * (terms + 8) * unit, d * (2.0**-100 if unit > 2.0**-30 else 2.0**-900), 4 * gamma)
 
     @property
     def sound(self) -> bool:

@@ -139,8 +139,6 @@ class Search:
             return max(1, self.work.room // (widest + 4 * groups + d))
         if groups > 1:  # long, so that the few rows that want a group are many
             rows = min(1 << 16, (1 << 22) // d)
-        elif self.kernel.fused(d):
-            return max(1, min(1 << 15, self.work.room // (8 + d)))
         else:  # what Python spends on a tile counts for more than scores that leave the L2 cache
             rows = min((1 << 20) // widest, (1 << 21) // d)
         return max(1, min(rows, self.work.room // (widest + groups + d)))

@@ -14,8 +14,14 @@ A kernel is a module of this package. It may define
     the one distance whose bits are promised, in its one order of addition;
 ``trials(xp, y, minus_2c, norms, closest, w) -> costs, scale``
     what candidates of k-means++ would leave, estimated;
-``fused(d) -> bool``
-    whether `nearest` writes out no scores for rows of d features, so that tiles may be long;
+``search(frame, work, bounds, exact) -> search``
+    all that `anykmeans._search.Search` does, in place of the first three steps;
+``magnitudes(matrix, select, w) -> high, largest, smallest``
+    what the grid of the sums is planned from, by feature;
+``accumulate(matrix, select, w, new, old, grid, k) -> sums``
+    rows split on the grid and added by label, in place of `segment_sum`;
+``own_distances(matrix, select, unit, wide, labels) -> distances``
+    squared distances of rows to their own centroids, in place of `squared_distances`;
 
 and must define ``why_not(x) -> str | None``, the reason it cannot run on the array `x`, and ``HOST``,
 whether it works on the NumPy view of `x`. What it lacks comes from ``agnostic``. Adding a kernel is
@@ -52,8 +58,6 @@ class Kernel:
         The steps.
     one_hot : bool
         Whether `segment_sum` writes out k numbers a row.
-    fused : callable
-        Whether `nearest` keeps the k scores of a row to itself, by number of features.
     """
 
     name: str
@@ -65,7 +69,6 @@ class Kernel:
     squared_distances: Callable[..., Array]
     trials: Callable[..., tuple[Array, Array]]
     one_hot: bool
-    fused: Callable[[int], bool]
     compiled: bool
     search: Callable[..., Any] | None
     magnitudes: Callable[..., tuple[np.ndarray, ...]] | None
@@ -118,7 +121,6 @@ def choose(x: Array, name: str = "auto") -> Kernel:
         squared_distances=step("squared_distances"),
         trials=step("trials"),
         one_hot=not hasattr(own, "segment_sum") or own is agnostic,
-        fused=getattr(own, "fused", lambda d: False),
         compiled=hasattr(own, "search"),
         search=getattr(own, "search", None),
         magnitudes=getattr(own, "magnitudes", None),

@@ -16,6 +16,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 LANES = 16  # centroids a panel
+BLOCK = 64  # features a sum is cut into: a product rounds BLOCK + d / BLOCK times, not d times
 WIDTH = 2 * LANES  # rows side by side
 # Rows a tile: as many as the registers hold sums of.
 ROWS = 8 if llvmlite.binding.get_host_cpu_features().get("avx512f") else 4
@@ -32,6 +33,23 @@ def tile(context, y, at, d, panels, norms, p, scores, low, second, lane):  # typ
     All arrays are C-contiguous; `at` and `lane` are int64, the others of one floating dtype.
     """
     return types.void(y, at, d, panels, norms, p, scores, low, second, lane), _generate_tile
+
+
+@intrinsic
+def prefetch(context, a, index):  # type: ignore[no-untyped-def]
+    """Ask for the element of the C-contiguous `a` at a flat index, so that it is near when read."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        code = _Code(context, builder, signature, args)
+        byte = ir.IntType(8).as_pointer()
+        place = builder.bitcast(code.at(code.data(0), code.whole(1)), byte)
+        kind = ir.FunctionType(ir.VoidType(), [byte, _SHORT, _SHORT, _SHORT])
+        function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0i8")
+        # To read, into all levels of the cache, data.
+        builder.call(function, [place, *(ir.Constant(_SHORT, i) for i in (0, 3, 1))])
+        return context.get_dummy_value()
+
+    return types.void(a, index), generate
 
 
 @intrinsic
@@ -56,6 +74,9 @@ class _Code:
         self.real = context.get_data_type(signature.args[0].dtype)
         self.bytes = signature.args[0].dtype.bitwidth // 8
         self.vector = ir.VectorType(self.real, LANES)
+        self.fma = None
+        if isinstance(self.real, ir.IntType):
+            return
         self.fma = cgutils.get_or_insert_function(
             builder.module,
             ir.FunctionType(self.vector, [self.vector] * 3),
@@ -183,23 +204,40 @@ def _generate_tile(context: Any, builder: Any, signature: Any, args: Any) -> Any
     norm = code.load(code.at(norms, builder.mul(p, _number(LANES))))
 
     before = builder.block
-    loop, after = (builder.append_basic_block(name) for name in ("features", "scored"))
+    block, loop, add, after = (
+        builder.append_basic_block(name) for name in ("block", "features", "add", "scored")
+    )
+    builder.branch(block)
+
+    builder.position_at_end(block)
+    start = builder.phi(_INDEX)
+    start.add_incoming(_number(0), before)
+    totals = [builder.phi(code.vector) for _ in range(ROWS)]
+    end = builder.add(start, _number(BLOCK))
+    stop = builder.select(builder.icmp_signed("<", end, d), end, d)
     builder.branch(loop)
 
     builder.position_at_end(loop)
     f = builder.phi(_INDEX)
-    f.add_incoming(_number(0), before)
+    f.add_incoming(start, block)
     sums = [builder.phi(code.vector) for _ in range(ROWS)]
     c = code.load(code.at(panel, builder.mul(f, _number(LANES))))
-    added = []
     for r in range(ROWS):
-        sums[r].add_incoming(norm, before)
+        sums[r].add_incoming(ir.Constant(code.vector, [0.0] * LANES), block)
         value = code.splat(builder.load(code.at(starts[r], f)))
-        added.append(builder.call(code.fma, [value, c, sums[r]]))
-        sums[r].add_incoming(added[r], loop)
+        sums[r].add_incoming(builder.call(code.fma, [value, c, sums[r]]), loop)
     following = builder.add(f, _number(1))
     f.add_incoming(following, loop)
-    builder.cbranch(builder.icmp_signed("<", following, d), loop, after)
+    builder.cbranch(builder.icmp_signed("<", following, stop), loop, add)
+
+    builder.position_at_end(add)
+    added = []
+    for r in range(ROWS):
+        totals[r].add_incoming(norm, before)
+        added.append(builder.fadd(totals[r], sums[r].incomings[1][0]))
+        totals[r].add_incoming(added[r], add)
+    start.add_incoming(following, add)
+    builder.cbranch(builder.icmp_signed("<", following, d), block, after)
 
     builder.position_at_end(after)
 

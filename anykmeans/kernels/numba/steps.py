@@ -14,53 +14,67 @@ import numpy as np
 from numba import njit
 
 from anykmeans._exact import DOWN, GAP, TINY, UP
-from anykmeans.kernels.numba.simd import LANES, ROWS, WIDTH, lanes, tile
+from anykmeans.kernels.numba.simd import LANES, ROWS, WIDTH, lanes, prefetch, tile
 
 # On disk after the first time.
 jit = njit(cache=True, nogil=True, error_model="numpy")
 # Sums whose order of addition is free, as the bounds allow any.
 _any_order = njit(cache=True, nogil=True, error_model="numpy", fastmath={"reassoc", "contract"})
 
+_no_nan = njit(cache=True, nogil=True, error_model="numpy", fastmath={"nnan", "nsz", "reassoc"})
+
 _AT_ONCE = 128  # rows whose scores wait in the cache while panels pass by
+_STRETCH = 256  # rows whose bounds are worn before the doubtful ones are listed
 _CHUNK = 8  # centroids searched before looking whether to go on
 
 
 @jit
-def wear(upper, lower, labels, drift, around, start, stop, active, farthest):
-    """Wear the bounds of rows start to stop; write those now in doubt to `active`, return how many.
+def wear(upper, lower, labels, drift, around, active):
+    """Wear the bounds (m,) of rows; write those now in doubt to `active`, return how many.
 
     A row's centroid moved by at most ``drift[label]``; `around` is what `surroundings` returns.
-    ``farthest[label]`` becomes the largest upper bound of a label's rows.
     """
     separation, _, drifts, beyond = around
     count = 0
-    for row in range(start, stop):
-        label = labels[row]
-        above = np.float32((upper[row] + drift[label]) * np.float32(UP))
-        worn = np.float32((lower[row] - drifts[label]) * np.float32(DOWN))
-        outside = beyond[label] - above * np.float32(UP)
-        below = worn if worn < outside else outside
-        upper[row], lower[row] = above, below
-        farthest[label] = max(farthest[label], above)
-        apart = separation[label] - above * np.float32(UP)
-        active[count] = row
-        count += not above * np.float32(GAP) < max(below, apart)
+    overlap = np.empty(_STRETCH, np.float32)
+    for start in range(0, labels.shape[0], _STRETCH):
+        length = min(_STRETCH, labels.shape[0] - start)
+        for i in range(length):
+            label = np.uint32(labels[start + i])  # unsigned, so that no sign is looked at
+            above = np.float32((upper[start + i] + drift[label]) * np.float32(UP))
+            worn = np.float32((lower[start + i] - drifts[label]) * np.float32(DOWN))
+            outside = beyond[label] - above * np.float32(UP)
+            below = worn if worn < outside else outside
+            apart = separation[label] - above * np.float32(UP)
+            upper[start + i], lower[start + i] = above, below
+            overlap[i] = above * np.float32(GAP) - (below if below > apart else apart)
+        for i in range(length):
+            active[count] = start + i
+            count += not overlap[i] < 0
     return count
+
+
+@jit
+def farthest_rows(upper, labels, farthest):
+    """Raise ``farthest[label]`` to the upper bounds (m,) of its rows."""
+    for row in range(labels.shape[0]):
+        label = np.uint32(labels[row])
+        farthest[label] = max(farthest[label], upper[row])
 
 
 @_any_order
 def _centre(x, row, scale, offset, y, t, c, j):
     """Write row `row` of `x` into ``y[t]``, in the frame and less the offset.
 
-    Returns its squared norm, and its product with row `j` of `c`.
+    Returns its squared norm, and its product with row `j` of `c`; float64, so that no rounding counts.
     """
-    norm = product = c[j, 0] * 0
+    norm = product = 0.0
     for f in range(x.shape[1]):
         value = y.dtype.type(x[row, f] * scale - offset[f])
         y[t, f] = value
-        norm += value * value
-        product += value * c[j, f]
-    return np.float64(norm), np.float64(product)
+        norm += np.float64(value) * np.float64(value)
+        product += np.float64(value) * np.float64(c[j, f])
+    return norm, product
 
 
 @jit
@@ -139,12 +153,106 @@ def _to_panel(wide, a, low_corner, high_corner, p):
 
 
 @jit
+def squared_distance(x, row, unit, c, j, t):
+    """Return the distance of `anykmeans._exact` of a row and a centroid, bit for bit; `t` is room (d,)."""
+    d = c.shape[1]
+    for f in range(d):
+        step = x[row, f] * unit - c[j, f]
+        t[f] = step * step
+    half = 1
+    while 2 * half < d:
+        half *= 2
+    while d > 1:
+        for f in range(d - half):
+            t[f] += t[f + half]
+        d, half = half, half // 2
+    return t[0]
+
+
+@jit
+def _decide(candidates, squared, found, most, tie, guess):
+    """Return the label of the shortest of the squared distances, ties to the lowest.
+
+    Also float32 bounds on the distances to it and to all others, which are at least ``sqrt(most)`` where
+    they are no candidates, and at least how far the `guess` is.
+    """
+    shortest = np.inf
+    for q in range(found):
+        shortest = min(shortest, squared[q])
+    lowest = np.int64(1) << 62
+    for q in range(found):
+        if squared[q] <= shortest * (1 + tie):
+            lowest = min(lowest, candidates[q])
+    label, runner_up, left = lowest, most, np.inf
+    for q in range(found):
+        if candidates[q] != label:
+            runner_up = min(runner_up, squared[q])
+        if candidates[q] == guess:
+            left = squared[q]
+    up = np.float32(math.sqrt(shortest) * UP + TINY)
+    down = np.float32(math.sqrt(runner_up) * DOWN - TINY)
+    return label, up, down, math.sqrt(left) * DOWN - TINY
+
+
+# Loops over lanes that have no branches become vector code where the order of minima is free.
+
+
+@_no_nan
+def _measure(columns, minus_2c, norms, a, norm, above, beta, eta, first):
+    """Write squared norms; lower `above` to what the scores with centroid `a` say, unless `first`."""
+    own = np.full(WIDTH, np.float64(norms[a]))
+    norm[:] = 0.0
+    for f in range(columns.shape[0]):
+        c = np.float64(minus_2c[a, f])
+        for r in range(WIDTH):
+            value = np.float64(columns[f, r])
+            norm[r] += value * value
+            own[r] += c * value
+    if not first:
+        for r in range(WIDTH):
+            estimate = norm[r] + own[r]
+            squared = estimate + abs(estimate) * beta + norm[r] * beta + eta
+            near_by = math.sqrt(squared if squared > 0.0 else 0.0) * UP + TINY
+            above[r] = near_by if near_by < above[r] else above[r]
+
+
+@_no_nan
+def _farthest(norm, second, above, beta, eta, room):
+    """Return how far from their centroid others must be to be no nearer than the rows' second."""
+    for r in range(WIDTH):
+        estimate = norm[r] + np.float64(second[r])
+        squared = estimate + abs(estimate) * beta + norm[r] * beta + eta
+        room[r] = above[r] + math.sqrt(squared if squared > 0.0 else 0.0) * UP
+    half = WIDTH // 2
+    while half:  # by halving, as one maximum after the other would wait for each
+        for r in range(half):
+            room[r] = room[r] if room[r] > room[r + half] else room[r + half]
+        half //= 2
+    return room[0] + TINY
+
+
+@_no_nan
+def _interval(norm, best, second, above, unseen, beta, eta, ups, downs):
+    """Write `_at_most` of the best, and `_at_least` of the second and what is unseen."""
+    for r in range(WIDTH):
+        estimate = norm[r] + np.float64(best[r])
+        squared = estimate + abs(estimate) * beta + norm[r] * beta + eta
+        ups[r] = math.sqrt(squared if squared > 0.0 else 0.0) * UP + TINY
+        estimate = norm[r] + np.float64(second[r])
+        squared = (estimate * (1 - beta) if estimate > 0 else estimate) - norm[r] * beta - eta
+        down = math.sqrt(squared if squared > 0.0 else 0.0)
+        down = down if down < unseen - above[r] else unseen - above[r]
+        downs[r] = down * DOWN - TINY
+
+
+@jit
 def near(
     x,
     at,
     rows,
     scale,
     offset,
+    unit,
     minus_2c,
     norms,
     ids,
@@ -158,10 +266,11 @@ def near(
     lower,
     beta,
     eta,
+    tie,
     first,
-    hard,
+    exact,
 ):
-    """Search the centroids near each row's own; return how many rows are not proven, in `hard`.
+    """Search the centroids near each row's own; return how many rows were not proven by scores.
 
     Exponion (Newling and Fleuret, "Fast k-means with accurate bounds", ICML 2016): from a row at
     distance u of its centroid c, no centroid farther from c than u + v can be at less than v. Rows of
@@ -185,8 +294,11 @@ def near(
     columns = np.zeros((d, WIDTH), minus_2c.dtype)
     best, second = np.empty(WIDTH, minus_2c.dtype), np.empty(WIDTH, minus_2c.dtype)
     who, norm, above = np.empty(WIDTH, np.int32), np.zeros(WIDTH), np.zeros(WIDTH)
+    ups, downs = np.empty(WIDTH, np.float32), np.empty(WIDTH, np.float32)
     visit, reach = np.arange(k), np.zeros(k)
-    hard_count = 0
+    candidates, squared = np.empty(k, np.int64), np.empty(k)
+    room = np.empty(max(d, WIDTH))
+    hard = 0
     for a in range(1 if first else k):
         start, stop = begin[a], begin[a + 1]
         if start == stop:
@@ -202,18 +314,20 @@ def near(
             )
         for b in range(start, stop, WIDTH):
             used = min(WIDTH, stop - b)
+            for i in order[b + WIDTH : min(b + 2 * WIDTH, m)]:
+                prefetch(x, at[i] * d)
+                prefetch(x, at[i] * d + d - 1)
+                prefetch(upper, rows[i])
+                prefetch(lower, rows[i])
+                prefetch(labels, rows[i])
             for r in range(used):
                 i = order[b + r]
-                total = 0.0
-                score = np.float64(norms[a])
                 for f in range(d):
-                    value = minus_2c.dtype.type(x[at[i], f] * scale - offset[f])
-                    columns[f, r] = value
-                    total += np.float64(value) * np.float64(value)
-                    score += np.float64(value) * np.float64(minus_2c[a, f])
-                norm[r] = total
-                if not first:
-                    above[r] = min(upper[rows[i]], _at_most(total, score, beta, eta))
+                    columns[f, r] = x[at[i], f] * scale - offset[f]
+                above[r] = 0.0 if first else upper[rows[i]]
+            for r in range(used, WIDTH):  # the last row again
+                columns[:, r], above[r] = columns[:, used - 1], above[used - 1]
+            _measure(columns, minus_2c, norms, a, norm, above, beta, eta, first)
             best[:], second[:], who[:] = np.inf, np.inf, 0
             q, limit = 0, np.inf
             while q < visits and reach[q] <= limit:
@@ -221,22 +335,30 @@ def near(
                 lanes(columns, d, minus_2c, norms, visit, q, until, best, second, who)
                 q = until
                 if q < visits:
-                    limit = 0.0
-                    for r in range(used):
-                        far = _at_most(norm[r], np.float64(second[r]), beta, eta)
-                        limit = max(limit, above[r] + far)
+                    limit = _farthest(norm, second, above, beta, eta, room)
             unseen = reach[q] if q < visits else beyond
+            _interval(norm, best, second, above, unseen, beta, eta, ups, downs)
             for r in range(used):
-                row = rows[order[b + r]]
-                up = _at_most(norm[r], np.float64(best[r]), beta, eta)
-                down = min(
-                    _at_least(norm[r], np.float64(second[r]), beta, eta),
-                    np.float32((unseen - above[r]) * DOWN - TINY),
-                )
-                labels[row], upper[row], lower[row] = who[r], up, down
-                hard[hard_count] = order[b + r]
-                hard_count += not up * np.float32(GAP) < down
-    return hard_count
+                row, label = rows[order[b + r]], np.int64(who[r])
+                up, down = ups[r], downs[r]
+                if not up * np.float32(GAP) < down:
+                    hard += 1
+                    if exact:
+                        most, found = np.float64(up) ** 2 * GAP, 0
+                        for v in range(q):
+                            j = visit[v]
+                            estimate = norm[r] + np.float64(norms[j])
+                            for f in range(d):
+                                estimate += np.float64(minus_2c[j, f]) * np.float64(columns[f, r])
+                            least = estimate - (abs(estimate) + norm[r]) * beta - eta
+                            if least <= most:
+                                candidates[found] = j
+                                i = at[order[b + r]]
+                                squared[found] = squared_distance(x, i, unit, wide, j, room)
+                                found += 1
+                        label, up, down, _ = _decide(candidates, squared, found, most, tie, label)
+                labels[row], upper[row], lower[row] = label, up, down
+    return hard
 
 
 @jit
@@ -282,6 +404,16 @@ def _nearby(wide, ids, place, low_corner, high_corner, a, radius, visit, reach):
     return visits, math.sqrt(outside) * DOWN - TINY
 
 
+@_no_nan
+def _lowest(bounds, row, moved):
+    """Return the lowest of a row's bounds, worn."""
+    lowest = np.inf
+    for p in range(moved.shape[0]):
+        least = np.float64(bounds[row, p]) - moved[p]
+        lowest = least if least < lowest else lowest
+    return lowest
+
+
 @jit
 def grouped(
     x,
@@ -289,139 +421,7 @@ def grouped(
     rows,
     scale,
     offset,
-    panels,
-    norms,
-    ids,
-    place,
-    centred,
-    moved,
-    bounds,
-    labels,
-    upper,
-    lower,
-    beta,
-    eta,
-    first,
-    hard,
-):
-    """Search the panels that a row's bounds do not rule out; return rows not proven, and panels scored.
-
-    ``bounds[row, p] - moved[p]`` is at most the distance of the row to every centroid of panel p but its
-    own: the bounds of Yinyang (Ding et al., ICML 2015), which wear without being written to.
-    """
-    m, d, p_count = rows.shape[0], x.shape[1], norms.shape[0]
-    y = np.empty((_AT_ONCE, d), panels.dtype)
-    which, norm, own = np.empty(_AT_ONCE, np.int64), np.empty(_AT_ONCE), np.empty(_AT_ONCE)
-    best, who = np.empty(_AT_ONCE), np.empty(_AT_ONCE, np.int64)
-    wanting = np.empty((p_count, _AT_ONCE + ROWS), np.int64)
-    wants = np.empty(p_count, np.int64)
-    lows = np.empty((_AT_ONCE, p_count), panels.dtype)
-    seconds = np.empty((_AT_ONCE, p_count), panels.dtype)
-    spots = np.empty((_AT_ONCE, p_count), np.int64)
-    scores = np.empty((ROWS, LANES), panels.dtype)
-    low, next_ = np.empty(ROWS, panels.dtype), np.empty(ROWS, panels.dtype)
-    lane = np.empty(ROWS, np.int64)
-    hard_count, scored, i = 0, 0, 0
-    while i < m:
-        count = 0
-        wants[:] = 0
-        while i < m and count < _AT_ONCE:
-            row = rows[i]
-            if not first:  # before the row itself is read
-                below = np.inf
-                for p in range(p_count):
-                    below = min(below, bounds[row, p] - moved[p])
-                lower[row] = below * DOWN - TINY
-                if upper[row] * np.float32(GAP) < lower[row]:
-                    i += 1
-                    continue
-            own_label = 0 if first else labels[row]
-            norm[count], product = _centre(x, at[i], scale, offset, y, count, centred, own_label)
-            which[count] = i
-            i += 1
-            if first:
-                best[count], who[count] = np.inf, 0
-                for p in range(p_count):
-                    wanting[p, count] = count
-                    wants[p] += 1
-                count += 1
-                continue
-            slot = place[own_label]
-            score = np.float64(norms[slot // LANES, slot % LANES]) - 2 * product
-            up = min(upper[row], _at_most(norm[count], score, beta, eta))
-            upper[row] = up
-            if up * np.float32(GAP) < lower[row]:
-                continue
-            above = np.float64(up) * GAP
-            for p in range(p_count):
-                spots[count, p] = -1
-                wanting[p, wants[p]] = count
-                wants[p] += bounds[row, p] - moved[p] <= above
-            best[count], own[count], who[count] = score, score, slot
-            count += 1
-        for p in range(p_count):
-            if wants[p] == 0:
-                continue
-            scored += wants[p]
-            for r in range(ROWS):
-                wanting[p, wants[p] + r] = wanting[p, wants[p] - 1]
-            for b in range(0, wants[p], ROWS):
-                tile(y, wanting[p, b : b + ROWS], d, panels, norms, p, scores, low, next_, lane)
-                for r in range(min(ROWS, wants[p] - b)):
-                    t = wanting[p, b + r]
-                    lows[t, p], seconds[t, p], spots[t, p] = low[r], next_[r], lane[r]
-                    if low[r] < best[t]:
-                        best[t], who[t] = low[r], p * LANES + lane[r]
-        for t in range(count):
-            row = rows[which[t]]
-            panel, spot, below = who[t] // LANES, who[t] % LANES, np.inf
-            for p in range(p_count):
-                if spots[t, p] >= 0:
-                    score = seconds[t, p] if p == panel and spots[t, p] == spot else lows[t, p]
-                    least = np.float64(_at_least(norm[t], np.float64(score), beta, eta))
-                    bounds[row, p] = (least + moved[p]) * DOWN
-                below = min(below, bounds[row, p] - moved[p])
-            if not first and place[labels[row]] != who[t]:
-                p = place[labels[row]] // LANES
-                if spots[t, p] < 0:  # else the centroid left is among the scored
-                    least = np.float64(_at_least(norm[t], own[t], beta, eta))
-                    bounds[row, p] = min(bounds[row, p], np.float32((least + moved[p]) * DOWN))
-                    below = min(below, bounds[row, p] - moved[p])
-            up = _at_most(norm[t], best[t], beta, eta)
-            down = np.float32(below * DOWN - TINY)
-            labels[row], upper[row], lower[row] = ids[who[t]], up, down
-            if not up * np.float32(GAP) < down:
-                hard[hard_count] = which[t]
-                hard_count += 1
-    return hard_count, scored
-
-
-@jit
-def squared_distance(x, row, unit, c, j, t):
-    """Return the distance of `anykmeans._exact` of a row and a centroid, bit for bit; `t` is room (d,)."""
-    d = c.shape[1]
-    for f in range(d):
-        step = x[row, f] * unit - c[j, f]
-        t[f] = step * step
-    half = 1
-    while 2 * half < d:
-        half *= 2
-    while d > 1:
-        for f in range(d - half):
-            t[f] += t[f + half]
-        d, half = half, half // 2
-    return t[0]
-
-
-@jit
-def resolve(
-    x,
-    at,
-    rows,
-    hard,
-    scale,
     unit,
-    offset,
     panels,
     norms,
     ids,
@@ -430,60 +430,134 @@ def resolve(
     wide,
     moved,
     bounds,
+    share,
     labels,
     upper,
     lower,
     beta,
     eta,
     tie,
+    first,
+    exact,
 ):
-    """Decide rows by float64 distances among the centroids that may be nearest; ties to the lowest."""
-    k, d, p_count = wide.shape[0], wide.shape[1], norms.shape[0]
-    y, norm, most = np.empty((ROWS, d), panels.dtype), np.empty(ROWS), np.empty(ROWS)
-    batch, lane = np.arange(ROWS), np.empty(ROWS, np.int64)
-    scores = np.empty((ROWS, LANES), panels.dtype)
+    """Search the panels that a row's bounds do not rule out; return rows not proven, and panels scored.
+
+    With g = p // share, ``bounds[row, g] - moved[g]`` is at most the distance of the row to every centroid
+    of panel p but its own: the bounds of Yinyang (Ding et al., ICML 2015), which wear unwritten.
+    """
+    m, k, d, p_count = rows.shape[0], wide.shape[0], x.shape[1], norms.shape[0]
+    y = np.empty((_AT_ONCE, d), panels.dtype)
+    which, norm, own = np.empty(_AT_ONCE, np.int64), np.empty(_AT_ONCE), np.empty(_AT_ONCE)
+    best, who = np.empty(_AT_ONCE), np.empty(_AT_ONCE, np.int64)
+    below = np.empty(_AT_ONCE)
+    wanting = np.empty((p_count, _AT_ONCE + ROWS), np.int64)
+    wants = np.empty(p_count, np.int64)
+    lows = np.empty((p_count, _AT_ONCE), panels.dtype)
+    seconds = np.empty((p_count, _AT_ONCE), panels.dtype)
+    spots = np.empty((p_count, _AT_ONCE), np.int64)
+    scores = np.empty((p_count, _AT_ONCE + ROWS, LANES), panels.dtype)
+    lane = np.empty(ROWS, np.int64)
     low, next_ = np.empty(ROWS, panels.dtype), np.empty(ROWS, panels.dtype)
-    candidates = np.empty((ROWS, k), np.int64)
-    found, squared = np.zeros(ROWS, np.int64), np.empty((ROWS, k))
-    t = np.empty(d)
-    for b in range(0, hard.shape[0], ROWS):
-        used = min(ROWS, hard.shape[0] - b)
-        for r in range(ROWS):
-            i = hard[b + min(r, used - 1)]
-            norm[r], _ = _centre(x, at[i], scale, offset, y, r, centred, 0)
-            most[r] = np.float64(upper[rows[i]]) ** 2 * GAP
-            found[r] = 0
+    candidates = np.empty(k + 1, np.int64)
+    squared, room = np.empty(k + 1), np.empty(d)
+    hard, scored, i = 0, 0, 0
+    while i < m:
+        count = 0
+        wants[:] = 0
+        while i < m and count < _AT_ONCE:
+            row, label = rows[i], 0
+            if not first:  # before the row itself is read
+                label = labels[row]
+                lower[row] = _lowest(bounds, row, moved) * DOWN - TINY
+                if upper[row] * np.float32(GAP) < lower[row]:
+                    i += 1
+                    continue
+            norm[count], product = _centre(x, at[i], scale, offset, y, count, centred, label)
+            which[count] = i
+            i += 1
+            if first:
+                best[count], who[count], below[count] = np.inf, 0, np.inf
+                for p in range(p_count):
+                    wanting[p, count] = count
+                    wants[p] += 1
+                count += 1
+                continue
+            slot = place[label]
+            score = np.float64(norms[slot // LANES, slot % LANES]) - 2 * product
+            up = min(upper[row], _at_most(norm[count], score, beta, eta))
+            upper[row] = up
+            if up * np.float32(GAP) < lower[row]:
+                continue
+            limit, others = np.float64(up) * GAP, np.inf
+            for p in range(p_count):
+                least = np.float64(bounds[row, p // share]) - moved[p // share]
+                if least <= limit:
+                    wanting[p, wants[p]] = count
+                    wants[p] += 1
+                else:
+                    others = min(others, least)
+            best[count], own[count], who[count], below[count] = score, score, slot, others
+            count += 1
         for p in range(p_count):
-            tile(y, batch, d, panels, norms, p, scores, low, next_, lane)
-            for r in range(used):
-                i = hard[b + r]
-                for spot in range(LANES):
-                    a = norm[r] + np.float64(scores[r, spot])
-                    least = (a * (1 - beta) if a > 0 else a) - norm[r] * beta - eta
-                    j = ids[p * LANES + spot]
-                    if least <= most[r] and j < k:
-                        squared[r, found[r]] = squared_distance(x, at[i], unit, wide, j, t)
-                        candidates[r, found[r]] = j
-                        found[r] += 1
-        for r in range(used):
-            row = rows[hard[b + r]]
-            shortest = np.inf
-            for q in range(found[r]):
-                shortest = min(shortest, squared[r, q])
-            label = k
-            for q in range(found[r]):
-                if squared[r, q] <= shortest * (1 + tie):
-                    label = min(label, candidates[r, q])
-            runner_up, left = most[r], np.inf
-            for q in range(found[r]):
-                if candidates[r, q] != label:
-                    runner_up = min(runner_up, squared[r, q])
-                if candidates[r, q] == labels[row]:
-                    left = squared[r, q]
-            if bounds.shape[1] and labels[row] != label:
-                p = place[labels[row]] // LANES
-                least = math.sqrt(left) * DOWN - TINY
-                bounds[row, p] = min(bounds[row, p], np.float32((least + moved[p]) * DOWN))
-            labels[row] = label
-            upper[row] = math.sqrt(shortest) * UP + TINY
-            lower[row] = math.sqrt(runner_up) * DOWN - TINY
+            if wants[p] == 0:
+                continue
+            scored += wants[p]
+            for r in range(ROWS):
+                wanting[p, wants[p] + r] = wanting[p, wants[p] - 1]
+            for b in range(0, wants[p], ROWS):
+                batch = wanting[p, b : b + ROWS]
+                tile(y, batch, d, panels, norms, p, scores[p, b : b + ROWS], low, next_, lane)
+                for r in range(min(ROWS, wants[p] - b)):
+                    t = batch[r]
+                    lows[p, b + r], seconds[p, b + r], spots[p, b + r] = low[r], next_[r], lane[r]
+                    if low[r] < best[t]:
+                        best[t], who[t] = low[r], p * LANES + lane[r]
+        if not first:
+            for t in range(count):
+                # The centroid that a row left is one of the others now.
+                left = place[labels[rows[which[t]]]]
+                if left != who[t]:
+                    row, g = rows[which[t]], left // LANES // share
+                    least = np.float64(_at_least(norm[t], own[t], beta, eta))
+                    bounds[row, g] = min(bounds[row, g], np.float32((least + moved[g]) * DOWN))
+                    below[t] = min(below[t], least)
+        for p in range(p_count):
+            g = p // share
+            for q in range(wants[p]):
+                t = wanting[p, q]
+                row = rows[which[t]]
+                mine = who[t] == p * LANES + spots[p, q]
+                score = np.float64(seconds[p, q] if mine else lows[p, q])
+                least = np.float64(_at_least(norm[t], score, beta, eta))
+                below[t] = min(below[t], least)
+                bound = np.float32((least + moved[g]) * DOWN)
+                bounds[row, g] = bound if p % share == 0 else min(bounds[row, g], bound)
+        for t in range(count):
+            row, label = rows[which[t]], ids[who[t]]
+            up, down = _at_most(norm[t], best[t], beta, eta), np.float32(below[t] * DOWN - TINY)
+            if not up * np.float32(GAP) < down:
+                hard += 1
+                if exact:
+                    most, found = np.float64(up) ** 2 * GAP, 0
+                    if not first:
+                        candidates[0], found = labels[row], 1
+                    for p in range(p_count):
+                        q = np.searchsorted(wanting[p, : wants[p]], t)
+                        if q == wants[p] or wanting[p, q] != t:
+                            continue
+                        for spot in range(LANES):
+                            j = ids[p * LANES + spot]
+                            a = norm[t] + np.float64(scores[p, q, spot])
+                            least = (a * (1 - beta) if a > 0 else a) - norm[t] * beta - eta
+                            if least <= most and j < k and (first or j != labels[row]):
+                                candidates[found] = j
+                                found += 1
+                    guess = label
+                    for q in range(found):
+                        squared[q] = squared_distance(x, at[which[t]], unit, wide, candidates[q], room)
+                    label, up, down, left = _decide(candidates, squared, found, most, tie, guess)
+                    if label != guess:
+                        g = who[t] // LANES // share
+                        bounds[row, g] = min(bounds[row, g], np.float32((left + moved[g]) * DOWN))
+            labels[row], upper[row], lower[row] = label, up, down
+    return hard, scored

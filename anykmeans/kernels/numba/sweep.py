@@ -15,7 +15,7 @@ from anykmeans._array import Array, full_float32_products
 from anykmeans._exact import TINY, UP, Bounds, squared_distances
 from anykmeans._groups import groups
 from anykmeans.kernels.numba import steps
-from anykmeans.kernels.numba.simd import LANES
+from anykmeans.kernels.numba.simd import BLOCK, LANES
 
 _FEW = 12  # features up to which boxes around panels rule out more than bounds of their own
 _ROOMY = 0.6  # of all panels: a pass that scores more may as well score all, and choose new panels
@@ -101,9 +101,9 @@ class Search:
         self._passes, self._scored = 0, 1.0
         self.labels = np.empty(n, np.int32)
         self._upper, self._lower = np.empty(n, np.float32), np.empty(n, np.float32)
-        self._lowers = np.empty((n, 0), np.float32)
-        self._moved = np.zeros(0)
-        self._farthest: list[np.ndarray] = [np.asarray([np.inf])]
+        self._grouped = bounds == "groups" or (bounds != "hamerly" and d > _FEW)
+        self._lowers, self._moved, self._share = np.empty((n, 0), np.float32), np.zeros(0), 1
+        self._farthest = np.asarray([np.inf], np.float32)
         length = -(-n // (2 * work.threads if work.threads > 1 else 1))
         self._blocks = work.tiles(step=max(1, length))
 
@@ -115,37 +115,44 @@ class Search:
         drift = None
         if not first:
             drift = np.sqrt(squared_distances(np, wide, self.frame.widen(self._centroids))) * UP
-        if self._panels is None or self._renew():
+        renew = first or self._renew()
+        if renew:
             self._panels = Panels.of(wide)
-            if self._grouped(len(self._panels)):
+            if self._grouped:
                 fresh = True
-                self._lowers = np.empty((self.matrix.shape[0], len(self._panels)), np.float32)
-                self._moved = np.zeros(len(self._panels))
-        elif drift is not None and self._moved.size:
-            slots = np.append(drift, 0.0)[self._panels.ids].reshape(-1, LANES)
-            self._moved = (self._moved + slots.max(axis=1)) * UP + TINY
+                self._divide(len(self._panels))
+        elif self._grouped:
+            slots = np.append(drift, 0.0)[self._panels.ids]
+            starts = np.arange(0, slots.size, self._share * LANES)
+            self._moved = (self._moved + np.maximum.reduceat(slots, starts)) * UP + TINY
         sweep = _Sweep(self, wide, drift, first, fresh)
         found = self.work.map(sweep.block, self._blocks)
         self._centroids = c
         hard, scored = (sum(part[i] for part in found) for i in (1, 2))
         if self._narrow and hard > self.matrix.shape[0] // 5:
             self._narrow = False  # float32 cannot tell these centroids apart: score in float64
+        if renew and not self._grouped:
+            self._farthest = np.zeros(c.shape[0], np.float32)
+            steps.farthest_rows(self._upper, self.labels, self._farthest)
         self._scored = scored / (self.matrix.shape[0] * len(self._panels))
         self._passes += 1
         return [change for change, _, _ in found if change is not None]
 
-    def _grouped(self, panels: int) -> bool:
-        """Return whether there are bounds for every panel."""
-        n, d = self.matrix.shape
-        if self._bounds in ("off", "hamerly") or panels < 2:
-            return False
-        fits = 4 * (2 + panels) * n <= self.work.max_bytes // 2
-        return fits and (self._bounds == "groups" or d > _FEW)
+    def _divide(self, panels: int) -> None:
+        """Make room for bounds: one a panel, or one for several where memory is short."""
+        n = self.matrix.shape[0]
+        columns = max(1, min(panels, self.work.max_bytes // (8 * n) - 2))
+        self._share = -(-panels // columns)
+        columns = -(-panels // self._share)
+        self._lowers = np.empty((n, columns), np.float32)
+        self._moved = np.zeros(columns)
 
     def _renew(self) -> bool:
         """Return whether to choose panels anew: centroids move most in the first passes."""
-        young = self._passes & (self._passes - 1) == 0  # 1, 2, 4, 8, ...
-        return young and (not self._moved.size or self._scored > _ROOMY)
+        assert self._panels is not None
+        if self._grouped:
+            return len(self._panels) > 1 and self._passes in (1, 4, 16) and self._scored > _ROOMY
+        return self._passes & (self._passes - 1) == 0  # 1, 2, 4, 8, ...
 
 
 class _Sweep:
@@ -162,13 +169,14 @@ class _Sweep:
         self.search, self.wide, self.first, self.fresh = search, wide, first, fresh
         frame, panels = search.frame, search._panels
         assert panels is not None
-        self.panels, self.grouped = panels, bool(search._moved.size)
+        self.panels, self.grouped = panels, search._grouped
         k, d = wide.shape
         self.dtype = np.float32 if search._narrow else np.float64
         centred = frame.centre(wide)
         self.centred = centred.astype(self.dtype)
         self.coefficients, self.norms = panels.coefficients(centred, self.dtype)
-        self.errors = Bounds.of(d, 2.0**-24 if search._narrow else 2.0**-53)
+        unit = 2.0**-24 if search._narrow else 2.0**-53
+        self.errors = Bounds.of(d, unit, min(d, BLOCK + -(-d // BLOCK)))
         self.scale, self.offset = frame.affine(search._narrow)
         if self.grouped:
             self.low_corner = self.high_corner = np.empty((0, d))
@@ -184,34 +192,21 @@ class _Sweep:
             others[top] = np.delete(self.drift, top).max(initial=0.0)
             self.around = (np.zeros(k, np.float32), np.zeros(k, np.float32), others, np.full(k, np.inf, np.float32))
         else:
-            farthest = np.asarray(search._farthest, np.float32).max(axis=0) + self.drift
+            search._farthest = search._farthest + self.drift
             self.around = steps.surroundings(
-                wide, panels.ids, panels.place, self.low_corner, self.high_corner, self.drift, farthest
+                wide, panels.ids, panels.place, self.low_corner, self.high_corner, self.drift, search._farthest
             )
-        search._farthest = []
 
     def block(self, block: slice) -> tuple[Change | None, int, int]:
         """Bring a block up to date; return what changed, rows not proven, panels scored."""
         search, matrix = self.search, self.search.matrix
         if self.fresh:
             rows = np.arange(block.start, block.stop)
-            search._farthest.append(np.full(self.wide.shape[0], np.inf, np.float32))
         else:
-            rows = np.empty(block.stop - block.start, np.int64)
-            farthest = np.zeros(self.wide.shape[0], np.float32)
-            count = steps.wear(
-                search._upper,
-                search._lower,
-                search.labels,
-                self.drift,
-                self.around,
-                block.start,
-                block.stop,
-                rows,
-                farthest,
-            )
-            rows = rows[:count]
-            search._farthest.append(farthest)
+            active = np.empty(block.stop - block.start, np.int64)
+            bounds = search._upper[block], search._lower[block]
+            count = steps.wear(*bounds, search.labels[block], self.drift, self.around, active)
+            rows = active[:count] + block.start
         before = search.labels[rows]
         hard = scored = 0
         for tile in search.work.tiles(0, rows.size, search.work.readable(matrix)):
@@ -227,25 +222,18 @@ class _Sweep:
         x, at = self.search.matrix.readable(rows)
         search, panels, errors = self.search, self.panels, self.errors
         scale, offset = self.scale, self.offset
-        hard = np.empty(rows.size, np.int64)
         state = (search.labels, search._upper, search._lower)
-        scored = rows.size * len(panels)
+        certify = (errors.beta, errors.eta, errors.tie, self.fresh, search._exact)
         if self.grouped:
-            count, scored = steps.grouped(
-                x, at, rows, scale, offset, self.coefficients, self.norms, panels.ids,
-                panels.place, self.centred, search._moved, search._lowers, *state,
-                errors.beta, errors.eta, self.fresh, hard,
+            hard, scored = steps.grouped(
+                x, at, rows, scale, offset, search.frame.unit, self.coefficients, self.norms,
+                panels.ids, panels.place, self.centred, self.wide, search._moved, search._lowers, search._share,
+                *state, *certify,
             )  # fmt: skip
-        else:
-            count = steps.near(
-                x, at, rows, scale, offset, self.minus_2c, self.flat_norms, panels.ids,
-                panels.place, self.low_corner, self.high_corner, self.wide, self.around[1], *state,
-                errors.beta, errors.eta, self.fresh, hard,
-            )  # fmt: skip
-        if search._exact and count:
-            steps.resolve(
-                x, at, rows, hard[:count], scale, search.frame.unit, offset,
-                self.coefficients, self.norms, panels.ids, panels.place, self.centred, self.wide,
-                search._moved, search._lowers, *state, errors.beta, errors.eta, errors.tie,
-            )  # fmt: skip
-        return count, scored
+            return hard, scored
+        hard = steps.near(
+            x, at, rows, scale, offset, search.frame.unit, self.minus_2c, self.flat_norms,
+            panels.ids, panels.place, self.low_corner, self.high_corner, self.wide,
+            self.around[1], *state, *certify,
+        )  # fmt: skip
+        return hard, 0
