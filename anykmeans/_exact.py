@@ -135,7 +135,9 @@ class Bounds:
         """
         gamma = ((d - 1).bit_length() + 4) * 2.0**-53  # error of squared_distances
         terms = d if terms is None else terms
-        return cls(8 * (terms + 8) * unit, d * (2.0**-100 if unit > 2.0**-30 else 2.0**-900), 4 * gamma)
+        return cls(
+            8 * (terms + 8) * unit, d * (2.0**-100 if unit > 2.0**-30 else 2.0**-900), 4 * gamma
+        )
 
     @property
     def sound(self) -> bool:

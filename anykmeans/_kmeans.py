@@ -244,6 +244,14 @@ def assign(x: Any, centroids: Any) -> tuple[Array, Array]:
     return labels, distances
 
 
+def nearest(x: Any, centroids: Any, *, max_bytes: int | None = None, kernel: str = "auto") -> Array:
+    """Return labels (n,), int64: of the nearest centroids."""
+    rows, c = _against(x, centroids, None, max_bytes, kernel)
+    with rows.work:
+        labels = rows.label(c)
+    return rows.matrix.give(rows.xp.astype(labels, rows.xp.int64))
+
+
 def evaluate(
     x: Any,
     centroids: Any,
@@ -253,17 +261,25 @@ def evaluate(
     kernel: str = "auto",
 ) -> tuple[Array, Array, float]:
     """Return labels (n,), squared distances (n,) and the inertia, bit for bit as a fit ends with."""
+    rows, c = _against(x, centroids, sample_weight, max_bytes, kernel)
+    with rows.work:
+        labels, distances, inertia = rows.finish(c)
+    give = rows.matrix.give
+    return give(rows.xp.astype(labels, rows.xp.int64)), give(distances), inertia
+
+
+def _against(
+    x: Any, centroids: Any, sample_weight: Any, max_bytes: int | None, kernel: str
+) -> tuple[Rows, Array]:
+    """Return rows that are ready for one pass, and the centroids for it where the work is done."""
     x = check.matrix(x)
     c = check.centroids(centroids, x, "centroids")
     sample_weight = check.weights(sample_weight, x)
     max_bytes = check.budget(max_bytes, 64 * (x.shape[1] + c.shape[0]))
     rows = Rows.over(x, sample_weight, kernel=kernel, max_bytes=max_bytes)
-    with rows.work:
-        work = _work_centroids(rows, c)
-        rows.begin(work, "off", "centroids")  # one pass: bounds would not pay
-        labels, distances, inertia = rows.finish(work)
-    give = rows.matrix.give
-    return give(rows.xp.astype(labels, rows.xp.int64)), give(distances), inertia
+    work = _work_centroids(rows, c)
+    rows.begin(work, "off", "centroids")  # one pass: bounds would not pay
+    return rows, work
 
 
 def _work_centroids(rows: Rows, c: Array) -> Array:

@@ -12,7 +12,7 @@ import numpy as np
 
 from anykmeans import _check as check
 from anykmeans._array import Array, Matrix, Selection, to_numpy
-from anykmeans._exact import Grid, exact_sum, halving_sum, power_of_two, squared_distances
+from anykmeans._exact import Grid, exact_sum, halving_sum, power_of_two
 from anykmeans._frame import Frame
 from anykmeans._groups import groups
 from anykmeans._search import Search
@@ -115,7 +115,8 @@ class Rows:
         def magnitudes(tile: slice) -> tuple[np.ndarray, ...]:
             """Largest |x|, and largest and smallest nonzero |summand|, of each feature."""
             if self.kernel.magnitudes is not None:
-                return self.kernel.magnitudes(matrix, tile, self.relative_weight(tile))
+                found = self.kernel.magnitudes(matrix, tile, self.relative_weight(tile))
+                return tuple(a.astype(np.float64) for a in found)
             x = xp.abs(matrix.rows(tile))
             high = xp.max(x, axis=0)
             w = self.relative_weight(tile)
@@ -151,10 +152,12 @@ class Rows:
     def _shares(self, m: int, width: int = 1) -> list[slice]:
         """Return tiles of `m` rows for work that ends in `width` times a row's numbers a tile."""
         if self.kernel.compiled:  # which needs no room for itself
-            share = -(-m // (2 * self.work.threads))
+            share = -(-m // (2 * self.work.threads)) if self.work.threads > 1 else m
             return self.work.tiles(0, m, max(1, min(share, self.work.readable(self.matrix))))
         # Each piece adds its result, so make it long against that.
-        step = max(self.work.rows_of(self.shape[1]), min(4 * width, self.work.room // self.shape[1]))
+        step = max(
+            self.work.rows_of(self.shape[1]), min(4 * width, self.work.room // self.shape[1])
+        )
         if self.kernel.one_hot:
             step = max(1, min(step, self.work.room // width))
         return self.work.tiles(0, m, step)
@@ -194,6 +197,8 @@ class Rows:
             return functools.reduce(operator.add, map(added, tiles))
 
         tiles = self._shares(m, k)
+        if len(tiles) == 1:
+            return ClusterStats(added(tiles[0]), self.grid)
         runs = [tiles[i :: self.work.threads] for i in range(min(self.work.threads, len(tiles)))]
         if not runs:
             zero = self.xp.zeros(
@@ -207,7 +212,11 @@ class Rows:
 
     def totals(self, stats: ClusterStats) -> tuple[Array, Array]:
         """Return the sums (k, d) and weights (k,) of `stats`, float64, both of relative weights."""
-        return stats.totals(self.xp, self._scale)
+        if self.kernel.total is not None:
+            total = self.kernel.total(self.grid, stats.sums)
+        else:
+            total = self.grid.total(self.xp, stats.sums, self._scale)
+        return total[:, :-1], total[:, -1]
 
     # -- the source ---------------------------------------------------------------------------
 
@@ -259,7 +268,9 @@ class Rows:
         if self._stats is None or 2 * moved > self.shape[0]:
             self._stats = self.stats(self._search.labels, k)
         elif moved:
-            rows, old, new = (xp.concat([change[i] for change in changes]) for i in range(3))
+            rows, old, new = changes[0]
+            if len(changes) > 1:
+                rows, old, new = (xp.concat([change[i] for change in changes]) for i in range(3))
             self._stats = self._stats + self.stats(new, k, rows, old)
         return self._stats
 
@@ -303,9 +314,12 @@ class Rows:
 
     def distances(self, c: Array) -> tuple[Array, Array]:
         """Return each row's squared distance (n,) in the scaled frame to its centroid, and its label."""
-        xp = self.xp
         labels = self._search.labels
-        wide = self.frame.widen(c)
+        return self._distances(self.frame.widen(c), labels), labels
+
+    def _distances(self, wide: Array, labels: Array) -> Array:
+        """Return each row's squared distance (n,) to its label's centroid of `wide` (k, d)."""
+        xp = self.xp
 
         def distance(tile: slice) -> Array:
             if self.kernel.own_distances is not None:
@@ -314,11 +328,11 @@ class Rows:
             own = xp.take(wide, labels[tile], axis=0)
             return self.kernel.squared_distances(xp, self.frame.wide(tile), own)
 
-        return xp.concat(self.work.map(distance, self._shares(self.shape[0]))), labels
+        return xp.concat(self.work.map(distance, self._shares(self.shape[0])))
 
     def shift(self, c_new: Array, c: Array) -> float:
         """Return the sum of squared moves in the scaled frame."""
-        moves = squared_distances(self.xp, self.frame.widen(c_new), self.frame.widen(c))
+        moves = self.kernel.squared_distances(self.xp, self.frame.widen(c_new), self.frame.widen(c))
         return float(halving_sum(self.xp, moves[None, :])[0])
 
     def cost(self, distances: Array) -> float:
@@ -339,17 +353,17 @@ class Rows:
         labels = xp.zeros(n, dtype=xp.int32, device=self.matrix.device)
         sums, mass = plain.totals(plain.stats(labels, 1))
         mean = self.frame.widen(sums / mass[:, None])
-        spread = xp.concat(
-            self.work.map(
-                lambda tile: self.kernel.squared_distances(xp, self.frame.wide(tile), mean),
-                self.work.tiles(),
-            )
-        )
+        spread = self._distances(mean, labels)
         return plain.cost(spread) / n / d
+
+    def label(self, c: Array) -> Array:
+        """Return the labels (n,) of the nearest of the centroids `c`."""
+        self._search.settle(c)
+        return self._search.labels
 
     def finish(self, c: Array) -> tuple[Array, Array, float]:
         """Return labels (n,), squared distances (n,) and inertia for the centroids `c` returned."""
-        self._search.settle(c)
+        self.label(c)
         distances, labels = self.distances(c)
         cost = self.cost(distances)
         exponent = 2 * self.frame.exponent

@@ -34,11 +34,6 @@ class ClusterStats:
     def __add__(self, other: ClusterStats) -> ClusterStats:
         return ClusterStats(self.sums + other.sums, self.grid)
 
-    def totals(self, xp: Namespace, scale: Array) -> tuple[Array, Array]:
-        """Return the weighted sums (k, d) and weights (k,), rounded to float64."""
-        total = self.grid.total(xp, self.sums, scale)
-        return total[:, :-1], total[:, -1]
-
 
 def means(xp: Namespace, sums: Array, mass: Array, c: Array) -> Array:
     """Return the mean of each cluster in the dtype of `c` (k, d); an empty one keeps its row of `c`."""

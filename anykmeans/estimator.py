@@ -39,7 +39,7 @@ from anykmeans._array import (
     where_is,
 )
 from anykmeans._init import initial_centroids
-from anykmeans._kmeans import cluster_sums, distances, evaluate, kmeans
+from anykmeans._kmeans import cluster_sums, distances, evaluate, kmeans, nearest
 from anykmeans._rows import Rows
 from anykmeans._stats import means
 
@@ -189,7 +189,7 @@ class _BaseKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixi
         """
         check_is_fitted(self)
         x = self._rows(X, "predict")
-        return self._evaluate(x, self.cluster_centers_)[0]
+        return nearest(x, self.cluster_centers_, max_bytes=self.max_bytes, kernel=self.kernel)
 
     def transform(self, X: Any) -> Any:
         """Distance of each row to each centroid.

@@ -20,6 +20,8 @@ A kernel is a module of this package. It may define
     what the grid of the sums is planned from, by feature;
 ``accumulate(matrix, select, w, new, old, grid, k) -> sums``
     rows split on the grid and added by label, in place of `segment_sum`;
+``total(grid, sums) -> totals``
+    the sums (k, columns) that whole numbers mean, in place of `Grid.total`;
 ``own_distances(matrix, select, unit, wide, labels) -> distances``
     squared distances of rows to their own centroids, in place of `squared_distances`;
 
@@ -73,6 +75,7 @@ class Kernel:
     search: Callable[..., Any] | None
     magnitudes: Callable[..., tuple[np.ndarray, ...]] | None
     accumulate: Callable[..., Array] | None
+    total: Callable[..., Array] | None
     own_distances: Callable[..., Array] | None
 
 
@@ -125,5 +128,6 @@ def choose(x: Array, name: str = "auto") -> Kernel:
         search=getattr(own, "search", None),
         magnitudes=getattr(own, "magnitudes", None),
         accumulate=getattr(own, "accumulate", None),
+        total=getattr(own, "total", None),
         own_distances=getattr(own, "own_distances", None),
     )

@@ -46,11 +46,15 @@ def magnitudes(matrix: Matrix, select: slice, w: np.ndarray | None) -> tuple[np.
     from anykmeans.kernels.numba import sums
 
     d = matrix.shape[1]
-    high, largest, smallest = np.zeros(d), np.zeros(d + 1), np.full(d + 1, np.inf)
     x = matrix.data[select] if matrix.direct else matrix.readable(select)[0]
-    sums.magnitudes(x, _weights(w), high, largest, smallest)
-    columns = d if w is None else d + 1
-    return high, largest[:columns], smallest[:columns]
+    high, smallest = np.zeros(d, x.dtype), np.full(d, np.inf, x.dtype)
+    if not sums.magnitudes(x, high, smallest):
+        high[np.isnan(x).any(axis=0)] = np.nan
+    if w is None:
+        return high, high, smallest
+    largest, least = np.zeros(d + 1), np.full(d + 1, np.inf)
+    sums.weighted_magnitudes(x, w, largest, least)
+    return high, largest, least
 
 
 def accumulate(
@@ -72,6 +76,14 @@ def accumulate(
     return found
 
 
+def total(grid: Grid, sums: np.ndarray) -> np.ndarray:
+    """Return the sums (k, columns) that whole numbers mean."""
+    from anykmeans.kernels.numba import sums as compiled
+
+    found: np.ndarray = compiled.total(sums, grid.scale, grid.step, grid.folds)
+    return found
+
+
 def own_distances(
     matrix: Matrix, select: slice, unit: float, wide: np.ndarray, labels: np.ndarray
 ) -> np.ndarray:
@@ -90,9 +102,10 @@ def _weights(w: np.ndarray | None) -> np.ndarray:
 
 def squared_distances(xp: Namespace, a: Array, b: Array) -> Array:
     """Return the squared distances (m,) of the rows of `a` (m, d) and `b` (m, d) or (1, d), float64."""
-    distances = np.empty(a.shape[0])
-    _distances()(np.ascontiguousarray(a), np.ascontiguousarray(b), distances)
-    return distances
+    from anykmeans.kernels.numba import steps
+
+    found: np.ndarray = steps.distances(np.ascontiguousarray(a), np.ascontiguousarray(b))
+    return found
 
 
 def trials(
@@ -113,31 +126,6 @@ def _jit() -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     # matters to nobody but must stay within the error bound.
     jit: Callable[..., Callable[..., Any]] = numba.njit(cache=True, nogil=True, error_model="numpy")
     return jit
-
-
-@functools.cache
-def _distances() -> Callable[..., None]:
-    """Return the distance of `anykmeans._exact`, bit for bit: no fused or reordered additions."""
-
-    def distances(a, b, result):  # type: ignore[no-untyped-def]
-        m, d = a.shape
-        largest = 1  # the largest power of two below d
-        while 2 * largest < d:
-            largest *= 2
-        t = np.empty(d)
-        for row in range(m):
-            other = row if b.shape[0] > 1 else 0
-            for f in range(d):
-                step = a[row, f] - b[other, f]
-                t[f] = step * step
-            left, half = d, largest
-            while left > 1:
-                for f in range(left - half):
-                    t[f] += t[f + half]
-                left, half = half, half // 2
-            result[row] = t[0]
-
-    return _jit()(distances)
 
 
 @functools.cache

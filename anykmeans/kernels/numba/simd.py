@@ -60,9 +60,7 @@ def lanes(context, columns, d, minus_2c, norms, visit, start, stop, best, second
     and ``second[r]`` are lowered to them, and ``who[r]``, int32, becomes the centroid of the lowest.
     All arrays are C-contiguous; `visit` is int64, the others of one floating dtype.
     """
-    signature = types.void(
-        columns, d, minus_2c, norms, visit, start, stop, best, second, who
-    )
+    signature = types.void(columns, d, minus_2c, norms, visit, start, stop, best, second, who)
     return signature, _generate_lanes
 
 
@@ -127,9 +125,7 @@ def _generate_lanes(context: Any, builder: Any, signature: Any, args: Any) -> An
     results = [code.data(i) for i in (7, 8, 9)]
     d, start, stop = (code.whole(i) for i in (1, 5, 6))
     blocks = WIDTH // LANES
-    held = [
-        [code.load(code.at(pointer, b * LANES)) for pointer in results] for b in range(blocks)
-    ]
+    held = [[code.load(code.at(pointer, b * LANES)) for pointer in results] for b in range(blocks)]
 
     before = builder.block
     loop, features, scored, after = (
@@ -197,9 +193,7 @@ def _generate_tile(context: Any, builder: Any, signature: Any, args: Any) -> Any
         code.data(i) for i in (0, 1, 3, 4, 6, 7, 8, 9)
     )
     d, p = code.whole(2), code.whole(5)
-    starts = [
-        code.at(y, builder.mul(builder.load(code.at(at, r)), d)) for r in range(ROWS)
-    ]
+    starts = [code.at(y, builder.mul(builder.load(code.at(at, r)), d)) for r in range(ROWS)]
     panel = code.at(panels, builder.mul(builder.mul(p, d), _number(LANES)))
     norm = code.load(code.at(norms, builder.mul(p, _number(LANES))))
 

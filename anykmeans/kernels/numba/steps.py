@@ -94,13 +94,28 @@ def _at_least(norm, score, beta, eta):
 
 
 @jit
-def surroundings(wide, ids, place, low_corner, high_corner, drift, farthest):
+def boxes(wide, ids):
+    """Return the low and high corners (panels, d) of the boxes around the panels of `wide` (k, d)."""
+    k, d = wide.shape
+    low = np.full((ids.shape[0] // LANES, d), np.inf)
+    high = np.full((ids.shape[0] // LANES, d), -np.inf)
+    for slot in range(ids.shape[0]):
+        if ids[slot] < k:
+            for f in range(d):
+                low[slot // LANES, f] = min(low[slot // LANES, f], wide[ids[slot], f])
+                high[slot // LANES, f] = max(high[slot // LANES, f], wide[ids[slot], f])
+    return low, high
+
+
+@jit
+def surroundings(wide, ids, place, corners, drift, farthest):
     """Return what surrounds each centroid, four float32 arrays (k,).
 
     At least and at most how far the nearest other centroid is; at most how far the others moved that
     a row may get nearest to, if it is no farther from its centroid than `farthest`; and at least how
     far all others are.
     """
+    low_corner, high_corner = corners
     k, d, p_count = wide.shape[0], wide.shape[1], low_corner.shape[0]
     least, most = np.empty(k, np.float32), np.empty(k, np.float32)
     drifts, beyond = np.empty(k, np.float32), np.empty(k, np.float32)
@@ -167,6 +182,15 @@ def squared_distance(x, row, unit, c, j, t):
             t[f] += t[f + half]
         d, half = half, half // 2
     return t[0]
+
+
+@jit
+def distances(a, b):
+    """Return the squared distances (m,) of the rows of `a` (m, d) and `b` (m, d) or (1, d)."""
+    found, room = np.empty(a.shape[0]), np.empty(a.shape[1])
+    for row in range(a.shape[0]):
+        found[row] = squared_distance(a, row, 1.0, b, row if b.shape[0] > 1 else 0, room)
+    return found
 
 
 @jit
@@ -276,7 +300,7 @@ def near(
     distance u of its centroid c, no centroid farther from c than u + v can be at less than v. Rows of
     one centroid go together, as lanes.
     """
-    m, k, d, p_count = rows.shape[0], wide.shape[0], x.shape[1], low_corner.shape[0]
+    m, k, d = rows.shape[0], wide.shape[0], x.shape[1]
     begin = np.zeros(k + 2, np.int64)
     order = np.empty(m, np.int64)
     if first:
@@ -499,12 +523,14 @@ def grouped(
             best[count], own[count], who[count], below[count] = score, score, slot, others
             count += 1
         for p in range(p_count):
-            if wants[p] == 0:
-                continue
             scored += wants[p]
-            for r in range(ROWS):
-                wanting[p, wants[p] + r] = wanting[p, wants[p] - 1]
-            for b in range(0, wants[p], ROWS):
+            if wants[p]:
+                for r in range(ROWS):
+                    wanting[p, wants[p] + r] = wanting[p, wants[p] - 1]
+        # Keep in the cache what is used again: a few rows where they meet all panels, else a panel.
+        for outer in range(p_count):
+            for inner in range(0, wants[outer], ROWS):
+                p, b = outer, inner
                 batch = wanting[p, b : b + ROWS]
                 tile(y, batch, d, panels, norms, p, scores[p, b : b + ROWS], low, next_, lane)
                 for r in range(min(ROWS, wants[p] - b)):
@@ -554,7 +580,9 @@ def grouped(
                                 found += 1
                     guess = label
                     for q in range(found):
-                        squared[q] = squared_distance(x, at[which[t]], unit, wide, candidates[q], room)
+                        squared[q] = squared_distance(
+                            x, at[which[t]], unit, wide, candidates[q], room
+                        )
                     label, up, down, left = _decide(candidates, squared, found, most, tie, guess)
                     if label != guess:
                         g = who[t] // LANES // share

@@ -12,22 +12,27 @@ jit = njit(cache=True, nogil=True, error_model="numpy")
 
 
 @jit
-def magnitudes(x, w, high, largest, smallest):
-    """Raise `high` (d,) to |x|, `largest` and lower `smallest` (d + 1,) to the nonzero |w x| and w.
+def magnitudes(x, high, smallest):
+    """Raise `high` (d,) to |x| and lower `smallest` (d,) to the nonzero |x|; return whether all are numbers."""
+    strange = 0
+    for row in range(x.shape[0]):
+        for f in range(x.shape[1]):  # without branches: vector code
+            value = abs(x[row, f])
+            strange |= value != value
+            high[f] = value if value > high[f] else high[f]
+            smallest[f] = value if (value > 0) & (value < smallest[f]) else smallest[f]
+    return strange == 0
 
-    `w` has one weight a row, or one for all. NaN stays in `high` and `largest`.
-    """
+
+@jit
+def weighted_magnitudes(x, w, largest, smallest):
+    """Raise `largest` (d + 1,) to |w x| and w, lower `smallest` (d + 1,) to those not zero."""
     d = x.shape[1]
     for row in range(x.shape[0]):
-        weight = w[row] if w.shape[0] > 1 else w[0]
-        for f in range(d):
-            value = np.float64(abs(x[row, f]))
-            high[f] = value if value > high[f] or value != value else high[f]
-            summand = value * weight
-            largest[f] = summand if summand > largest[f] or summand != summand else largest[f]
-            smallest[f] = summand if 0.0 < summand < smallest[f] else smallest[f]
-        largest[d] = max(largest[d], weight)
-        smallest[d] = weight if 0.0 < weight < smallest[d] else smallest[d]
+        for f in range(d + 1):
+            value = w[row] * (np.float64(abs(x[row, f])) if f < d else 1.0)
+            largest[f] = value if value > largest[f] or value != value else largest[f]
+            smallest[f] = value if 0.0 < value < smallest[f] else smallest[f]
 
 
 @jit
@@ -67,3 +72,23 @@ def own_distances(x, unit, wide, labels, distances):
     room = np.empty(x.shape[1])
     for row in range(x.shape[0]):
         distances[row] = squared_distance(x, row, unit, wide, labels[row], room)
+
+
+@jit
+def total(sums, scale, step, folds):
+    """Return the sums (k, columns) that whole numbers mean: `Grid.total`, bit for bit."""
+    k, columns = sums.shape[0], scale.shape[0]
+    result, parts = np.empty((k, columns)), np.empty(folds)
+    for a in range(k):
+        for f in range(columns):
+            for i in range(folds):
+                parts[i] = sums[a, i * columns + f]
+            for i in range(folds - 1, 0, -1):
+                carry = np.rint(parts[i] / step)
+                parts[i] -= carry * step
+                parts[i - 1] += carry
+            tail = 0.0
+            for i in range(folds - 1, 0, -1):
+                tail = (parts[i] + tail) / step
+            result[a, f] = (parts[0] + tail + 0.0) / scale[f]
+    return result

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from anykmeans._array import Array, full_float32_products
-from anykmeans._exact import TINY, UP, Bounds, squared_distances
+from anykmeans._exact import TINY, UP, Bounds
 from anykmeans._groups import groups
 from anykmeans.kernels.numba import steps
 from anykmeans.kernels.numba.simd import BLOCK, LANES
@@ -63,14 +63,6 @@ class Panels:
         lanes = padded[self.ids].reshape(len(self), LANES, d)
         return np.ascontiguousarray(lanes.transpose(0, 2, 1)), norms[self.ids].reshape(-1, LANES)
 
-    def boxes(self, wide: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return the low and high corners (panels, d) of the boxes around the panels."""
-        # An empty slot repeats the panel's first centroid.
-        first = np.repeat(self.ids[::LANES], LANES)
-        inside = wide[np.where(self.ids < wide.shape[0], self.ids, first)]
-        inside = inside.reshape(len(self), LANES, -1)
-        return inside.min(axis=1), inside.max(axis=1)
-
 
 class Search:
     """Labels of all rows, kept up to date as centroids move.
@@ -93,11 +85,9 @@ class Search:
         n, d = self.matrix.shape
         self._bounds, self._exact = bounds, exact
         # Score in float32 where that can tell centroids apart.
-        self._narrow = (
-            full_float32_products(self.matrix.source) and Bounds.of(d, 2.0**-24).sound
-        )
+        self._narrow = full_float32_products(self.matrix.source) and Bounds.of(d, 2.0**-24).sound
         self._centroids: np.ndarray | None = None
-        self._panels: Panels | None = None
+        self._panels = Panels.of(np.zeros((0, d)))
         self._passes, self._scored = 0, 1.0
         self.labels = np.empty(n, np.int32)
         self._upper, self._lower = np.empty(n, np.float32), np.empty(n, np.float32)
@@ -112,9 +102,10 @@ class Search:
         first = self._centroids is None
         fresh = first or self._bounds == "off"
         wide = self.frame.widen(c)
-        drift = None
-        if not first:
-            drift = np.sqrt(squared_distances(np, wide, self.frame.widen(self._centroids))) * UP
+        drift = np.zeros(c.shape[0])
+        if self._centroids is not None:
+            before = self.frame.widen(self._centroids)
+            drift = np.sqrt(steps.distances(wide, before)) * UP
         renew = first or self._renew()
         if renew:
             self._panels = Panels.of(wide)
@@ -149,7 +140,6 @@ class Search:
 
     def _renew(self) -> bool:
         """Return whether to choose panels anew: centroids move most in the first passes."""
-        assert self._panels is not None
         if self._grouped:
             return len(self._panels) > 1 and self._passes in (1, 4, 16) and self._scored > _ROOMY
         return self._passes & (self._passes - 1) == 0  # 1, 2, 4, 8, ...
@@ -162,39 +152,36 @@ class _Sweep:
         self,
         search: Search,
         wide: np.ndarray,
-        drift: np.ndarray | None,
+        drift: np.ndarray,
         first: bool,
         fresh: bool,
     ) -> None:
         self.search, self.wide, self.first, self.fresh = search, wide, first, fresh
         frame, panels = search.frame, search._panels
-        assert panels is not None
         self.panels, self.grouped = panels, search._grouped
         k, d = wide.shape
         self.dtype = np.float32 if search._narrow else np.float64
         centred = frame.centre(wide)
-        self.centred = centred.astype(self.dtype)
-        self.coefficients, self.norms = panels.coefficients(centred, self.dtype)
         unit = 2.0**-24 if search._narrow else 2.0**-53
         self.errors = Bounds.of(d, unit, min(d, BLOCK + -(-d // BLOCK)))
         self.scale, self.offset = frame.affine(search._narrow)
+        self.drift = (drift * UP + TINY).astype(np.float32)
         if self.grouped:
-            self.low_corner = self.high_corner = np.empty((0, d))
-        else:
-            self.low_corner, self.high_corner = panels.boxes(wide)
-            self.minus_2c = (centred * -2.0).astype(self.dtype)
-            self.flat_norms = (centred * centred).sum(axis=1).astype(self.dtype)
-        self.drift = np.zeros(k, np.float32) if drift is None else (drift * UP + TINY).astype(np.float32)
-        if self.grouped:
+            self.centred = centred.astype(self.dtype)
+            self.coefficients, self.norms = panels.coefficients(centred, self.dtype)
             # How far the other centroids moved at most, by label.
             others = np.full(k, self.drift.max())
             top = int(self.drift.argmax())
             others[top] = np.delete(self.drift, top).max(initial=0.0)
-            self.around = (np.zeros(k, np.float32), np.zeros(k, np.float32), others, np.full(k, np.inf, np.float32))
+            none = np.zeros(k, np.float32)
+            self.around = (none, none, others, none + np.float32(np.inf))
         else:
+            self.corners = steps.boxes(wide, panels.ids)
+            self.minus_2c = (centred * -2.0).astype(self.dtype)
+            self.norms = (centred * centred).sum(axis=1).astype(self.dtype)
             search._farthest = search._farthest + self.drift
             self.around = steps.surroundings(
-                wide, panels.ids, panels.place, self.low_corner, self.high_corner, self.drift, search._farthest
+                wide, panels.ids, panels.place, self.corners, self.drift, search._farthest
             )
 
     def block(self, block: slice) -> tuple[Change | None, int, int]:
@@ -232,8 +219,7 @@ class _Sweep:
             )  # fmt: skip
             return hard, scored
         hard = steps.near(
-            x, at, rows, scale, offset, search.frame.unit, self.minus_2c, self.flat_norms,
-            panels.ids, panels.place, self.low_corner, self.high_corner, self.wide,
-            self.around[1], *state, *certify,
+            x, at, rows, scale, offset, search.frame.unit, self.minus_2c, self.norms,
+            panels.ids, panels.place, *self.corners, self.wide, self.around[1], *state, *certify,
         )  # fmt: skip
         return hard, 0
