@@ -16,14 +16,14 @@ from numba import njit
 from anykmeans._exact import DOWN, GAP, TINY, UP
 from anykmeans.kernels.numba.simd import LANES, ROWS, WIDTH, lanes, prefetch, tile
 
-# On disk after the first time.
+# On disk after the first time. Compiling that one takes is the price of Numba: NumPy's and Python's own
+# functions, `min` and `max` too, cost much of it, and are spelled out here.
 jit = njit(cache=True, nogil=True, error_model="numpy")
 # Sums whose order of addition is free, as the bounds allow any.
 _any_order = njit(cache=True, nogil=True, error_model="numpy", fastmath={"reassoc", "contract"})
-
+# Minima in any order.
 _no_nan = njit(cache=True, nogil=True, error_model="numpy", fastmath={"nnan", "nsz", "reassoc"})
 
-_AT_ONCE = 128  # rows whose scores wait in the cache while panels pass by
 _STRETCH = 256  # rows whose bounds are worn before the doubtful ones are listed
 _CHUNK = 8  # centroids searched before looking whether to go on
 
@@ -38,7 +38,8 @@ def wear(upper, lower, labels, drift, around, active):
     count = 0
     overlap = np.empty(_STRETCH, np.float32)
     for start in range(0, labels.shape[0], _STRETCH):
-        length = min(_STRETCH, labels.shape[0] - start)
+        left = labels.shape[0] - start
+        length = left if left < _STRETCH else _STRETCH
         for i in range(length):
             label = np.uint32(labels[start + i])  # unsigned, so that no sign is looked at
             above = np.float32((upper[start + i] + drift[label]) * np.float32(UP))
@@ -59,7 +60,8 @@ def farthest_rows(upper, labels, farthest):
     """Raise ``farthest[label]`` to the upper bounds (m,) of its rows."""
     for row in range(labels.shape[0]):
         label = np.uint32(labels[row])
-        farthest[label] = max(farthest[label], upper[row])
+        if upper[row] > farthest[label]:
+            farthest[label] = upper[row]
 
 
 @_any_order
@@ -70,10 +72,10 @@ def _centre(x, row, scale, offset, y, t, c, j):
     """
     norm = product = 0.0
     for f in range(x.shape[1]):
-        value = y.dtype.type(x[row, f] * scale - offset[f])
-        y[t, f] = value
-        norm += np.float64(value) * np.float64(value)
-        product += np.float64(value) * np.float64(c[j, f])
+        y[t, f] = x[row, f] * scale - offset[f]
+        value = np.float64(y[t, f])
+        norm += value * value
+        product += value * np.float64(c[j, f])
     return norm, product
 
 
@@ -82,7 +84,7 @@ def _at_most(norm, score, beta, eta):
     """Return a distance that the true one does not exceed: `Bounds.at_most`."""
     a = norm + score
     squared = (a * (1 + beta) if a > 0 else a) + norm * beta + eta
-    return np.float32(math.sqrt(max(squared, 0.0)) * UP + TINY)
+    return np.float32(math.sqrt(squared if squared > 0 else 0.0) * UP + TINY)
 
 
 @jit
@@ -90,20 +92,22 @@ def _at_least(norm, score, beta, eta):
     """Return a distance that the true one reaches: `Bounds.at_least`."""
     a = norm + score
     squared = (a * (1 - beta) if a > 0 else a) - norm * beta - eta
-    return np.float32(math.sqrt(max(squared, 0.0)) * DOWN - TINY)
+    return np.float32(math.sqrt(squared if squared > 0 else 0.0) * DOWN - TINY)
 
 
 @jit
 def boxes(wide, ids):
     """Return the low and high corners (panels, d) of the boxes around the panels of `wide` (k, d)."""
     k, d = wide.shape
-    low = np.full((ids.shape[0] // LANES, d), np.inf)
-    high = np.full((ids.shape[0] // LANES, d), -np.inf)
+    low, high = np.empty((ids.shape[0] // LANES, d)), np.empty((ids.shape[0] // LANES, d))
     for slot in range(ids.shape[0]):
-        if ids[slot] < k:
+        p, j = slot // LANES, ids[slot]
+        if j < k:
+            first = slot % LANES == 0  # which is never empty
             for f in range(d):
-                low[slot // LANES, f] = min(low[slot // LANES, f], wide[ids[slot], f])
-                high[slot // LANES, f] = max(high[slot // LANES, f], wide[ids[slot], f])
+                c = wide[j, f]
+                low[p, f] = c if first or c < low[p, f] else low[p, f]
+                high[p, f] = c if first or c > high[p, f] else high[p, f]
     return low, high
 
 
@@ -116,12 +120,13 @@ def surroundings(wide, ids, place, corners, drift, farthest):
     far all others are.
     """
     low_corner, high_corner = corners
-    k, d, p_count = wide.shape[0], wide.shape[1], low_corner.shape[0]
+    k, p_count = wide.shape[0], low_corner.shape[0]
     least, most = np.empty(k, np.float32), np.empty(k, np.float32)
     drifts, beyond = np.empty(k, np.float32), np.empty(k, np.float32)
     away, fastest = np.empty(p_count), np.zeros(p_count, np.float32)
     for j in range(k):
-        fastest[place[j] // LANES] = max(fastest[place[j] // LANES], drift[j])
+        p = place[j] // LANES
+        fastest[p] = drift[j] if drift[j] > fastest[p] else fastest[p]
     for a in range(k):
         own = place[a] // LANES
         nearest = np.inf
@@ -132,11 +137,8 @@ def surroundings(wide, ids, place, corners, drift, farthest):
                 for slot in range(p * LANES, (p + 1) * LANES):
                     j = ids[slot]
                     if j < k and j != a:
-                        squared = 0.0
-                        for f in range(d):
-                            step = wide[a, f] - wide[j, f]
-                            squared += step * step
-                        nearest = min(nearest, squared)
+                        squared = _between(wide, a, j)
+                        nearest = squared if squared < nearest else nearest
         root = math.sqrt(nearest)
         least[a], most[a] = root * DOWN - TINY, root * UP + TINY
         radius = (2 * np.float64(farthest[a]) + root) * UP
@@ -144,14 +146,14 @@ def surroundings(wide, ids, place, corners, drift, farthest):
         for slot in range(own * LANES, (own + 1) * LANES):
             j = ids[slot]
             if j < k and j != a:
-                moved = max(moved, drift[j])
+                moved = drift[j] if drift[j] > moved else moved
         for p in range(p_count):
             if p == own:
                 continue
             if away[p] > radius * radius:
-                outside = min(outside, away[p])
+                outside = away[p] if away[p] < outside else outside
             else:
-                moved = max(moved, fastest[p])
+                moved = fastest[p] if fastest[p] > moved else moved
         drifts[a], beyond[a] = moved, math.sqrt(outside) * DOWN - TINY
     return least, most, drifts, beyond
 
@@ -162,8 +164,19 @@ def _to_panel(wide, a, low_corner, high_corner, p):
     squared = 0.0
     for f in range(wide.shape[1]):
         c = wide[a, f]
-        gap = max(low_corner[p, f] - c, c - high_corner[p, f], 0.0)
-        squared += gap * gap
+        under, over = low_corner[p, f] - c, c - high_corner[p, f]
+        gap = under if under > over else over
+        squared += gap * gap if gap > 0.0 else 0.0
+    return squared
+
+
+@jit
+def _between(wide, a, j):
+    """Return the squared distance of two centroids, in no promised order."""
+    squared = 0.0
+    for f in range(wide.shape[1]):
+        step = wide[a, f] - wide[j, f]
+        squared += step * step
     return squared
 
 
@@ -202,15 +215,15 @@ def _decide(candidates, squared, found, most, tie, guess):
     """
     shortest = np.inf
     for q in range(found):
-        shortest = min(shortest, squared[q])
+        shortest = squared[q] if squared[q] < shortest else shortest
     lowest = np.int64(1) << 62
     for q in range(found):
-        if squared[q] <= shortest * (1 + tie):
-            lowest = min(lowest, candidates[q])
+        if squared[q] <= shortest * (1 + tie) and candidates[q] < lowest:
+            lowest = candidates[q]
     label, runner_up, left = lowest, most, np.inf
     for q in range(found):
-        if candidates[q] != label:
-            runner_up = min(runner_up, squared[q])
+        if candidates[q] != label and squared[q] < runner_up:
+            runner_up = squared[q]
         if candidates[q] == guess:
             left = squared[q]
     up = np.float32(math.sqrt(shortest) * UP + TINY)
@@ -222,10 +235,10 @@ def _decide(candidates, squared, found, most, tie, guess):
 
 
 @_no_nan
-def _measure(columns, minus_2c, norms, a, norm, above, beta, eta, first):
-    """Write squared norms; lower `above` to what the scores with centroid `a` say, unless `first`."""
-    own = np.full(WIDTH, np.float64(norms[a]))
-    norm[:] = 0.0
+def _measure(columns, minus_2c, norms, a, norm, own, above, beta, eta, first):
+    """Write squared norms; lower `above` to what the scores `own` with centroid `a` say, unless `first`."""
+    for r in range(WIDTH):
+        norm[r], own[r] = 0.0, norms[a]
     for f in range(columns.shape[0]):
         c = np.float64(minus_2c[a, f])
         for r in range(WIDTH):
@@ -304,8 +317,9 @@ def near(
     begin = np.zeros(k + 2, np.int64)
     order = np.empty(m, np.int64)
     if first:
-        begin[1:] = m
-        order[:] = np.arange(m)
+        begin[1] = m
+        for i in range(m):
+            order[i] = i
     else:  # by label, in one go
         for i in range(m):
             begin[labels[rows[i]] + 2] += 1
@@ -315,13 +329,15 @@ def near(
             a = labels[rows[i]]
             order[begin[a + 1]] = i
             begin[a + 1] += 1
-    columns = np.zeros((d, WIDTH), minus_2c.dtype)
+    columns = np.empty((d, WIDTH), minus_2c.dtype)
     best, second = np.empty(WIDTH, minus_2c.dtype), np.empty(WIDTH, minus_2c.dtype)
-    who, norm, above = np.empty(WIDTH, np.int32), np.zeros(WIDTH), np.zeros(WIDTH)
+    who, norm, above = np.empty(WIDTH, np.int32), np.empty(WIDTH), np.empty(WIDTH)
     ups, downs = np.empty(WIDTH, np.float32), np.empty(WIDTH, np.float32)
-    visit, reach = np.arange(k), np.zeros(k)
+    visit, reach = np.empty(k, np.int64), np.zeros(k)
+    for j in range(k):
+        visit[j] = j
     candidates, squared = np.empty(k, np.int64), np.empty(k)
-    room = np.empty(max(d, WIDTH))
+    room = np.empty(d + WIDTH)
     hard = 0
     for a in range(1 if first else k):
         start, stop = begin[a], begin[a + 1]
@@ -331,14 +347,15 @@ def near(
         if not first:
             farthest = 0.0
             for i in range(start, stop):
-                farthest = max(farthest, np.float64(upper[rows[order[i]]]))
+                up = np.float64(upper[rows[order[i]]])
+                farthest = up if up > farthest else farthest
             radius = (2 * farthest + apart[a]) * UP
             visits, beyond = _nearby(
                 wide, ids, place, low_corner, high_corner, a, radius, visit, reach
             )
         for b in range(start, stop, WIDTH):
-            used = min(WIDTH, stop - b)
-            for i in order[b + WIDTH : min(b + 2 * WIDTH, m)]:
+            used = stop - b if stop - b < WIDTH else WIDTH
+            for i in order[b + WIDTH : b + 2 * WIDTH]:
                 prefetch(x, at[i] * d)
                 prefetch(x, at[i] * d + d - 1)
                 prefetch(upper, rows[i])
@@ -350,12 +367,15 @@ def near(
                     columns[f, r] = x[at[i], f] * scale - offset[f]
                 above[r] = 0.0 if first else upper[rows[i]]
             for r in range(used, WIDTH):  # the last row again
-                columns[:, r], above[r] = columns[:, used - 1], above[used - 1]
-            _measure(columns, minus_2c, norms, a, norm, above, beta, eta, first)
-            best[:], second[:], who[:] = np.inf, np.inf, 0
+                above[r] = above[used - 1]
+                for f in range(d):
+                    columns[f, r] = columns[f, used - 1]
+            _measure(columns, minus_2c, norms, a, norm, room, above, beta, eta, first)
+            for r in range(WIDTH):
+                best[r], second[r], who[r] = np.inf, np.inf, 0
             q, limit = 0, np.inf
             while q < visits and reach[q] <= limit:
-                until = visits if first else min(q + _CHUNK, visits)
+                until = visits if first or visits - q < _CHUNK else q + _CHUNK
                 lanes(columns, d, minus_2c, norms, visit, q, until, best, second, who)
                 q = until
                 if q < visits:
@@ -391,23 +411,20 @@ def _nearby(wide, ids, place, low_corner, high_corner, a, radius, visit, reach):
 
     Returns how many, and at least how far all others are.
     """
-    k, d = wide.shape
+    k = wide.shape[0]
     visits, outside, square = 0, np.inf, radius * radius
     for p in range(low_corner.shape[0]):
         away = _to_panel(wide, a, low_corner, high_corner, p)
         if away > square:
-            outside = min(outside, away)
+            outside = away if away < outside else outside
             continue
         for slot in range(p * LANES, (p + 1) * LANES):
             j = ids[slot]
             if j == k:
                 break
-            squared = 0.0
-            for f in range(d):
-                step = wide[a, f] - wide[j, f]
-                squared += step * step
+            squared = _between(wide, a, j)
             if squared > square:
-                outside = min(outside, squared)
+                outside = squared if squared < outside else outside
                 continue
             visit[visits] = j
             reach[visits] = -1.0 if j == a else math.sqrt(squared) * DOWN - TINY
@@ -455,6 +472,7 @@ def grouped(
     moved,
     bounds,
     share,
+    at_once,
     labels,
     upper,
     lower,
@@ -470,16 +488,16 @@ def grouped(
     of panel p but its own: the bounds of Yinyang (Ding et al., ICML 2015), which wear unwritten.
     """
     m, k, d, p_count = rows.shape[0], wide.shape[0], x.shape[1], norms.shape[0]
-    y = np.empty((_AT_ONCE, d), panels.dtype)
-    which, norm, own = np.empty(_AT_ONCE, np.int64), np.empty(_AT_ONCE), np.empty(_AT_ONCE)
-    best, who = np.empty(_AT_ONCE), np.empty(_AT_ONCE, np.int64)
-    below = np.empty(_AT_ONCE)
-    wanting = np.empty((p_count, _AT_ONCE + ROWS), np.int64)
+    y = np.empty((at_once, d), panels.dtype)
+    which, norm, own = np.empty(at_once, np.int64), np.empty(at_once), np.empty(at_once)
+    best, who = np.empty(at_once), np.empty(at_once, np.int64)
+    below = np.empty(at_once)
+    wanting = np.empty((p_count, at_once + ROWS), np.int64)
     wants = np.empty(p_count, np.int64)
-    lows = np.empty((p_count, _AT_ONCE), panels.dtype)
-    seconds = np.empty((p_count, _AT_ONCE), panels.dtype)
-    spots = np.empty((p_count, _AT_ONCE), np.int64)
-    scores = np.empty((p_count, _AT_ONCE + ROWS, LANES), panels.dtype)
+    lows = np.empty((p_count, at_once), panels.dtype)
+    seconds = np.empty((p_count, at_once), panels.dtype)
+    spots = np.empty((p_count, at_once), np.int64)
+    scores = np.empty((p_count, at_once + ROWS, LANES), panels.dtype)
     lane = np.empty(ROWS, np.int64)
     low, next_ = np.empty(ROWS, panels.dtype), np.empty(ROWS, panels.dtype)
     candidates = np.empty(k + 1, np.int64)
@@ -487,8 +505,9 @@ def grouped(
     hard, scored, i = 0, 0, 0
     while i < m:
         count = 0
-        wants[:] = 0
-        while i < m and count < _AT_ONCE:
+        for p in range(p_count):
+            wants[p] = 0
+        while i < m and count < at_once:
             row, label = rows[i], 0
             if not first:  # before the row itself is read
                 label = labels[row]
@@ -508,7 +527,8 @@ def grouped(
                 continue
             slot = place[label]
             score = np.float64(norms[slot // LANES, slot % LANES]) - 2 * product
-            up = min(upper[row], _at_most(norm[count], score, beta, eta))
+            up = _at_most(norm[count], score, beta, eta)
+            up = up if up < upper[row] else upper[row]
             upper[row] = up
             if up * np.float32(GAP) < lower[row]:
                 continue
@@ -518,8 +538,8 @@ def grouped(
                 if least <= limit:
                     wanting[p, wants[p]] = count
                     wants[p] += 1
-                else:
-                    others = min(others, least)
+                elif least < others:
+                    others = least
             best[count], own[count], who[count], below[count] = score, score, slot, others
             count += 1
         for p in range(p_count):
@@ -527,13 +547,11 @@ def grouped(
             if wants[p]:
                 for r in range(ROWS):
                     wanting[p, wants[p] + r] = wanting[p, wants[p] - 1]
-        # Keep in the cache what is used again: a few rows where they meet all panels, else a panel.
-        for outer in range(p_count):
-            for inner in range(0, wants[outer], ROWS):
-                p, b = outer, inner
+        for p in range(p_count):
+            for b in range(0, wants[p], ROWS):
                 batch = wanting[p, b : b + ROWS]
                 tile(y, batch, d, panels, norms, p, scores[p, b : b + ROWS], low, next_, lane)
-                for r in range(min(ROWS, wants[p] - b)):
+                for r in range(ROWS if wants[p] - b > ROWS else wants[p] - b):
                     t = batch[r]
                     lows[p, b + r], seconds[p, b + r], spots[p, b + r] = low[r], next_[r], lane[r]
                     if low[r] < best[t]:
@@ -545,8 +563,9 @@ def grouped(
                 if left != who[t]:
                     row, g = rows[which[t]], left // LANES // share
                     least = np.float64(_at_least(norm[t], own[t], beta, eta))
-                    bounds[row, g] = min(bounds[row, g], np.float32((least + moved[g]) * DOWN))
-                    below[t] = min(below[t], least)
+                    bound = np.float32((least + moved[g]) * DOWN)
+                    bounds[row, g] = bound if bound < bounds[row, g] else bounds[row, g]
+                    below[t] = least if least < below[t] else below[t]
         for p in range(p_count):
             g = p // share
             for q in range(wants[p]):
@@ -555,9 +574,10 @@ def grouped(
                 mine = who[t] == p * LANES + spots[p, q]
                 score = np.float64(seconds[p, q] if mine else lows[p, q])
                 least = np.float64(_at_least(norm[t], score, beta, eta))
-                below[t] = min(below[t], least)
+                below[t] = least if least < below[t] else below[t]
                 bound = np.float32((least + moved[g]) * DOWN)
-                bounds[row, g] = bound if p % share == 0 else min(bounds[row, g], bound)
+                if p % share == 0 or bound < bounds[row, g]:
+                    bounds[row, g] = bound
         for t in range(count):
             row, label = rows[which[t]], ids[who[t]]
             up, down = _at_most(norm[t], best[t], beta, eta), np.float32(below[t] * DOWN - TINY)
@@ -568,7 +588,13 @@ def grouped(
                     if not first:
                         candidates[0], found = labels[row], 1
                     for p in range(p_count):
-                        q = np.searchsorted(wanting[p, : wants[p]], t)
+                        q, end = 0, wants[p]
+                        while q < end:  # the rows of a panel ascend
+                            middle = (q + end) // 2
+                            if wanting[p, middle] < t:
+                                q = middle + 1
+                            else:
+                                end = middle
                         if q == wants[p] or wanting[p, q] != t:
                             continue
                         for spot in range(LANES):
@@ -586,6 +612,7 @@ def grouped(
                     label, up, down, left = _decide(candidates, squared, found, most, tie, guess)
                     if label != guess:
                         g = who[t] // LANES // share
-                        bounds[row, g] = min(bounds[row, g], np.float32((left + moved[g]) * DOWN))
+                        bound = np.float32((left + moved[g]) * DOWN)
+                        bounds[row, g] = bound if bound < bounds[row, g] else bounds[row, g]
             labels[row], upper[row], lower[row] = label, up, down
     return hard, scored

@@ -15,7 +15,7 @@ from anykmeans._array import Array, full_float32_products
 from anykmeans._exact import TINY, UP, Bounds
 from anykmeans._groups import groups
 from anykmeans.kernels.numba import steps
-from anykmeans.kernels.numba.simd import BLOCK, LANES
+from anykmeans.kernels.numba.simd import BLOCK, LANES, ROWS
 
 _FEW = 12  # features up to which boxes around panels rule out more than bounds of their own
 _ROOMY = 0.6  # of all panels: a pass that scores more may as well score all, and choose new panels
@@ -87,6 +87,8 @@ class Search:
         # Score in float32 where that can tell centroids apart.
         self._narrow = full_float32_products(self.matrix.source) and Bounds.of(d, 2.0**-24).sound
         self._centroids: np.ndarray | None = None
+        # Rows whose scores wait in the cache while panels pass by.
+        self._at_once = max(ROWS, min(128, work.room // (d + 4 * LANES)))
         self._panels = Panels.of(np.zeros((0, d)))
         self._passes, self._scored = 0, 1.0
         self.labels = np.empty(n, np.int32)
@@ -215,6 +217,7 @@ class _Sweep:
             hard, scored = steps.grouped(
                 x, at, rows, scale, offset, search.frame.unit, self.coefficients, self.norms,
                 panels.ids, panels.place, self.centred, self.wide, search._moved, search._lowers, search._share,
+                search._at_once,
                 *state, *certify,
             )  # fmt: skip
             return hard, scored
