@@ -189,7 +189,10 @@ def growth(series: list[dict[str, Any]], file: Path) -> None:
                 zorder=3 if each["peer"] == OURS else 2,
                 label=label(each["peer"]),
             )
-        panel.set(xscale="log", yscale="log", xlabel=axis)
+        panel.set(yscale="log", xlabel=axis)
+        panel.set_xscale("log", base=10 if axis == "n" else 2)
+        if axis != "n":
+            panel.xaxis.set_major_formatter("{x:.0f}")
         panel.set_title(here[0]["fixed"], fontsize=10)
         panel.grid(True, color="#E5E5E5", linewidth=0.6)
         panel.spines[["top", "right"]].set_visible(False)

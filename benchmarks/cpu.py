@@ -16,16 +16,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks import chart, floor, memory, report
-from benchmarks.peers import OTHERS, OURS, PEERS, Run, Task, ready
+from benchmarks.peers import OTHERS, OURS, PEERS, Run, ready
 from benchmarks.referee import judge
 from benchmarks.rows import ROWS, Row, chosen
-from benchmarks.timing import alternate
+from benchmarks.timing import alternate, busy
 
-FLOOR = "matrix product"
 FLOOR_FROM = 256
 """Number of clusters from which on the floor is to be beaten."""
 
@@ -75,8 +73,9 @@ class Line:
 class Result:
     """All runs on one row in one dtype and mode; ours is the first line.
 
-    `floor` is the seconds of the matrix products of as many iterations as ours took, and
-    `floor_ratio` ours divided by it; None in mode "default", which seeds as well.
+    `floor` is the seconds of the matrix products of as many iterations as ours took, in the fastest
+    round, and `floor_ratio` ours divided by it; None in mode "default", which seeds as well.
+    `others` is the share of the machine that other processes had.
     """
 
     row: str
@@ -90,6 +89,7 @@ class Result:
     lines: list[Line]
     floor: float | None = None
     floor_ratio: float | None = None
+    others: float | None = None
 
     def best(self, *, valid: bool) -> Line | None:
         """Return the fastest peer's line, of the valid ones or of all, or None."""
@@ -107,11 +107,11 @@ class Result:
         return best is not None and best.ratio >= self.target
 
     @property
-    def hungry(self) -> bool:
-        """Whether ours took more memory than scikit-learn's, if both were measured."""
+    def hungry(self) -> bool | None:
+        """Whether ours took more memory than scikit-learn's; None unless both were measured."""
         peaks = {line.peer: line.peak for line in self.lines}
         ours, theirs = peaks[OURS], peaks.get("sklearn")
-        return ours is not None and theirs is not None and ours > theirs
+        return None if ours is None or theirs is None else ours > theirs
 
 
 def options(parser: argparse.ArgumentParser) -> None:
@@ -152,8 +152,7 @@ def run(options: argparse.Namespace) -> int:
         return 1
     runs, reasons = ready(options.peers)
     print(report.heading())
-    for name, reason in reasons.items():
-        print(f"{name} does not run here: {reason}")
+    report.absent(reasons)
     print(
         f"Medians of up to {options.repeats} alternating rounds (fewer, and so said, past "
         f"{options.cap:g} s); ratio = seconds / ours; +/- = inertia above ours, relatively.\n"
@@ -192,11 +191,10 @@ def measure(
     n, d = x.shape
     task = memory.task_of(mode, x, row.k, row.max_iter)
     timed = {name: partial(go, task) for name, go in runs.items()}
-    passes = floor.passes(n, d, row.k, row.max_iter)
     if mode == "given":
-        timed[FLOOR] = floor.products(x, task.init, passes)
+        timed[floor.NAME], passes = floor.run(x, task.init, row.max_iter)
     with warnings.catch_warnings():
-        # Every run from given centres stops at max_iter by design.
+        # Every run from given centres stops at max_iter by design, and each library says so.
         warnings.simplefilter("ignore")
         for go in runs.values():
             go(dataclasses.replace(task, max_iter=WARM))
@@ -217,12 +215,12 @@ def measure(
         )
         for name in runs
     ]
-    result = Result(row.name, n, d, row.k, str(x.dtype), mode, row.target, timings.rounds, lines)
+    about = (row.name, n, d, row.k, str(x.dtype), mode, row.target, timings.rounds)
+    result = Result(*about, lines, others=timings.others)
     if mode == "given":
-        timings = timings.scaled(FLOOR, outcomes[OURS].n_iter / passes)
-        result = dataclasses.replace(
-            result, floor=timings.median(FLOOR), floor_ratio=timings.ratio(OURS, FLOOR)
-        )
+        # A floor is what can be done, so that its fastest round counts, against our usual one.
+        least = min(timings.seconds[floor.NAME]) / passes * outcomes[OURS].n_iter
+        result = dataclasses.replace(result, floor=least, floor_ratio=lines[0].seconds / least)
     return result
 
 
@@ -245,6 +243,8 @@ def show(result: Result, repeats: int) -> None:
         if line.peer == OURS:
             if result.rounds < repeats:
                 notes.append(f"slow: {result.rounds} of {repeats} rounds")
+            if said := busy(result.others):
+                notes.append(said)
             if result.hungry:
                 notes.append("MORE MEMORY than scikit-learn")
         print(
@@ -263,7 +263,7 @@ def show(result: Result, repeats: int) -> None:
     if result.floor is not None and result.floor_ratio is not None:
         note = f"ours / floor = {result.floor_ratio:.2f}"
         cells = (f"{result.floor:.3f}", f"{1 / result.floor_ratio:.2f}", "", "", "", "")
-        print(COLUMNS.format(*where, FLOOR, *cells, note).rstrip())
+        print(COLUMNS.format(*where, floor.NAME, *cells, note).rstrip())
     valid, every = result.best(valid=True), result.best(valid=False)
     if every:
         said = f"{valid.ratio:.2f} ({valid.peer})" if valid else "none"
@@ -317,7 +317,7 @@ def goals(results: list[Result]) -> list[str]:
     if floors:
         below = sum(ratio < 1 for ratio in floors)
         lines.append(f"  below the floor on {below} of {len(floors)} rows with k >= {FLOOR_FROM}")
-    if any(result.lines[0].peak is not None for result in results):
+    if any(result.hungry is not None for result in results):
         hungry = [f"{result.row} {result.dtype}" for result in results if result.hungry]
         lines.append(f"  peak memory above scikit-learn's: {', '.join(hungry) or 'never'}")
     return lines

@@ -7,7 +7,6 @@ BLOCK = 1 << 22
 """Scores worked on at once."""
 
 
-
 def tie(d: int) -> float:
     """Return how close, relatively, two squared distances in d features are when they are a tie.
 

@@ -53,6 +53,12 @@ def heading() -> str:
     return ", ".join(f"{name} {value or 'none'}" for name, value in environment().items())
 
 
+def absent(reasons: dict[str, str]) -> None:
+    """Say which peers do not run, and why."""
+    for name, reason in reasons.items():
+        print(f"{name} does not run here: {reason}")
+
+
 def write(file: Path | None, report: dict[str, Any]) -> None:
     """Write a report as JSON, if there is a file to write to."""
     if file is not None:

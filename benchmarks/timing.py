@@ -1,10 +1,11 @@
 """Fair timing on a machine that is not quiet."""
 
-import dataclasses
+import os
 import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
@@ -12,10 +13,16 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Timings(Generic[T]):
-    """What alternating runs took: the seconds of each, round by round, and their first results."""
+    """What alternating runs took: the seconds of each, round by round, and their first results.
+
+    `others` is the share of the machine's cores that other processes had meanwhile, where it can be
+    known. Threads that wait for each other suffer from it far more than in proportion, so that what
+    was measured beside much of it says little about a quiet machine.
+    """
 
     seconds: dict[str, list[float]]
     results: dict[str, T]
+    others: float | None = None
 
     @property
     def rounds(self) -> int:
@@ -31,11 +38,6 @@ class Timings(Generic[T]):
         pairs = zip(self.seconds[name], self.seconds[base], strict=True)
         return statistics.median(one / other for one, other in pairs)
 
-    def scaled(self, name: str, factor: float) -> "Timings[T]":
-        """Return the timings with the seconds of one run multiplied."""
-        scaled = [factor * seconds for seconds in self.seconds[name]]
-        return dataclasses.replace(self, seconds=self.seconds | {name: scaled})
-
 
 def alternate(
     runs: dict[str, Callable[[], T]], repeats: int, cap: float = float("inf")
@@ -50,6 +52,7 @@ def alternate(
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     results: dict[str, T] = {}
     spent = last = 0.0
+    before = clocks()
     for repeat in range(repeats):
         if repeat and spent + last > cap:
             break
@@ -60,4 +63,32 @@ def alternate(
             results.setdefault(name, result)
         last = sum(of_one[-1] for of_one in seconds.values())
         spent += last
-    return Timings(seconds, results)
+    return Timings(seconds, results, share_of_others(before, clocks()))
+
+
+Clocks = tuple[float, float, float | None]
+"""seconds that passed, that this process worked, and that all cores worked, if it can be known"""
+
+
+def clocks() -> Clocks:
+    """Return the clocks."""
+    machine = None
+    stat = Path("/proc/stat")
+    if stat.is_file():
+        user, nice, system, _, _, *interrupts = stat.read_text(encoding="ascii").split()[1:9]
+        ticks = sum(map(int, (user, nice, system, *interrupts)))
+        machine = ticks / os.sysconf("SC_CLK_TCK")
+    return time.perf_counter(), time.process_time(), machine
+
+
+def share_of_others(before: Clocks, after: Clocks) -> float | None:
+    """Return the share of the cores that other processes had between two readings."""
+    if before[2] is None or after[2] is None:
+        return None
+    wall, own, machine = (b - a for a, b in zip(before, after, strict=True))
+    return max(0.0, (machine - own) / (wall * (os.cpu_count() or 1)))
+
+
+def busy(others: float | None) -> str:
+    """Return what to say of a measurement that was not alone, or nothing."""
+    return f"others had {others:.0%} of the machine" if others and others > 0.1 else ""
