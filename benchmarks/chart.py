@@ -53,8 +53,8 @@ def run(options: argparse.Namespace) -> int:
 def speedups(results: list[dict[str, Any]], file: Path, mode: str = "given") -> None:
     """Draw, for every row and dtype, how long the peers take relative to ours.
 
-    A bar reaches to the best valid peer, or where none is valid, hollow, to the best of all; markers
-    are the other peers, and a tick is the matrix product alone.
+    A bar, with its length on the right, reaches to the best valid peer, or where none is valid, hollow,
+    to the best of all; markers are the other peers, and a tick is the matrix product alone.
     """
     shown = [result for result in results if result["mode"] == mode] or results
     mode = shown[0]["mode"]
@@ -98,18 +98,19 @@ def _row(panel: Any, y: int, result: dict[str, Any]) -> None:
     colour, _ = style(best)
     ratio = lines[best]["ratio"]
     hollow = result["best_valid"] is None
-    panel.barh(
-        y, ratio - 1, left=1, height=0.62, color="none" if hollow else colour, edgecolor=colour
-    )
+    # Pale, so that the other peers and the product are seen on it.
+    face = "none" if hollow else (colour, 0.35)
+    panel.barh(y, ratio - 1, left=1, height=0.62, color=face, edgecolor=colour, linewidth=1.2)
     panel.annotate(
-        f"{ratio:.1f}",
-        (max(ratio, 1), y),
-        xytext=(3, 0),
+        f"{ratio:.1f}" if ratio < 99.5 else f"{ratio:.0f}",
+        (1, y),
+        xycoords=("axes fraction", "data"),
+        xytext=(4, 0),
         textcoords="offset points",
         va="center",
-        fontsize=8,
-        zorder=5,
-        bbox={"boxstyle": "square,pad=0.1", "facecolor": "white", "edgecolor": "none"},
+        fontsize=9,
+        color=GREY if hollow else "black",
+        weight="normal" if hollow else "bold",
     )
     for name, line in lines.items():
         if name not in (OURS, best):
@@ -132,7 +133,7 @@ def _legend(plt: Any, shown: list[dict[str, Any]]) -> list[Any]:
         Line2D([], [], color=style(name)[0], marker=style(name)[1], linestyle="", label=label(name))
         for name in peers
     ]
-    handles.append(Patch(facecolor=GREY, label="bar: the best peer"))
+    handles.append(Patch(facecolor=GREY, alpha=0.35, label="bar and number: the best peer"))
     if any(line["fault"] for result in shown for line in result["lines"]):
         handles.append(
             Line2D(
