@@ -2,9 +2,10 @@
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
+from scipy.sparse import csr_array
 
-BLOCK = 1 << 22
-"""Scores worked on at once."""
+BLOCK = 1 << 20
+"""Numbers worked on at once."""
 
 
 def tie(d: int) -> float:
@@ -24,13 +25,14 @@ def nearest(x: NDArray, centroids: NDArray) -> NDArray[np.int64]:
     """
     c = centroids.astype(np.float64)
     k, d = c.shape
-    norms = np.einsum("ij,ij->i", c, c)
+    norms, minus_2c = np.einsum("ij,ij->i", c, c), np.ascontiguousarray(-2 * c.T)
     longest = float(np.sqrt(norms.max()))
     labels = np.empty(len(x), np.int64)
     step = max(1, BLOCK // k)
     for i in range(0, len(x), step):
         y = x[i : i + step].astype(np.float64)
-        scores = norms - 2 * (y @ c.T)
+        scores = y @ minus_2c
+        scores += norms
         best = labels[i : i + step] = scores.argmin(axis=1)
         every = np.arange(len(y))
         lowest = scores[every, best]
@@ -65,7 +67,8 @@ def lloyd(x: NDArray, centres: NDArray, max_iter: int, state: DTypeLike) -> floa
     by a library that keeps them so. An empty cluster takes the farthest row, as in scikit-learn.
     """
     c = centres.astype(state)
-    k, d = c.shape
+    x = x.astype(np.float64)
+    n, k = len(x), len(c)
     for _ in range(max_iter):
         labels = nearest(x, c)
         empty = np.flatnonzero(np.bincount(labels, minlength=k) == 0)
@@ -73,8 +76,8 @@ def lloyd(x: NDArray, centres: NDArray, max_iter: int, state: DTypeLike) -> floa
             squared = squared_distances(x, c, labels)
             labels[np.argsort(-squared, kind="stable")[: len(empty)]] = empty
         counts = np.bincount(labels, minlength=k)
-        sums = [np.bincount(labels, x[:, f], minlength=k) for f in range(d)]
-        mean = np.stack(sums, axis=1) / np.maximum(counts, 1)[:, None]
+        of = csr_array((np.ones(n), (labels, np.arange(n))), shape=(k, n))
+        mean = (of @ x) / np.maximum(counts, 1)[:, None]
         new = np.where(counts[:, None] > 0, mean, c).astype(state)
         if np.array_equal(new, c):
             break
