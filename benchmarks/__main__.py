@@ -9,8 +9,6 @@ import sys
 from pathlib import Path
 
 from benchmarks import chart, cpu, growth, load, small
-from benchmarks.peers import OURS, PEERS
-from benchmarks.rows import DATA_VARIABLE, default_data
 
 COMMANDS = {"cpu": cpu, "growth": growth, "small": small, "load": load, "chart": chart}
 
@@ -19,21 +17,8 @@ def shared() -> argparse.ArgumentParser:
     """Return the options that all measuring commands have; each sets its own defaults."""
     parser = argparse.ArgumentParser(add_help=False)
     parser.add_argument(
-        "--data",
-        type=Path,
-        default=default_data(),
-        metavar="DIR",
-        help=f"folder of .npz files (default: ${DATA_VARIABLE}, or ../shared/data if it exists)",
+        "--repeats", type=int, metavar="N", help="timed rounds (default: %(default)s)"
     )
-    parser.add_argument(
-        "--peers",
-        nargs="+",
-        choices=[name for name in PEERS if name != OURS],
-        metavar="NAME",
-        help="whom to compare with (default: all but variants of ours); one of: "
-        + ", ".join(name for name in PEERS if name != OURS),
-    )
-    parser.add_argument("--repeats", type=int, metavar="N", help="timed rounds")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the numbers there")
     return parser
 

@@ -18,10 +18,10 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from benchmarks import chart, floor, memory, report
-from benchmarks.peers import OTHERS, OURS, PEERS, Run, ready
+from benchmarks import chart, floor, memory, peers, report, rows
+from benchmarks.peers import OURS, PEERS, Run, ready
 from benchmarks.referee import judge
-from benchmarks.rows import ROWS, Row, chosen
+from benchmarks.rows import Row
 from benchmarks.timing import alternate, busy
 
 FLOOR_FROM = 256
@@ -93,9 +93,9 @@ class Result:
 
     def best(self, *, valid: bool) -> Line | None:
         """Return the fastest peer's line, of the valid ones or of all, or None."""
-        peers = [line for line in self.lines if not line.peer.startswith(OURS)]
+        others = [line for line in self.lines if not line.peer.startswith(OURS)]
         return min(
-            (line for line in peers if not (valid and line.fault)),
+            (line for line in others if not (valid and line.fault)),
             key=lambda line: line.ratio,
             default=None,
         )
@@ -116,19 +116,10 @@ class Result:
 
 def options(parser: argparse.ArgumentParser) -> None:
     """Add the options of this command."""
-    names = ", ".join(row.name for row in ROWS)
-    parser.add_argument(
-        "--rows",
-        nargs="+",
-        default=["*"],
-        metavar="NAME",
-        help=f'rows to run, as "name" or "name-k", * allowed; one of: {names}',
-    )
+    rows.options(parser)
+    peers.options(parser)
     parser.add_argument(
         "--modes", nargs="+", default=["given", "default"], choices=["given", "default"]
-    )
-    parser.add_argument(
-        "--dtypes", nargs="+", default=["float32", "float64"], choices=["float32", "float64"]
     )
     parser.add_argument(
         "--cap",
@@ -141,13 +132,13 @@ def options(parser: argparse.ArgumentParser) -> None:
         "--memory", action="store_true", help="measure peak memory too, each run in a fresh process"
     )
     parser.add_argument("--chart", type=Path, metavar="FILE.png", help="draw the speed-ups there")
-    parser.set_defaults(repeats=3, peers=list(OTHERS))
+    parser.set_defaults(repeats=3)
 
 
 def run(options: argparse.Namespace) -> int:
     """Run the benchmark; return 1 if ours was at fault somewhere or nothing ran."""
-    rows = chosen(options.rows)
-    if not rows:
+    wanted = rows.chosen(options.rows)
+    if not wanted:
         print(f"no row is called {' or '.join(options.rows)}", file=sys.stderr)
         return 1
     runs, reasons = ready(options.peers)
@@ -161,7 +152,7 @@ def run(options: argparse.Namespace) -> int:
     print(COLUMNS.format(*heads, "").rstrip())
 
     results: list[Result] = []
-    for row in rows:
+    for row in wanted:
         for dtype in options.dtypes:
             try:
                 x = row.x(options.data, dtype)
@@ -275,10 +266,10 @@ def show(result: Result, repeats: int) -> None:
 def summary(results: list[Result]) -> list[str]:
     """Return the lines that end the table: one a row, and the goals of each mode."""
     heads = ["row", "dtype", "mode", "ours s", "best valid", "best of all", "ours/floor", "goal"]
-    rows = [[*heads, "met"]]
+    cells = [[*heads, "met"]]
     for result in results:
         pair = [result.best(valid=valid) for valid in (True, False)]
-        rows.append(
+        cells.append(
             [
                 result.row,
                 result.dtype,
@@ -290,7 +281,7 @@ def summary(results: list[Result]) -> list[str]:
                 "yes" if result.met else "NO",
             ]
         )
-    lines = [report.table(rows, left=3)]
+    lines = [report.table(cells, left=3)]
     for mode in dict.fromkeys(result.mode for result in results):
         lines += ["", f"mode {mode}:"]
         lines += goals([result for result in results if result.mode == mode])

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks import chart, floor, report
-from benchmarks.peers import OTHERS, OURS, PEERS, Run, Task, ready
+from benchmarks import chart, floor, peers, report
+from benchmarks.peers import OURS, PEERS, Run, Task, ready
 from benchmarks.timing import alternate, busy
 
 FEATURES, ITERATIONS = 8, 20
@@ -26,6 +26,7 @@ K = [8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096]
 
 def options(parser: argparse.ArgumentParser) -> None:
     """Add the options of this command."""
+    peers.options(parser)
     parser.add_argument("--dtype", default="float32", choices=["float32", "float64"])
     parser.add_argument("--most-n", type=int, default=N[-1], help=f"largest n (default: {N[-1]})")
     parser.add_argument("--most-k", type=int, default=K[-1], help=f"largest k (default: {K[-1]})")
@@ -37,7 +38,7 @@ def options(parser: argparse.ArgumentParser) -> None:
         help="longest run of a peer (default: 60)",
     )
     parser.add_argument("--chart", type=Path, metavar="FILE.png", help="draw the curves there")
-    parser.set_defaults(repeats=3, peers=list(OTHERS))
+    parser.set_defaults(repeats=3)
 
 
 def run(options: argparse.Namespace) -> int:

@@ -21,9 +21,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from benchmarks import report
+from benchmarks import peers, report
 from benchmarks.growth import structured
-from benchmarks.peers import OTHERS, PEERS, Task, ready
+from benchmarks.peers import PEERS, Task, ready
 from benchmarks.timing import Timings, alternate, busy
 
 SIZE, K, ITERATIONS = 200_000, 64, 20
@@ -36,8 +36,9 @@ PROC = Path("/proc")
 
 def options(parser: argparse.ArgumentParser) -> None:
     """Add the options of this command."""
+    peers.options(parser)
     parser.add_argument("--parts", nargs="+", default=["busy", "pools"], choices=["busy", "pools"])
-    parser.set_defaults(repeats=5, peers=list(OTHERS))
+    parser.set_defaults(repeats=5)
 
 
 def run(options: argparse.Namespace) -> int:

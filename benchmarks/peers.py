@@ -4,6 +4,7 @@ A peer is called as its users would call it, on a `Task`, and returns what the r
 imports, it imports when it is made: unused peers cost nothing and need not be installed.
 """
 
+import argparse
 import importlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -147,7 +148,20 @@ PEERS = {
     "sklearnex": Peer(lambda: scikit("sklearnex.cluster")),
     "faiss": Peer(faiss, dtypes=("float32",)),
 }
-OTHERS = tuple(name for name in PEERS if not name.startswith(OURS))
+
+
+def options(parser: argparse.ArgumentParser) -> None:
+    """Add the option that chooses peers."""
+    names = [name for name in PEERS if name != OURS]
+    parser.add_argument(
+        "--peers",
+        nargs="+",
+        default=[name for name in names if not name.startswith(OURS)],
+        choices=names,
+        metavar="NAME",
+        help="whom to compare with (default: all but variants of ours); one of: "
+        + ", ".join(names),
+    )
 
 
 def ready(names: Iterable[str]) -> tuple[dict[str, Run], dict[str, str]]:

@@ -1,5 +1,6 @@
 """The rows of the table: data and k. Add one by adding it to `ROWS`."""
 
+import argparse
 import fnmatch
 import os
 from collections.abc import Callable
@@ -48,6 +49,28 @@ class Row:
     def x(self, data: Path | None, dtype: str) -> NDArray:
         """Return x (n, d), contiguous, in the given dtype."""
         return np.ascontiguousarray(self.load(data), dtype=dtype)
+
+
+def options(parser: argparse.ArgumentParser) -> None:
+    """Add the options that choose rows and say where their data is."""
+    parser.add_argument(
+        "--rows",
+        nargs="+",
+        default=["*"],
+        metavar="NAME",
+        help='rows to run, as "name" or "name-k", * allowed; one of: '
+        + ", ".join(row.name for row in ROWS),
+    )
+    parser.add_argument(
+        "--data",
+        type=Path,
+        default=default_data(),
+        metavar="DIR",
+        help=f"folder of .npz files (default: ${DATA_VARIABLE}, or ../shared/data if it exists)",
+    )
+    parser.add_argument(
+        "--dtypes", nargs="+", default=["float32", "float64"], choices=["float32", "float64"]
+    )
 
 
 def default_data() -> Path | None:

@@ -19,8 +19,8 @@ import sklearn.cluster
 from numpy.typing import NDArray
 
 import anykmeans
-from benchmarks import report
-from benchmarks.rows import ROWS, Row, chosen, from_file, initial_centres
+from benchmarks import report, rows
+from benchmarks.rows import Row, chosen, from_file, initial_centres
 from benchmarks.timing import Timings, alternate, busy
 
 OURS, THEIRS = "anykmeans", "sklearn"
@@ -55,16 +55,7 @@ print(json.dumps([imported - begin, first - imported, time.perf_counter() - firs
 def options(parser: argparse.ArgumentParser) -> None:
     """Add the options of this command."""
     parser.add_argument("--parts", nargs="+", default=list(PARTS), choices=list(PARTS))
-    parser.add_argument(
-        "--rows",
-        nargs="+",
-        default=["*"],
-        metavar="NAME",
-        help="rows of the seeding; one of: " + ", ".join(row.name for row in ROWS),
-    )
-    parser.add_argument(
-        "--dtypes", nargs="+", default=["float32", "float64"], choices=["float32", "float64"]
-    )
+    rows.options(parser)
     parser.set_defaults(repeats=101)
 
 

@@ -86,6 +86,8 @@ def share_of_others(before: Clocks, after: Clocks) -> float | None:
     if before[2] is None or after[2] is None:
         return None
     wall, own, machine = (b - a for a, b in zip(before, after, strict=True))
+    if wall < 0.5:
+        return None  # the machine's clock ticks a hundred times a second
     return max(0.0, (machine - own) / (wall * (os.cpu_count() or 1)))
 
 
