@@ -1,1 +1,1 @@
-"""Side by side timings: `python -m benchmarks --help`."""
+"""The referee: anykmeans and its peers, side by side. `python -m benchmarks --help`."""

@@ -1,136 +1,131 @@
-"""Fair timing, and a judge of the results that trusts no peer's own numbers."""
+"""The judge of results: it trusts no library's own numbers, ours least of all.
 
-import statistics
-import time
-import warnings
+From given centres, two runs that end at inertias differing by more than 1e-5 did not solve the same
+problem, and their times are not compared: the verdict is *invalid*, not won. In float64 that is all.
+
+In float32 it is not, for centroids rounded to float32 after each iteration lead a little off the path
+that float64 takes, and after 50 iterations sometimes to another inertia, in every library. So where
+inertias differ the referee runs the path itself, by brute force in float64, and says who left it. Ours
+may leave it by that rounding alone, since our labels and sums are exact. That is checked: the referee
+runs the path once more with its centroids rounded to float32 after each iteration and all else in
+float64, and our inertia must be that of *this* path. If it is not, all verdicts of the row are invalid.
+
+Always, in both modes, labels of ours are compared with those that brute force in float64 finds for the
+centroids returned, on a sample of rows, and our inertia with the one computed anew.
+
+With defaults libraries start from picks of their own and end in optima of their own, some higher and
+some lower by luck. There no inertia makes a peer invalid; the table shows by how much they differ.
+"""
+
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
-from benchmarks.peers import OURS, Outcome, Run, scikit_learn
+from benchmarks import plain
+from benchmarks.peers import OURS, Outcome, Task
 
-INERTIA_TOLERANCE = 1e-5
-"""Two runs whose inertias differ by more, relatively, did not solve the same problem."""
+SAME = 1e-5
+"""From the same centres, inertias that differ by more are of different problems."""
+
+EXACT = 1e-9
+"""Ours may differ from the inertia of its labels and centroids by no more."""
+
+SAMPLE = 4096
+"""Rows whose labels are checked."""
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """How one peer did against anykmeans on one row of the table.
+class Finding:
+    """What the referee says about one run.
 
-    `ratio` is the median over the repeats of the peer's seconds divided by ours: above 1 anykmeans
-    is the faster one.
+    Attributes
+    ----------
+    inertia : float
+        Computed in float64 from labels and centroids.
+    difference : float
+        How much it is above ours, relatively.
+    stray : int
+        How many labels of the sample are not those of the nearest centroid.
+    fault : str
+        Why times are not compared; empty if they are.
     """
 
-    peer: str
-    seconds: float
-    our_seconds: float
-    ratio: float
-    n_iter: int
-    our_n_iter: int
     inertia: float
-    our_inertia: float
-    reference_inertia: float | None = None
+    difference: float
+    stray: int
+    fault: str
 
     @property
     def valid(self) -> bool:
-        """Whether both ended at the same inertia."""
-        return same(self.inertia, self.our_inertia)
-
-    @property
-    def note(self) -> str:
-        """What is wrong, and whose inertia is not that of the reference; empty if nothing is."""
-        if self.valid:
-            return ""
-        if self.reference_inertia is None:
-            return "INVALID: inertias differ"
-        pairs = ((OURS, self.our_inertia), (self.peer, self.inertia))
-        astray = [
-            f"{name} by {abs(value / self.reference_inertia - 1):.0e}"
-            for name, value in pairs
-            if not same(value, self.reference_inertia)
-        ]
-        return f"INVALID: off the float64 run: {', '.join(astray)}"
+        """Whether times may be compared."""
+        return not self.fault
 
 
 def same(a: float, b: float) -> bool:
-    """Return whether two inertias are equal within `INERTIA_TOLERANCE`."""
-    return abs(a - b) <= INERTIA_TOLERANCE * max(a, b)
+    """Return whether two inertias are equal within `SAME`."""
+    return abs(a - b) <= SAME * max(a, b)
 
 
-def in_float64(x: NDArray, centres: NDArray, max_iter: int) -> float:
-    """Return the inertia that scikit-learn reaches in float64.
+def judge(
+    task: Task,
+    outcomes: dict[str, Outcome],
+    path: Callable[..., float] = plain.lloyd,
+) -> dict[str, Finding]:
+    """Return a finding for every outcome, ours among them."""
+    sample = np.random.default_rng(0).permutation(len(task.x))[:SAMPLE]
+    inertias, stray = {}, {}
+    for name, outcome in outcomes.items():
+        inertias[name] = plain.inertia(task.x, outcome.centroids, outcome.labels)
+        stray[name] = strays(task.x[sample], outcome.centroids, outcome.labels[sample])
 
-    Rounding in float32 changes labels, and over many iterations that can lead elsewhere. This tells
-    which of two float32 runs it was.
-    """
-    x = x.astype(np.float64)
-    return inertia(x, scikit_learn("lloyd")(x, centres.astype(np.float64), max_iter))
-
-
-def initial_centres(x: NDArray, k: int, seed: int = 0) -> NDArray:
-    """Return k distinct rows of x drawn at random: (k, d).
-
-    Not k-means++: its picks would leave fewer iterations to time, and it is timed elsewhere.
-    """
-    rng = np.random.default_rng(seed)
-    rows = rng.permutation(len(x))[: 20 * k]
-    distinct = np.sort(np.unique(x[rows], axis=0, return_index=True)[1])
-    return x[rows[distinct[:k]]]
-
-
-def inertia(x: NDArray, outcome: Outcome, block: int = 4096) -> float:
-    """Return the sum of squared distances to the labelled centroids, in float64."""
-    centroids = np.asarray(outcome.centroids, dtype=np.float64)
-    return sum(
-        float(np.sum((x[i : i + block] - centroids[outcome.labels[i : i + block]]) ** 2))
-        for i in range(0, len(x), block)
-    )
+    faults = dict.fromkeys(outcomes, "")
+    if task.init is not None:
+        faults |= departures(task, inertias, path)
+    if ours := faults[OURS] or own_faults(outcomes[OURS], inertias[OURS], stray[OURS]):
+        faults = dict.fromkeys(outcomes, f"{OURS}: {ours}")
+    return {
+        name: Finding(value, value / inertias[OURS] - 1, stray[name], faults[name])
+        for name, value in inertias.items()
+    }
 
 
-def timed(run: Run, x: NDArray, centres: NDArray, max_iter: int) -> tuple[float, Outcome]:
-    """Return the seconds that one run took, and its outcome."""
-    with warnings.catch_warnings():
-        # Every run stops at max_iter by design.
-        warnings.filterwarnings("ignore", category=UserWarning)
-        begin = time.perf_counter()
-        outcome = run(x, centres, max_iter)
-        return time.perf_counter() - begin, outcome
+def strays(x: NDArray, centroids: NDArray, labels: NDArray) -> int:
+    """Return how many rows (n, d) have a centroid that is surely nearer than that of their label."""
+    least = plain.squared_distances(x, centroids, plain.nearest(x, centroids))
+    theirs = plain.squared_distances(x, centroids, labels)
+    return int((theirs > least * (1 + 2 * plain.tie(x.shape[1]))).sum())
 
 
-def compare(
-    runs: dict[str, Run], x: NDArray, centres: NDArray, max_iter: int, repeats: int
-) -> list[Verdict]:
-    """Return a verdict for every peer.
+def own_faults(outcome: Outcome, inertia: float, stray: int) -> str:
+    """Return what is wrong with ours whatever the peers say, or nothing."""
+    if stray:
+        return f"{stray} labels of {SAMPLE} are not of the nearest centroid"
+    if abs(outcome.inertia - inertia) > EXACT * inertia:
+        return f"its inertia is {inertia}, not {outcome.inertia}"
+    return ""
 
-    All runs alternate in one process, so that a slow minute of the machine hits all of them, and
-    every other round goes backwards, so that none always runs after the same neighbour. The ratio
-    is taken within a round and only then the median.
-    """
-    seconds: dict[str, list[float]] = {name: [] for name in runs}
-    # The first run of each is not timed: it loads libraries, compiles kernels, starts threads.
-    outcomes = {name: timed(run, x, centres, max_iter)[1] for name, run in runs.items()}
-    for repeat in range(repeats):
-        for name in reversed(runs) if repeat % 2 else runs:
-            seconds[name].append(timed(runs[name], x, centres, max_iter)[0])
 
-    inertias = {name: inertia(x, outcome) for name, outcome in outcomes.items()}
-    agree = all(same(value, inertias[OURS]) for value in inertias.values())
-    reference = None if agree or x.dtype == np.float64 else in_float64(x, centres, max_iter)
-    return [
-        Verdict(
-            peer=name,
-            seconds=statistics.median(seconds[name]),
-            our_seconds=statistics.median(seconds[OURS]),
-            ratio=statistics.median(
-                theirs / ours for theirs, ours in zip(seconds[name], seconds[OURS], strict=True)
-            ),
-            n_iter=outcomes[name].n_iter,
-            our_n_iter=outcomes[OURS].n_iter,
-            inertia=inertias[name],
-            our_inertia=inertias[OURS],
-            reference_inertia=reference,
-        )
-        for name in runs
-        if name != OURS
-    ]
+def departures(
+    task: Task, inertias: dict[str, float], path: Callable[..., float]
+) -> dict[str, str]:
+    """Return what is wrong with each run that does not end where ours did, and with ours."""
+    ours = inertias[OURS]
+    apart = [name for name, value in inertias.items() if not same(value, ours)]
+    if not apart:
+        return {}
+
+    def walk(state: DTypeLike) -> float:
+        return path(task.x, task.init, task.max_iter, state)
+
+    true = walk(np.float64)
+    off = {name: abs(value / true - 1) for name, value in inertias.items() if not same(value, true)}
+    if OURS in off and (task.x.dtype == np.float64 or not same(walk(task.x.dtype), ours)):
+        return {OURS: f"off the float64 path by {off[OURS]:.0e}, and not by rounding of centroids"}
+
+    def blame(name: str) -> str:
+        astray = ", ".join(f"{who} by {off[who]:.0e}" for who in (OURS, name) if who in off)
+        return f"off the float64 path: {astray}" if astray else "inertias differ"
+
+    return {name: blame(name) for name in apart}

@@ -1,5 +1,8 @@
 """The rows of the table: data and k. Add one by adding it to `ROWS`."""
 
+import argparse
+import fnmatch
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -8,71 +11,147 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+DATA_VARIABLE = "ANYKMEANS_DATA"
+
+Load = Callable[[Path | None], NDArray]
+"""data folder -> x (n, d) of any real dtype; raises FileNotFoundError where the data is not there"""
+
 
 @dataclass(frozen=True)
 class Row:
     """One clustering to time.
 
-    `load` takes the data folder and returns x (n, d) float32 or float64; it raises
-    FileNotFoundError where the data is not there.
+    Attributes
+    ----------
+    data : str
+        What the rows of x are.
+    k : int
+        Number of clusters.
+    load : callable
+        Returns x (n, d), given the data folder.
+    max_iter : int
+        Iterations from given centres.
+    target : float
+        How many times as fast as its best peer anykmeans wants to be.
     """
 
-    name: str
+    data: str
     k: int
-    load: Callable[[Path | None], NDArray]
+    load: Load
     max_iter: int = 50
+    target: float = 2.0
+
+    @property
+    def name(self) -> str:
+        """What `--rows` calls it."""
+        return f"{self.data}-{self.k}"
+
+    def x(self, data: Path | None, dtype: str) -> NDArray:
+        """Return x (n, d), contiguous, in the given dtype."""
+        return np.ascontiguousarray(self.load(data), dtype=dtype)
+
+
+def options(parser: argparse.ArgumentParser) -> None:
+    """Add the options that choose rows and say where their data is."""
+    parser.add_argument(
+        "--rows",
+        nargs="+",
+        default=["*"],
+        metavar="NAME",
+        help='rows to run, as "name" or "name-k", * allowed; one of: '
+        + ", ".join(row.name for row in ROWS),
+    )
+    parser.add_argument(
+        "--data",
+        type=Path,
+        default=default_data(),
+        metavar="DIR",
+        help=f"folder of .npz files (default: ${DATA_VARIABLE}, or ../shared/data if it exists)",
+    )
+    parser.add_argument(
+        "--dtypes", nargs="+", default=["float32", "float64"], choices=["float32", "float64"]
+    )
+
+
+def default_data() -> Path | None:
+    """Return the data folder that the environment names, or one beside the checkout, or None."""
+    if named := os.environ.get(DATA_VARIABLE):
+        return Path(named)
+    beside = Path(__file__).resolve().parents[2] / "shared" / "data"
+    return beside if beside.is_dir() else None
+
+
+def chosen(patterns: list[str]) -> list[Row]:
+    """Return the rows whose data or name fits one of the patterns, in the order of the table."""
+    return [
+        row
+        for row in ROWS
+        if any(fnmatch.fnmatch(name, p) for p in patterns for name in (row.data, row.name))
+    ]
+
+
+def initial_centres(x: NDArray, k: int, seed: int = 0) -> NDArray:
+    """Return k distinct rows of x drawn at random: (k, d).
+
+    Not k-means++: its picks would leave fewer iterations to time, and it is timed elsewhere.
+    """
+    rng = np.random.default_rng(seed)
+    rows = rng.permutation(len(x))[: 20 * k]
+    distinct = np.sort(np.unique(x[rows], axis=0, return_index=True)[1])
+    return x[rows[distinct[:k]]]
 
 
 def from_file(data: Path | None, file: str, *, scale: bool = False) -> NDArray:
-    """Return `x` of an .npz file, in float32 unless it is float64; `scale` to unit variance."""
+    """Return `x` of an .npz file; `scale` to unit variance."""
     if data is None:
-        raise FileNotFoundError("no data folder: name one with --data")
+        raise FileNotFoundError(f"no data folder: name one with --data or {DATA_VARIABLE}")
     with np.load(data / file) as arrays:
         x = arrays["x" if "x" in arrays.files else "X"]
-    if scale:
-        x = (x - x.mean(axis=0)) / x.std(axis=0)
-    return np.ascontiguousarray(x, dtype=np.float64 if x.dtype == np.float64 else np.float32)
+    return (x - x.mean(axis=0)) / x.std(axis=0) if scale else x
 
 
-def photo_pixels(data: Path | None) -> NDArray:
-    """Return the pixels of scikit-learn's china.jpg, in [0, 1]: (273280, 3) float32."""
+def photo(data: Path | None, name: str, *, side: int = 1) -> NDArray:
+    """Return the overlapping patches of side x side pixels of scikit-learn's picture, in [0, 1]."""
     from sklearn.datasets import load_sample_image
 
-    return load_sample_image("china.jpg").reshape(-1, 3) / np.float32(255)
+    pixels = load_sample_image(name) / np.float32(255)
+    patches = np.lib.stride_tricks.sliding_window_view(pixels, (side, side), axis=(0, 1))
+    return patches.reshape(-1, 3 * side * side)
 
 
-def photo_patches(data: Path | None) -> NDArray:
-    """Return the overlapping 8 x 8 patches of the same photograph: (265860, 192) float32."""
-    from sklearn.datasets import load_sample_image
+def blobs(data: Path | None, n: int, d: int, centres: int) -> NDArray:
+    """Return Gaussian blobs (n, d)."""
+    from sklearn.datasets import make_blobs
 
-    photo = load_sample_image("china.jpg") / np.float32(255)
-    patches = np.lib.stride_tricks.sliding_window_view(photo, (8, 8), axis=(0, 1))
-    return patches.reshape(-1, 192)
+    return make_blobs(n, d, centers=centres, random_state=0)[0]
 
 
-def digits(data: Path | None) -> NDArray:
-    """Return scikit-learn's digits: (1797, 64) float64."""
-    from sklearn.datasets import load_digits
-
-    return load_digits(return_X_y=True)[0]
+def normal(data: Path | None, n: int, d: int) -> NDArray:
+    """Return standard normal rows (n, d): no structure, the worst case for skipping by bounds."""
+    return np.random.default_rng(0).standard_normal((n, d))
 
 
-def file(name: str, **options: bool) -> Callable[[Path | None], NDArray]:
-    """Return a loader of one file of the data folder."""
-    return partial(from_file, file=name, **options)
-
+tycho2 = partial(from_file, file="tycho2_400k.npz")
+cities = partial(from_file, file="cities_xyz.npz")
+nycflights = partial(from_file, file="nycflights.npz", scale=True)
+birch1 = partial(from_file, file="birch1.npz")
+fashion = partial(from_file, file="fashion_mnist_20k.npz")
+patches = partial(photo, name="flower.jpg", side=8)
+pixels = partial(photo, name="china.jpg")
 
 ROWS = [
-    Row("digits", 10, digits),
-    Row("s4", 15, file("s4.npz")),
-    Row("dim128", 16, file("dim128.npz")),
-    Row("birch1", 100, file("birch1.npz")),
-    Row("cities", 256, file("cities_xyz.npz")),
-    Row("tycho2", 100, file("tycho2_400k.npz")),
-    Row("nycflights", 50, file("nycflights.npz", scale=True)),
-    Row("pixels", 16, photo_pixels),
-    Row("pixels", 256, photo_pixels),
-    Row("fashion", 100, file("fashion_mnist_20k.npz")),
-    Row("patches", 64, photo_patches, max_iter=20),
-    Row("patches", 512, photo_patches, max_iter=10),
+    Row("tycho2", 100, tycho2),
+    Row("cities", 256, cities),
+    Row("nycflights", 50, nycflights),
+    Row("birch1", 100, birch1),
+    Row("fashion", 10, fashion),
+    Row("fashion", 100, fashion),
+    Row("patches", 64, patches),
+    Row("patches", 512, patches),
+    Row("pixels", 64, pixels),
+    Row("pixels", 256, pixels),
+    Row("blobs2", 20, partial(blobs, n=500_000, d=2, centres=20)),
+    Row("blobs32", 100, partial(blobs, n=300_000, d=32, centres=100)),
+    Row("normal", 256, partial(normal, n=200_000, d=128), target=1.3),
+    Row("normal", 1024, partial(normal, n=200_000, d=128), target=1.3),
 ]
