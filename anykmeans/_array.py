@@ -30,8 +30,9 @@ _SINGLE_STATE = {"float32", "float16", "bfloat16"}
 
 def is_sparse(x: object) -> bool:
     """Return whether `x` is a SciPy sparse matrix or array, without importing SciPy."""
-    scipy_sparse = sys.modules.get("scipy.sparse")
-    return scipy_sparse is not None and bool(scipy_sparse.issparse(x))
+    # Another thread may be importing it just now: then `x` cannot be one yet.
+    issparse = getattr(sys.modules.get("scipy.sparse"), "issparse", None)
+    return issparse is not None and bool(issparse(x))
 
 
 def as_array(x: Any, name: str = "x") -> Array:

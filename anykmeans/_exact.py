@@ -11,7 +11,10 @@ Three ideas, each proven in ``docs/design.md``:
 
 from __future__ import annotations
 
+import functools
 import math
+import operator
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -85,12 +88,12 @@ class Grid:
         return (parts[0] + tail + 0.0) / scale  # never -0.0, which some ways of adding give
 
 
-def exact_sum(xp: Namespace, values: Array, high: float, n: int) -> float:
-    """Return the sum of `values` (m,), float64, at most `high` each and at most `n` of them."""
+def exact_sum(xp: Namespace, parts: Iterable[Array], high: float, n: int) -> float:
+    """Return the sum of the values in `parts` (m,), float64, at most `high` each and `n` in all."""
     grid = Grid.plan(np.asarray([high]), n, np.frexp(np.asarray([high]))[1] - 2.0 * _ROOM)
     scale = float(grid.scale[0])
-    parts = grid.split(xp, values[:, None], scale)
-    return float(grid.total(xp, xp.sum(parts, axis=0)[None, :], scale)[0, 0])
+    sums = [xp.sum(grid.split(xp, part[:, None], scale), axis=0) for part in parts]
+    return float(grid.total(xp, functools.reduce(operator.add, sums)[None, :], scale)[0, 0])
 
 
 def squared_distances(xp: Namespace, a: Array, b: Array) -> Array:

@@ -202,7 +202,9 @@ def _runs(n_init: int | str, init: Init) -> int:
 
 
 def _warn_if_few(labels: Array, k: int) -> None:
-    used = np.unique(to_numpy(labels)).size
+    seen = np.zeros(k, bool)
+    seen[to_numpy(labels)] = True
+    used = int(seen.sum())
     if used < k:
         from sklearn.exceptions import ConvergenceWarning
 

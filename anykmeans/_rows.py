@@ -321,10 +321,16 @@ class Rows:
         """Return each row's squared distance (n,) to its label's centroid of `wide` (k, d)."""
         xp = self.xp
 
+        if self.kernel.own_distances is not None:
+            found = xp.empty(self.shape[0], dtype=xp.float64)
+            unit, write = self.frame.unit, self.kernel.own_distances
+            self.work.map(
+                lambda tile: write(self.matrix, tile, unit, wide, labels[tile], found[tile]),
+                self._shares(self.shape[0]),
+            )
+            return found
+
         def distance(tile: slice) -> Array:
-            if self.kernel.own_distances is not None:
-                unit = self.frame.unit
-                return self.kernel.own_distances(self.matrix, tile, unit, wide, labels[tile])
             own = xp.take(wide, labels[tile], axis=0)
             return self.kernel.squared_distances(xp, self.frame.wide(tile), own)
 
@@ -337,9 +343,13 @@ class Rows:
 
     def cost(self, distances: Array) -> float:
         """Return the sum of per-row `distances` (n,) by relative weight, exact on its grid."""
-        w = self.relative_weight(slice(0, self.shape[0]))
-        cost = distances if w is None else w * distances
-        return exact_sum(self.xp, cost, float(self.xp.max(cost)), self.shape[0])
+        def cost(tile: slice) -> Array:
+            w = self.relative_weight(tile)
+            return distances[tile] if w is None else w * distances[tile]
+
+        tiles = self.work.tiles(step=max(1, self.work.tile // 8))
+        high = max(self.work.map(lambda tile: float(self.xp.max(cost(tile))), tiles))
+        return exact_sum(self.xp, (cost(tile) for tile in tiles), high, self.shape[0])
 
     def variance(self) -> float:
         """Return the mean over features of the rows' variance (unweighted), in the scaled frame."""
@@ -363,8 +373,9 @@ class Rows:
 
     def finish(self, c: Array) -> tuple[Array, Array, float]:
         """Return labels (n,), squared distances (n,) and inertia for the centroids `c` returned."""
-        self.label(c)
-        distances, labels = self.distances(c)
+        labels = self.label(c)
+        del self._search  # whose bounds are as large as what follows
+        distances = self._distances(self.frame.widen(c), labels)
         cost = self.cost(distances)
         exponent = 2 * self.frame.exponent
         with np.errstate(over="ignore"):

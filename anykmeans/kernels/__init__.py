@@ -22,8 +22,8 @@ A kernel is a module of this package. It may define
     rows split on the grid and added by label, in place of `segment_sum`;
 ``total(grid, sums) -> totals``
     the sums (k, columns) that whole numbers mean, in place of `Grid.total`;
-``own_distances(matrix, select, unit, wide, labels) -> distances``
-    squared distances of rows to their own centroids, in place of `squared_distances`;
+``own_distances(matrix, select, unit, wide, labels, distances)``
+    written: squared distances of rows to their own centroids, in place of `squared_distances`;
 
 and must define ``why_not(x) -> str | None``, the reason it cannot run on the array `x`, and ``HOST``,
 whether it works on the NumPy view of `x`. What it lacks comes from ``agnostic``. Adding a kernel is
@@ -76,7 +76,7 @@ class Kernel:
     magnitudes: Callable[..., tuple[np.ndarray, ...]] | None
     accumulate: Callable[..., Array] | None
     total: Callable[..., Array] | None
-    own_distances: Callable[..., Array] | None
+    own_distances: Callable[..., None] | None
 
 
 def why_not(name: str, x: Array) -> str | None:

@@ -85,15 +85,18 @@ def total(grid: Grid, sums: np.ndarray) -> np.ndarray:
 
 
 def own_distances(
-    matrix: Matrix, select: slice, unit: float, wide: np.ndarray, labels: np.ndarray
-) -> np.ndarray:
-    """Return the squared distances (m,) of rows to their own centroids of `wide` (k, d)."""
+    matrix: Matrix,
+    select: slice,
+    unit: float,
+    wide: np.ndarray,
+    labels: np.ndarray,
+    distances: np.ndarray,
+) -> None:
+    """Write the squared `distances` (m,) of rows to their own centroids of `wide` (k, d)."""
     from anykmeans.kernels.numba import sums
 
-    distances = np.empty(labels.shape[0])
     x = matrix.data[select] if matrix.direct else matrix.readable(select)[0]
     sums.own_distances(x, unit, wide, labels, distances)
-    return distances
 
 
 def _weights(w: np.ndarray | None) -> np.ndarray:

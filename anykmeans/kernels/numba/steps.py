@@ -29,8 +29,8 @@ _CHUNK = 8  # centroids searched before looking whether to go on
 
 
 @jit
-def wear(upper, lower, labels, drift, around, active):
-    """Wear the bounds (m,) of rows; write those now in doubt to `active`, return how many.
+def wear(upper, lower, labels, drift, around, begin, active):
+    """Wear the bounds (m,) of rows from `begin`; list those now in doubt in `active`, return how many.
 
     A row's centroid moved by at most ``drift[label]``; `around` is what `surroundings` returns.
     """
@@ -50,7 +50,7 @@ def wear(upper, lower, labels, drift, around, active):
             upper[start + i], lower[start + i] = above, below
             overlap[i] = above * np.float32(GAP) - (below if below > apart else apart)
         for i in range(length):
-            active[count] = start + i
+            active[count] = begin + start + i
             count += not overlap[i] < 0
     return count
 
@@ -315,7 +315,7 @@ def near(
     """
     m, k, d = rows.shape[0], wide.shape[0], x.shape[1]
     begin = np.zeros(k + 2, np.int64)
-    order = np.empty(m, np.int64)
+    order = np.empty(m, rows.dtype)
     if first:
         begin[1] = m
         for i in range(m):

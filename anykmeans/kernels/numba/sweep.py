@@ -6,6 +6,7 @@ near the row's own centroid are searched; with one for every panel, those that i
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +19,7 @@ from anykmeans.kernels.numba import steps
 from anykmeans.kernels.numba.simd import BLOCK, LANES, ROWS
 
 _FEW = 12  # features up to which boxes around panels rule out more than bounds of their own
+_LISTED = 1 << 15  # rows listed at once where all are looked at
 _ROOMY = 0.6  # of all panels: a pass that scores more may as well score all, and choose new panels
 
 Change = tuple[Array, Array, Array]
@@ -129,7 +131,7 @@ class Search:
             steps.farthest_rows(self._upper, self.labels, self._farthest)
         self._scored = scored / (self.matrix.shape[0] * len(self._panels))
         self._passes += 1
-        return [change for change, _, _ in found if change is not None]
+        return [change for changes, _, _ in found for change in changes]
 
     def _divide(self, panels: int) -> None:
         """Make room for bounds: one a panel, or one for several where memory is short."""
@@ -186,26 +188,34 @@ class _Sweep:
                 wide, panels.ids, panels.place, self.corners, self.drift, search._farthest
             )
 
-    def block(self, block: slice) -> tuple[Change | None, int, int]:
+    def block(self, block: slice) -> tuple[list[Change], int, int]:
         """Bring a block up to date; return what changed, rows not proven, panels scored."""
-        search, matrix = self.search, self.search.matrix
-        if self.fresh:
-            rows = np.arange(block.start, block.stop)
-        else:
-            active = np.empty(block.stop - block.start, np.int64)
-            bounds = search._upper[block], search._lower[block]
-            count = steps.wear(*bounds, search.labels[block], self.drift, self.around, active)
-            rows = active[:count] + block.start
-        before = search.labels[rows]
         hard = scored = 0
-        for tile in search.work.tiles(0, rows.size, search.work.readable(matrix)):
-            unproven, panels = self._rows(rows[tile])
+        changes = []
+        for rows in self._doubtful(block):
+            before = self.search.labels[rows]
+            unproven, panels = self._rows(rows)
             hard, scored = hard + unproven, scored + panels
-        if self.first:
-            return None, hard, scored
-        after = search.labels[rows]
-        (moved,) = np.nonzero(after != before)
-        return (rows[moved], before[moved], after[moved]), hard, scored
+            if not self.first:
+                after = self.search.labels[rows]
+                (moved,) = np.nonzero(after != before)
+                changes.append((rows[moved], before[moved], after[moved]))
+        return changes, hard, scored
+
+    def _doubtful(self, block: slice) -> Iterator[np.ndarray]:
+        """Yield the numbers of the rows to look at, as many at once as there is room for."""
+        search = self.search
+        most = search.work.readable(search.matrix)
+        number = np.int32 if search.matrix.shape[0] < 1 << 31 else np.int64
+        if self.fresh:
+            for tile in search.work.tiles(block.start, block.stop, min(most, _LISTED)):
+                yield np.arange(tile.start, tile.stop, dtype=number)
+            return
+        rows = np.empty(block.stop - block.start, number)
+        bounds = search._upper[block], search._lower[block], search.labels[block]
+        count = steps.wear(*bounds, self.drift, self.around, block.start, rows)
+        for tile in search.work.tiles(0, count, most):
+            yield rows[tile]
 
     def _rows(self, rows: np.ndarray) -> tuple[int, int]:
         x, at = self.search.matrix.readable(rows)
