@@ -20,7 +20,7 @@ from anykmeans.kernels.numba.simd import LANES, ROWS, WIDTH, lanes, prefetch, ti
 # functions, `min` and `max` too, cost much of it, and are spelled out here.
 jit = njit(cache=True, nogil=True, error_model="numpy")
 # Sums whose order of addition is free, as the bounds allow any.
-_any_order = njit(cache=True, nogil=True, error_model="numpy", fastmath={"reassoc", "contract"})
+any_order = njit(cache=True, nogil=True, error_model="numpy", fastmath={"reassoc", "contract"})
 # Minima in any order.
 _no_nan = njit(cache=True, nogil=True, error_model="numpy", fastmath={"nnan", "nsz", "reassoc"})
 
@@ -64,7 +64,7 @@ def farthest_rows(upper, labels, farthest):
             farthest[label] = upper[row]
 
 
-@_any_order
+@any_order
 def _centre(x, row, scale, offset, y, t, c, j):
     """Write row `row` of `x` into ``y[t]``, in the frame and less the offset.
 
@@ -468,6 +468,7 @@ def grouped(
     ids,
     place,
     centred,
+    spare,
     wide,
     moved,
     bounds,
@@ -481,8 +482,13 @@ def grouped(
     tie,
     first,
     exact,
+    deferred,
 ):
     """Search the panels that a row's bounds do not rule out; return rows not proven, and panels scored.
+
+    The scores say that squared distances are at least theirs, and at most theirs plus ``4 r spare[j]``,
+    with r the row's last coordinate. Rows not proven keep their label and go to `deferred`, as numbers
+    into `rows`, if that has room for them; else they are decided if `exact`.
 
     With g = p // share, ``bounds[row, g] - moved[g]`` is at most the distance of the row to every centroid
     of panel p but its own: the bounds of Yinyang (Ding et al., ICML 2015), which wear unwritten.
@@ -527,7 +533,8 @@ def grouped(
                 continue
             slot = place[label]
             score = np.float64(norms[slot // LANES, slot % LANES]) - 2 * product
-            up = _at_most(norm[count], score, beta, eta)
+            score_up = score + 4 * abs(np.float64(y[count, d - 1])) * spare[label]
+            up = _at_most(norm[count], score_up, beta, eta)
             up = up if up < upper[row] else upper[row]
             upper[row] = up
             if up * np.float32(GAP) < lower[row]:
@@ -580,8 +587,18 @@ def grouped(
                     bounds[row, g] = bound
         for t in range(count):
             row, label = rows[which[t]], ids[who[t]]
-            up, down = _at_most(norm[t], best[t], beta, eta), np.float32(below[t] * DOWN - TINY)
+            score_up = best[t] + 4 * abs(np.float64(y[t, d - 1])) * spare[label]
+            up, down = _at_most(norm[t], score_up, beta, eta), np.float32(below[t] * DOWN - TINY)
             if not up * np.float32(GAP) < down:
+                if deferred.shape[0]:
+                    deferred[hard] = which[t]
+                    hard += 1
+                    if not first and label != labels[row]:  # then the best is one of the others
+                        g = who[t] // LANES // share
+                        least = np.float64(_at_least(norm[t], best[t], beta, eta))
+                        bound = np.float32((least + moved[g]) * DOWN)
+                        bounds[row, g] = bound if bound < bounds[row, g] else bounds[row, g]
+                    continue
                 hard += 1
                 if exact:
                     most, found = np.float64(up) ** 2 * GAP, 0

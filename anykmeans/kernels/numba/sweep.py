@@ -6,6 +6,7 @@ near the row's own centroid are searched; with one for every panel, those that i
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -15,10 +16,11 @@ import numpy as np
 from anykmeans._array import Array, full_float32_products
 from anykmeans._exact import TINY, UP, Bounds
 from anykmeans._groups import groups
-from anykmeans.kernels.numba import steps
+from anykmeans.kernels.numba import steps, subspace
 from anykmeans.kernels.numba.simd import BLOCK, LANES, ROWS
 
 _FEW = 12  # features up to which boxes around panels rule out more than bounds of their own
+_POINTLESS = 0.8  # of the rows: so many not proven by a first look, and it is given up
 _LISTED = 1 << 15  # rows listed at once where all are looked at
 _ROOMY = 0.6  # of all panels: a pass that scores more may as well score all, and choose new panels
 
@@ -98,6 +100,7 @@ class Search:
         self._grouped = bounds == "groups" or (bounds != "hamerly" and d > _FEW)
         self._lowers, self._moved, self._share = np.empty((n, 0), np.float32), np.zeros(0), 1
         self._farthest = np.asarray([np.inf], np.float32)
+        self._subspace: tuple[np.ndarray, np.ndarray] | None = None
         length = -(-n // (2 * work.threads if work.threads > 1 else 1))
         self._blocks = work.tiles(step=max(1, length))
 
@@ -111,6 +114,9 @@ class Search:
             before = self.frame.widen(self._centroids)
             drift = np.sqrt(steps.distances(wide, before)) * UP
         renew = first or self._renew()
+        # The first centroids may be rows, of which much is left out; means come after them.
+        if self._passes == 1 and self._grouped and self._bounds != "off":
+            self._subspace = subspace.of_rows(self.frame, self.work, c.shape[0])
         if renew:
             self._panels = Panels.of(wide)
             if self._grouped:
@@ -123,7 +129,9 @@ class Search:
         sweep = _Sweep(self, wide, drift, first, fresh)
         found = self.work.map(sweep.block, self._blocks)
         self._centroids = c
-        hard, scored = (sum(part[i] for part in found) for i in (1, 2))
+        hard, scored, looked, deferred = (sum(part[i] for part in found) for i in range(1, 5))
+        if deferred > _POINTLESS * looked:
+            self._subspace = None
         if self._narrow and hard > self.matrix.shape[0] // 5:
             self._narrow = False  # float32 cannot tell these centroids apart: score in float64
         if renew and not self._grouped:
@@ -131,7 +139,7 @@ class Search:
             steps.farthest_rows(self._upper, self.labels, self._farthest)
         self._scored = scored / (self.matrix.shape[0] * len(self._panels))
         self._passes += 1
-        return [change for changes, _, _ in found for change in changes]
+        return [change for part in found for change in part[0]]
 
     def _divide(self, panels: int) -> None:
         """Make room for bounds: one a panel, or one for several where memory is short."""
@@ -147,6 +155,34 @@ class Search:
         if self._grouped:
             return len(self._panels) > 1 and self._passes in (1, 4, 16) and self._scored > _ROOMY
         return self._passes & (self._passes - 1) == 0  # 1, 2, 4, 8, ...
+
+
+@dataclass(frozen=True)
+class _View:
+    """Centroids prepared for the rows as they are, or for their coordinates in a subspace."""
+
+    scale: Any
+    offset: np.ndarray
+    panels: np.ndarray
+    norms: np.ndarray
+    centred: np.ndarray
+    spare: np.ndarray
+    errors: Bounds
+
+    @classmethod
+    def of(
+        cls,
+        panels: Panels,
+        centred: np.ndarray,
+        dtype: Any,
+        scale: Any,
+        offset: np.ndarray,
+        spare: np.ndarray,
+        errors: Bounds,
+    ) -> _View:
+        """Return the view in which the centroids are `centred` (k, d)."""
+        lanes, norms = panels.coefficients(centred, dtype)
+        return cls(scale, offset, lanes, norms, centred.astype(dtype), spare, errors)
 
 
 class _Sweep:
@@ -169,10 +205,21 @@ class _Sweep:
         unit = 2.0**-24 if search._narrow else 2.0**-53
         self.errors = Bounds.of(d, unit, min(d, BLOCK + -(-d // BLOCK)))
         self.scale, self.offset = frame.affine(search._narrow)
+        self.first_look: _View | None = None
         self.drift = (drift * UP + TINY).astype(np.float32)
         if self.grouped:
-            self.centred = centred.astype(self.dtype)
-            self.coefficients, self.norms = panels.coefficients(centred, self.dtype)
+            self.view = _View.of(
+                panels, centred, self.dtype, self.scale, self.offset, np.zeros(k), self.errors
+            )
+            if search._subspace is not None:
+                few = subspace.coordinates(centred, search._subspace[0])
+                p = few.shape[1]
+                errors = Bounds.of(p, 2.0**-24)
+                errors = dataclasses.replace(errors, beta=errors.beta + 8 * subspace.ERROR)
+                self.first_look = _View.of(
+                    panels, few, np.float32, np.float32(1), np.zeros(p, np.float32),
+                    few[:, -1].copy(), errors,
+                )  # fmt: skip
             # How far the other centroids moved at most, by label.
             others = np.full(k, self.drift.max())
             top = int(self.drift.argmax())
@@ -188,19 +235,22 @@ class _Sweep:
                 wide, panels.ids, panels.place, self.corners, self.drift, search._farthest
             )
 
-    def block(self, block: slice) -> tuple[list[Change], int, int]:
-        """Bring a block up to date; return what changed, rows not proven, panels scored."""
-        hard = scored = 0
+    def block(self, block: slice) -> tuple[list[Change], int, int, int, int]:
+        """Bring a block up to date.
+
+        Returns what changed, rows not proven, panels scored, rows given a first look, and of these
+        those that needed a second.
+        """
+        counts = np.zeros(4, np.int64)
         changes = []
         for rows in self._doubtful(block):
             before = self.search.labels[rows]
-            unproven, panels = self._rows(rows)
-            hard, scored = hard + unproven, scored + panels
+            counts += self._rows(rows)
             if not self.first:
                 after = self.search.labels[rows]
                 (moved,) = np.nonzero(after != before)
                 changes.append((rows[moved], before[moved], after[moved]))
-        return changes, hard, scored
+        return changes, *counts.tolist()
 
     def _doubtful(self, block: slice) -> Iterator[np.ndarray]:
         """Yield the numbers of the rows to look at, as many at once as there is room for."""
@@ -217,22 +267,36 @@ class _Sweep:
         for tile in search.work.tiles(0, count, most):
             yield rows[tile]
 
-    def _rows(self, rows: np.ndarray) -> tuple[int, int]:
-        x, at = self.search.matrix.readable(rows)
-        search, panels, errors = self.search, self.panels, self.errors
-        scale, offset = self.scale, self.offset
+    def _rows(self, rows: np.ndarray) -> tuple[int, int, int, int]:
+        """Find the labels of the rows; return counts as `block` does."""
+        search, panels, frame = self.search, self.panels, self.search.frame
         state = (search.labels, search._upper, search._lower)
-        certify = (errors.beta, errors.eta, errors.tie, self.fresh, search._exact)
-        if self.grouped:
-            hard, scored = steps.grouped(
-                x, at, rows, scale, offset, search.frame.unit, self.coefficients, self.norms,
-                panels.ids, panels.place, self.centred, self.wide, search._moved, search._lowers, search._share,
-                search._at_once,
-                *state, *certify,
+        if not self.grouped:
+            x, at = search.matrix.readable(rows)
+            errors = self.errors
+            hard = steps.near(
+                x, at, rows, self.scale, self.offset, frame.unit, self.minus_2c, self.norms,
+                panels.ids, panels.place, *self.corners, self.wide, self.around[1], *state,
+                errors.beta, errors.eta, errors.tie, self.fresh, search._exact,
             )  # fmt: skip
-            return hard, scored
-        hard = steps.near(
-            x, at, rows, scale, offset, search.frame.unit, self.minus_2c, self.norms,
-            panels.ids, panels.place, *self.corners, self.wide, self.around[1], *state, *certify,
-        )  # fmt: skip
-        return hard, 0
+            return hard, 0, 0, 0
+
+        def grouped(
+            x: np.ndarray, at: np.ndarray, rows: np.ndarray, view: _View, deferred: np.ndarray
+        ) -> Any:
+            return steps.grouped(
+                x, at, rows, view.scale, view.offset, frame.unit, view.panels, view.norms,
+                panels.ids, panels.place, view.centred, view.spare, self.wide, search._moved,
+                search._lowers, search._share, search._at_once, *state, view.errors.beta,
+                view.errors.eta, view.errors.tie, self.fresh, search._exact, deferred,
+            )  # fmt: skip
+
+        looked = rows.size
+        scored = 0
+        if self.first_look is not None and search._subspace is not None:
+            deferred = np.empty(rows.size + 1, np.int64)
+            count, scored = grouped(search._subspace[1], rows, rows, self.first_look, deferred)
+            rows = rows[deferred[:count]]
+        x, at = search.matrix.readable(rows)
+        hard, more = grouped(x, at, rows, self.view, np.empty(0, np.int64))
+        return hard, more + scored, looked, rows.size

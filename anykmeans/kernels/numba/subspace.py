@@ -1,0 +1,107 @@
+# mypy: allow-untyped-defs, allow-untyped-calls
+"""Rows in a few coordinates, for a first look: where the data vary most, and how far they are from there.
+
+Let Q (d, p) have orthonormal columns, ``z = Q.T y``, and r the norm of what is left of y. Then for a row
+and a centroid ``|z - z_c|^2 + (r - r_c)^2 <= |y - c|^2 <= |z - z_c|^2 + (r + r_c)^2``, so that the vector
+``(z, r)`` gives a lower bound by its distance and an upper bound by ``4 r r_c`` more. Centroids are means:
+little of them is left, and the two bounds are close.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from anykmeans.kernels.numba.simd import LANES, ROWS, tile
+from anykmeans.kernels.numba.steps import any_order, jit
+
+WIDE = 64  # features from which on fewer coordinates pay
+_SHARE = 8  # features a coordinate, at least
+_SAMPLE = 1024  # rows the directions are found from
+_LEFT = 0.5  # of the sample's squared norms: where more is left out, bounds are too far apart
+ERROR = 2.0**-18  # of a coordinate vector, relative: storing it in float32, and finding r by difference
+
+
+def directions(y: np.ndarray, p: int) -> np.ndarray | None:
+    """Return orthonormal Q (d, p), about where the rows `y` (m, d) vary most, or None if that is too little.
+
+    Subspace iteration (Halko, Martinsson and Tropp, SIAM Review 2011); any Q is right.
+    """
+    narrow = y.astype(np.float32)
+    q = np.random.default_rng(0).normal(size=(y.shape[1], p))
+    for _ in range(2):
+        q = np.linalg.qr((narrow.T @ (narrow @ q.astype(np.float32))).astype(np.float64))[0]
+    kept = ((y @ q) ** 2).sum()
+    return q if kept > (1 - _LEFT) * (y * y).sum() else None
+
+
+def coordinates(y: np.ndarray, q: np.ndarray) -> np.ndarray:
+    """Return ``(z, r)`` (m, p + 1), float64, of rows `y` (m, d), float64."""
+    z = y @ q
+    left = (y * y).sum(axis=1) - (z * z).sum(axis=1)
+    return np.concatenate([z, np.sqrt(np.maximum(left, 0.0))[:, None]], axis=1)
+
+
+@jit
+def project(x, at, unit, offset, panels, found):
+    """Write the `coordinates` of rows ``x[at]``, in the frame and less the offset, to `found` (m, p)."""
+    d, p = x.shape[1], found.shape[1]
+    y, norm = np.empty((ROWS, d)), np.empty(ROWS)
+    batch, lane = np.empty(ROWS, np.int64), np.empty(ROWS, np.int64)
+    low, second, scores = np.empty(ROWS), np.empty(ROWS), np.empty((ROWS, LANES))
+    zeros = np.zeros((panels.shape[0], LANES))
+    for r in range(ROWS):
+        batch[r] = r
+    for b in range(0, at.shape[0], ROWS):
+        used = at.shape[0] - b if at.shape[0] - b < ROWS else ROWS
+        for r in range(used):
+            norm[r] = 0.0
+            for f in range(d):
+                y[r, f] = np.float64(x[at[b + r], f]) * unit - offset[f]
+            norm[r] = _squared_norm(y, r)
+        for panel in range(panels.shape[0]):
+            tile(y, batch, d, panels, zeros, panel, scores, low, second, lane)
+            for r in range(used):
+                for spot in range(LANES):
+                    f = panel * LANES + spot
+                    if f < p - 1:
+                        found[b + r, f] = scores[r, spot]
+                        norm[r] -= scores[r, spot] * scores[r, spot]
+        for r in range(used):
+            found[b + r, p - 1] = math.sqrt(norm[r] if norm[r] > 0.0 else 0.0)
+
+
+@any_order
+def _squared_norm(y, r):
+    norm = 0.0
+    for f in range(y.shape[1]):
+        norm += y[r, f] * y[r, f]
+    return norm
+
+
+def of_rows(frame: Any, work: Any, k: int) -> tuple[np.ndarray, np.ndarray] | None:
+    """Return Q (d, p - 1) and all rows' coordinates (n, p), float32, or None where they do not pay."""
+    n, d = frame.matrix.shape
+    # k means span k - 1 directions, and those of the data hold most of them.
+    p = LANES * max(2, min(d // _SHARE // LANES, 1 + k // LANES))
+    if d < WIDE or 16 * p * n > work.max_bytes:
+        return None
+
+    every = np.arange(0, n, -(-n // _SAMPLE))
+    q = directions(frame.centre(frame.wide(every)), p - 1)
+    if q is None:
+        return None
+    found = np.empty((n, p), np.float32)
+    lanes = np.zeros((d, -(-p // LANES) * LANES))
+    lanes[:, : p - 1] = q
+    panels = np.ascontiguousarray(lanes.reshape(d, -1, LANES).transpose(1, 0, 2))
+    unit, offset = frame.affine(narrow=False)
+
+    def fill(tile: slice) -> None:
+        x, at = frame.matrix.readable(tile)
+        project(x, at, unit, offset, panels, found[tile])
+
+    work.map(fill, work.tiles(step=min(work.readable(frame.matrix), -(-n // (4 * work.threads)))))
+    return q, found
