@@ -446,12 +446,22 @@ def _nearby(wide, ids, place, low_corner, high_corner, a, radius, visit, reach):
 
 
 @_no_nan
-def _lowest(bounds, row, moved):
-    """Return the lowest of a row's bounds, worn."""
+def _wear_row(bounds, row, moved, worn, room):
+    """Write a row's bounds, worn, to `worn` (groups,) and return the lowest of them."""
+    count = moved.shape[0]
+    for g in range(count):
+        worn[g] = np.float64(bounds[row, g]) - moved[g]
+    for i in range(LANES):
+        room[i] = np.inf
+    whole = count - count % LANES
+    for g in range(0, whole, LANES):  # by lanes, as one minimum after the other would wait for each
+        for i in range(LANES):
+            room[i] = worn[g + i] if worn[g + i] < room[i] else room[i]
     lowest = np.inf
-    for p in range(moved.shape[0]):
-        least = np.float64(bounds[row, p]) - moved[p]
-        lowest = least if least < lowest else lowest
+    for i in range(LANES):
+        lowest = room[i] if room[i] < lowest else lowest
+    for g in range(whole, count):
+        lowest = worn[g] if worn[g] < lowest else lowest
     return lowest
 
 
@@ -508,6 +518,7 @@ def grouped(
     low, next_ = np.empty(ROWS, panels.dtype), np.empty(ROWS, panels.dtype)
     candidates = np.empty(k + 1, np.int64)
     squared, room = np.empty(k + 1), np.empty(d)
+    worn, lanes_room = np.empty(moved.shape[0]), np.empty(LANES)
     hard, scored, i = 0, 0, 0
     while i < m:
         count = 0
@@ -517,7 +528,7 @@ def grouped(
             row, label = rows[i], 0
             if not first:  # before the row itself is read
                 label = labels[row]
-                lower[row] = _lowest(bounds, row, moved) * DOWN - TINY
+                lower[row] = _wear_row(bounds, row, moved, worn, lanes_room) * DOWN - TINY
                 if upper[row] * np.float32(GAP) < lower[row]:
                     i += 1
                     continue
@@ -540,13 +551,14 @@ def grouped(
             if up * np.float32(GAP) < lower[row]:
                 continue
             limit, others = np.float64(up) * GAP, np.inf
-            for p in range(p_count):
-                least = np.float64(bounds[row, p // share]) - moved[p // share]
-                if least <= limit:
-                    wanting[p, wants[p]] = count
-                    wants[p] += 1
-                elif least < others:
-                    others = least
+            for g in range(moved.shape[0]):
+                if worn[g] <= limit:
+                    until = (g + 1) * share
+                    for p in range(g * share, until if until < p_count else p_count):
+                        wanting[p, wants[p]] = count
+                        wants[p] += 1
+                elif worn[g] < others:
+                    others = worn[g]
             best[count], own[count], who[count], below[count] = score, score, slot, others
             count += 1
         for p in range(p_count):

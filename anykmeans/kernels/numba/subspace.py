@@ -18,7 +18,7 @@ from anykmeans.kernels.numba.simd import LANES, ROWS, tile
 from anykmeans.kernels.numba.steps import any_order, jit
 
 WIDE = 64  # features from which on fewer coordinates pay
-_SHARE = 8  # features a coordinate, at least
+_SHARE = 4  # features a coordinate, at least
 _SAMPLE = 1024  # rows the directions are found from
 _LEFT = 0.5  # of the sample's squared norms: where more is left out, bounds are too far apart
 ERROR = 2.0**-18  # of a coordinate vector, relative: storing it in float32, and finding r by difference
