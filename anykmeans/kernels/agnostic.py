@@ -2,13 +2,34 @@
 
 from __future__ import annotations
 
-from anykmeans import _array as arrays
-from anykmeans._array import Array, Namespace
-from anykmeans._exact import DOWN, GAP, UP, Bounds, squared_distances, squared_norms
+import numpy as np
 
-__all__ = ["interval", "nearest", "segment_sum", "squared_distances", "trials", "wear", "why_not"]
+from anykmeans import _array as arrays
+from anykmeans._array import Array, Namespace, put, to_numpy
+from anykmeans._exact import (
+    DOWN,
+    GAP,
+    UP,
+    Bounds,
+    halving_sum,
+    squared_distances,
+    squared_norms,
+)
+
+__all__ = [
+    "costs",
+    "gains",
+    "interval",
+    "nearest",
+    "segment_sum",
+    "settle",
+    "squared_distances",
+    "wear",
+    "why_not",
+]
 
 HOST = False
+FEW = 16  # features up to which a distance costs no more than to find that it does not matter
 
 
 def why_not(x: Array) -> str | None:
@@ -51,22 +72,109 @@ def wear(
     return upper, lower, xp.nonzero(~(upper * GAP < xp.min(lower, axis=0)))[0]
 
 
-def trials(
-    xp: Namespace, y: Array, minus_2c: Array, norms: Array, closest: Array, w: Array | None
+def gains(
+    xp: Namespace,
+    y: Array,
+    c: Array,
+    origin: Array,
+    closest: Array,
+    owner: Array,
+    reach: Array,
+    w: Array | None,
+    scale: float,
 ) -> tuple[Array, Array]:
-    """Return what rows `y` (m, d), float64, would cost with each of t more centroids, estimated.
+    """Return what each of t more centroids `c` (t, d) saves (t,), and which rows it may win (m,).
 
-    The costs (t,) are sums over rows of weight `w` (m,) times squared distance, `closest` (m,) at
-    most; the second result (1,) is the weighted sum of ``closest + |y|^2``, for their error.
+    Rows `y` (m, d) have squared distances `closest` (m,) to their centroid, number `owner` (m,); those
+    with ``closest <= reach[owner, j]`` are none of candidate j's. Savings are differences of costs as
+    `whole` has them. Bit ``j % 8`` of the second result, uint8, is set for all rows nearer to `c[j]`.
     """
-    norm = squared_norms(xp, y)
-    estimate = (y @ minus_2c + norms) + norm[:, None]  # (m, t)
-    estimate = xp.where(estimate < closest[:, None], estimate, closest[:, None])
-    estimate = xp.where(estimate > 0, estimate, xp.zeros_like(estimate))
-    scale = closest + norm
-    if w is not None:
-        estimate, scale = estimate * w[:, None], scale * w
-    return xp.sum(estimate, axis=0), xp.sum(scale)[None]
+    m, t = int(closest.shape[0]), int(c.shape[0])
+    (at,) = xp.nonzero(closest > xp.take(xp.min(reach, axis=1), owner))
+    some = 2 * at.shape[0] < m  # else the others are no more work than to leave them out
+    if some:
+        y, closest = xp.take(y, at, axis=0), xp.take(closest, at)
+        w = None if w is None else xp.take(w, at)
+    y = xp.astype(y, xp.float64, copy=False)
+    if c.shape[1] <= FEW:
+        saved, nearer = _saved_few(xp, y, c, closest, w, scale)
+    else:
+        saved, nearer = _saved_many(xp, y, c, origin, closest, w, scale)
+    won = xp.zeros_like(closest, dtype=xp.uint8)
+    for j in range(t):
+        won = won | xp.astype(nearer[j, :], xp.uint8) * (1 << j % 8)
+    return saved, put(xp, xp.zeros_like(owner, dtype=xp.uint8), at, won) if some else won
+
+
+def _saved_few(
+    xp: Namespace, y: Array, c: Array, closest: Array, w: Array | None, scale: float
+) -> tuple[Array, Array]:
+    """Return the savings (t,) and the rows won (t, m), from all distances."""
+    m, t, d = int(y.shape[0]), int(c.shape[0]), int(c.shape[1])
+    step = y[None, :, :] - c[:, None, :]  # (t, m, d)
+    found = xp.reshape(halving_sum(xp, xp.reshape(step * step, (t * m, d))), (t, m))
+    nearer = found < closest
+    less = whole(xp, closest, w, scale) - whole(xp, found, w, scale)
+    return xp.sum(xp.where(nearer, less, xp.zeros_like(less)), axis=1), nearer
+
+
+def _saved_many(
+    xp: Namespace, y: Array, c: Array, origin: Array, closest: Array, w: Array | None, scale: float
+) -> tuple[Array, Array]:
+    """Return the savings (t,) and the rows perhaps won (t, m), which a product tells."""
+    z, b = y - origin, c - origin
+    norm = xp.vecdot(z, z)
+    estimate = (b * -2.0) @ xp.permute_dims(z, (1, 0)) + xp.vecdot(b, b)[:, None] + norm  # (t, m)
+    nearer = Bounds.of(int(c.shape[1]), 2.0**-53).lower(xp, estimate, norm) < closest
+    saved = []
+    for j in range(int(c.shape[0])):
+        (at,) = xp.nonzero(nearer[j, :])
+        found, before = (
+            squared_distances(xp, xp.take(y, at, axis=0), c[j : j + 1, :]),
+            xp.take(closest, at),
+        )
+        found = xp.where(found < before, found, before)
+        v = None if w is None else xp.take(w, at)
+        saved.append(xp.sum(whole(xp, before, v, scale) - whole(xp, found, v, scale)))
+    return xp.stack(saved), nearer
+
+
+def settle(
+    xp: Namespace, y: Array, c: Array, closest: Array, owner: Array, pick: int, won: Array
+) -> tuple[Array, Array]:
+    """Return `closest` and `owner` (m,) with pick number `pick` at `c` (1, d) counted in.
+
+    Only rows where `won` (m,) is not 0 may be nearer to it. What is given may be written to.
+    """
+    (at,) = xp.nonzero(won)
+    if at.shape[0] < won.shape[0]:
+        y = xp.take(y, at, axis=0)
+    found, before, old = (
+        squared_distances(xp, xp.astype(y, xp.float64), c),
+        xp.take(closest, at),
+        xp.take(owner, at),
+    )
+    nearer = found < before
+    closest = put(xp, closest, at, xp.where(nearer, found, before))
+    return closest, put(xp, owner, at, xp.where(nearer, xp.full_like(old, pick), old))
+
+
+def costs(
+    xp: Namespace, closest: Array, w: Array | None, scale: float, block: int
+) -> tuple[Array, float]:
+    """Return the whole-number costs of each `block` rows, on the host, and the largest cost of a row."""
+    cost = closest if w is None else w * closest
+    counts, m = xp.round(cost * scale), int(closest.shape[0])
+    full = m // block
+    sums = to_numpy(xp.sum(xp.reshape(counts[: full * block], (full, block)), axis=1))
+    if full * block < m:
+        sums = np.append(sums, float(xp.sum(counts[full * block :])))
+    return sums, float(xp.max(cost))
+
+
+def whole(xp: Namespace, distances: Array, w: Array | None, scale: float) -> Array:
+    """Return costs, `w` (m,) times squared distances (..., m), as whole numbers of a grid."""
+    return xp.round((distances if w is None else w * distances) * scale)
 
 
 def segment_sum(xp: Namespace, values: Array, labels: Array, k: int) -> Array:

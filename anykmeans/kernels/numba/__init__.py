@@ -19,9 +19,11 @@ from anykmeans import _array as arrays
 from anykmeans._array import Array, Namespace
 from anykmeans._exact import DOWN, GAP, TINY, UP, Bounds
 from anykmeans.kernels import agnostic, cpu
+from anykmeans.kernels.numba import seeding
 
 HOST = True
 segment_sum = cpu.segment_sum
+gains, settle, costs, LEAN = seeding.gains, seeding.settle, seeding.costs, True
 
 _FEW = 16  # features up to which a product in registers beats BLAS
 _LANES = 128  # rows a block: long enough loops, columns that stay in the L1 cache
@@ -80,16 +82,6 @@ def squared_distances(xp: Namespace, a: Array, b: Array) -> Array:
     distances = np.empty(a.shape[0])
     _distances()(np.ascontiguousarray(a), np.ascontiguousarray(b), distances)
     return distances
-
-
-def trials(
-    xp: Namespace, y: Array, minus_2c: Array, norms: Array, closest: Array, w: Array | None
-) -> tuple[Array, Array]:
-    """Return estimated costs (t,) with each of t more centroids, and what their error scales with."""
-    costs, scale = np.zeros(norms.shape[0]), np.zeros(1)
-    weights = np.ones(1) if w is None else w
-    _trials()(np.ascontiguousarray(y), y @ minus_2c, norms, closest, weights, costs, scale)
-    return costs, scale
 
 
 @functools.cache
@@ -235,24 +227,3 @@ def _distances() -> Callable[..., None]:
             result[row] = t[0]
 
     return _jit()(distances)
-
-
-@functools.cache
-def _trials() -> Callable[..., None]:
-    """Return the sums that `trials` is about, of a product (m, t)."""
-
-    def trials(y, product, norms, closest, w, costs, scale):  # type: ignore[no-untyped-def]
-        m, t = product.shape
-        for row in range(m):
-            norm = 0.0
-            for f in range(y.shape[1]):
-                norm += y[row, f] * y[row, f]
-            weight = w[row] if w.shape[0] > 1 else w[0]
-            old = closest[row]
-            scale[0] += weight * (old + norm)
-            for j in range(t):
-                estimate = product[row, j] + norms[j] + norm
-                estimate = estimate if estimate < old else old
-                costs[j] += weight * estimate if estimate > 0.0 else 0.0
-
-    return _jit()(trials)
