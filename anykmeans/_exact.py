@@ -114,6 +114,23 @@ def halving_sum(xp: Namespace, t: Array) -> Array:
     return t[:, 0]
 
 
+def distance_matrix(xp: Namespace, a: Array, b: Array) -> Array:
+    """Return `squared_distances` (t, m) of all rows of `b` (t, d) to all of `a` (m, d), float64.
+
+    For few features: they come first, so that operations run along rows.
+    """
+    m, d = int(a.shape[0]), int(a.shape[1])
+    columns = xp.reshape(xp.permute_dims(a, (1, 0)), (d * m,))  # written out in this order
+    t = xp.reshape(columns, (d, 1, m)) - xp.permute_dims(b, (1, 0))[:, :, None]
+    t *= t
+    half = 1 << max(0, (d - 1).bit_length() - 1)
+    while d > 1:
+        low = t[: d - half, ...] + t[half:, ...]
+        t = low if d == 2 * half else xp.concat([low, t[d - half : half, ...]], axis=0)
+        d, half = half, half // 2
+    return t[0, ...]
+
+
 @dataclass(frozen=True)
 class Bounds:
     """How far a score can be from the truth, for rows of `d` features scored with roundoff `unit`.

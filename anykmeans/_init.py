@@ -25,7 +25,7 @@ from anykmeans.kernels import agnostic
 Draws = np.random.Generator | np.random.RandomState
 Init = str | Array | Callable[..., Array]
 
-_BLOCK = 256  # rows whose cost is kept as one number, a power of two
+_BLOCK = 1024  # rows whose cost is kept as one number, a power of two
 _PIECES, _LONG = 8, 1 << 18  # long tiles: at most so many a thread, of at least so many numbers
 _ROUNDS = 5  # passes of k-means||; Bahmani et al. saw no gain from more
 
@@ -132,11 +132,11 @@ def _first(rows: Rows, rng: Draws) -> int:
     if rows.weights is None:
         # The first row whose cumulative probability exceeds a uniform draw: that is n times the draw
         # but for the rounding of the cumulative sum, at most 2 n + 4 units of 2**-53.
-        at = rng.random() * n
-        if abs(at - round(at)) > n * (n + 4.0) * 2.0**-51:
-            return int(at)
-        p = np.cumsum(_probabilities(rows))
-        return int(np.searchsorted(p / p[-1], at / n, side="right"))
+        draw = rng.random()
+        if abs(draw * n - round(draw * n)) > n * (n + 4.0) * 2.0**-51:
+            return int(draw * n)
+        p = _probabilities(rows).cumsum()
+        return int((p / p[-1]).searchsorted(draw, side="right"))
     return int(rng.choice(n, p=_probabilities(rows)))
 
 
@@ -202,20 +202,23 @@ class _Seeds:
 
     def at(self, draws: np.ndarray) -> list[int]:
         """Return the rows at `draws` (t,), from 0 to 1, of the cumulative cost, no row twice."""
-        xp = self.xp
-        cumulative = np.cumsum(self._sums)  # whole numbers: exact in any order
-        found = []
-        for draw in (draws * cumulative[-1]).tolist():
-            block = int(np.searchsorted(cumulative, draw))
-            number = int(np.searchsorted(self._blocks, block, side="right")) - 1
+        cumulative = self._sums.cumsum()  # whole numbers: exact in any order
+        draws = draws * cumulative[-1]
+        blocks = cumulative.searchsorted(draws)
+        found = np.empty(draws.shape[0], np.int64)
+        for block in set(blocks.tolist()):
+            number = int(self._blocks.searchsorted(block, side="right")) - 1
             tile = self._tiles[number]
             start = (block - int(self._blocks[number])) * _BLOCK
             rows = slice(start, min(start + _BLOCK, int(tile.closest.shape[0])))
-            w = None if tile.w is None else tile.w[rows]
-            costs = xp.cumulative_sum(agnostic.whole(xp, tile.closest[rows], w, self._scale))
-            before = float(cumulative[block]) - float(costs[-1])
-            found.append(tile.at.start + start + int(xp.count_nonzero(costs + before < draw)))
-        return list(dict.fromkeys(found))
+            cost = to_numpy(tile.closest[rows])  # few enough for the host
+            if tile.w is not None:
+                cost = to_numpy(tile.w[rows]) * cost
+            costs = np.rint(cost * self._scale).cumsum()
+            costs += cumulative[block] - costs[-1]
+            here = blocks == block
+            found[here] = tile.at.start + start + costs.searchsorted(draws[here])
+        return list(dict.fromkeys(found.tolist()))
 
     def best(self, candidates: list[int]) -> int:
         """Return the candidate that saves most, the first of equals, and count it as picked."""

@@ -11,7 +11,7 @@ from anykmeans._exact import (
     GAP,
     UP,
     Bounds,
-    halving_sum,
+    distance_matrix,
     squared_distances,
     squared_norms,
 )
@@ -101,8 +101,13 @@ def gains(
     else:
         saved, nearer = _saved_many(xp, y, c, origin, closest, w, scale)
     won = xp.zeros_like(closest, dtype=xp.uint8)
-    for j in range(t):
-        won = won | xp.astype(nearer[j, :], xp.uint8) * (1 << j % 8)
+    bits = xp.asarray(
+        [[1 << j] for j in range(8)], dtype=xp.uint8, device=arrays.device_of(closest)
+    )
+    for j in range(0, t, 8):
+        eight = nearer[j : min(j + 8, t), :]
+        flags = xp.astype(eight, xp.uint8) * bits[: eight.shape[0], :]
+        won |= xp.sum(flags, axis=0, dtype=xp.uint8)
     return saved, put(xp, xp.zeros_like(owner, dtype=xp.uint8), at, won) if some else won
 
 
@@ -110,12 +115,10 @@ def _saved_few(
     xp: Namespace, y: Array, c: Array, closest: Array, w: Array | None, scale: float
 ) -> tuple[Array, Array]:
     """Return the savings (t,) and the rows won (t, m), from all distances."""
-    m, t, d = int(y.shape[0]), int(c.shape[0]), int(c.shape[1])
-    step = y[None, :, :] - c[:, None, :]  # (t, m, d)
-    found = xp.reshape(halving_sum(xp, xp.reshape(step * step, (t * m, d))), (t, m))
+    found = distance_matrix(xp, y, c)
     nearer = found < closest
-    less = whole(xp, closest, w, scale) - whole(xp, found, w, scale)
-    return xp.sum(xp.where(nearer, less, xp.zeros_like(less)), axis=1), nearer
+    left = whole(xp, xp.where(nearer, found, closest), w, scale)
+    return xp.sum(whole(xp, closest, w, scale)) - xp.sum(left, axis=1), nearer
 
 
 def _saved_many(
@@ -129,10 +132,8 @@ def _saved_many(
     saved = []
     for j in range(int(c.shape[0])):
         (at,) = xp.nonzero(nearer[j, :])
-        found, before = (
-            squared_distances(xp, xp.take(y, at, axis=0), c[j : j + 1, :]),
-            xp.take(closest, at),
-        )
+        before = xp.take(closest, at)
+        found = squared_distances(xp, xp.take(y, at, axis=0), c[j : j + 1, :])
         found = xp.where(found < before, found, before)
         v = None if w is None else xp.take(w, at)
         saved.append(xp.sum(whole(xp, before, v, scale) - whole(xp, found, v, scale)))
@@ -149,11 +150,10 @@ def settle(
     (at,) = xp.nonzero(won)
     if at.shape[0] < won.shape[0]:
         y = xp.take(y, at, axis=0)
-    found, before, old = (
-        squared_distances(xp, xp.astype(y, xp.float64), c),
-        xp.take(closest, at),
-        xp.take(owner, at),
-    )
+    y = xp.astype(y, xp.float64, copy=False)
+    few = c.shape[1] <= FEW
+    found = distance_matrix(xp, y, c)[0, :] if few else squared_distances(xp, y, c)
+    before, old = xp.take(closest, at), xp.take(owner, at)
     nearer = found < before
     closest = put(xp, closest, at, xp.where(nearer, found, before))
     return closest, put(xp, owner, at, xp.where(nearer, xp.full_like(old, pick), old))
@@ -166,9 +166,12 @@ def costs(
     cost = closest if w is None else w * closest
     counts, m = xp.round(cost * scale), int(closest.shape[0])
     full = m // block
-    sums = to_numpy(xp.sum(xp.reshape(counts[: full * block], (full, block)), axis=1))
+    sums = np.empty(-(-m // block))
+    if full:
+        parts = xp.reshape(counts[: full * block], (full, block))
+        sums[:full] = to_numpy(xp.sum(parts, axis=1))
     if full * block < m:
-        sums = np.append(sums, float(xp.sum(counts[full * block :])))
+        sums[full] = float(xp.sum(counts[full * block :]))
     return sums, float(xp.max(cost))
 
 
