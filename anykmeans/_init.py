@@ -163,7 +163,7 @@ class _Seeds:
         self.rows, self.xp = rows, rows.xp
         xp, matrix, d = rows.xp, rows.matrix, rows.shape[1]
         self._frame = Frame(matrix, rows.largest)
-        c = self._frame.wide(slice(first, first + 1))
+        c = self._frame.wide(matrix.asarray([first]))
         self._origin = c[0, :]  # a point near the rows, for products
         self._picks, self._norms, self._count = np.zeros((k, d)), np.zeros(k), 0
         self._bounds = Bounds.of(d, 2.0**-53)
@@ -250,12 +250,12 @@ class _Seeds:
         picks, norms = self._picks[: self._count], self._norms[: self._count, None]
         estimate = picks @ (c * -2.0).T + (c * c).sum(axis=1) + norms
         lower = self._bounds.lower(np, estimate, norms)
-        # A quarter, and far less than what rounding takes. Nothing that may have underflowed is used.
+        # A quarter, less more than rounding takes. Nothing that may have underflowed is used.
         reach: np.ndarray = np.where(lower > 2.0**-900, lower / (4 * GAP), 0.0)
         return reach
 
     def _settle(self, wide: Array, c: np.ndarray, bit: int) -> None:
-        """Count a pick in that is `wide` (1, d), less the origin `c`, and that rows with `bit` are for."""
+        """Count the pick at `wide` (1, d), or `c` from the origin; rows without `bit` are not nearer."""
         kernel, work, pick = self.rows.kernel, self.rows.work, self._count
         self._picks[pick], self._norms[pick] = c[0], c[0] @ c[0]
         self._count += 1

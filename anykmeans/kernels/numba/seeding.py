@@ -31,7 +31,7 @@ def gains(
     scale: float,
 ) -> tuple[Array, Array]:
     """Return what each of t more centroids saves (t,), and by which of them rows may be won (m,)."""
-    y, w = np.ascontiguousarray(y), _ONE if w is None else w
+    y, w = np.ascontiguousarray(y), _ONE if w is None else np.ascontiguousarray(w)
     saved, won = np.zeros(c.shape[0]), np.empty(y.shape[0], np.uint8)
     if y.shape[1] <= _FEW:
         _few()(y, c, closest, owner, reach, w, scale, saved, won)
@@ -54,7 +54,9 @@ def costs(
 ) -> tuple[Array, float]:
     """Return the whole-number costs of blocks of rows, and the largest cost of a row."""
     sums = np.empty(-(-closest.shape[0] // block))
-    return sums, _costs()(closest, _ONE if w is None else w, scale, block, sums)
+    return sums, _costs()(
+        closest, _ONE if w is None else np.ascontiguousarray(w), scale, block, sums
+    )
 
 
 def _jit(**options: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
