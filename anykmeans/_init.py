@@ -155,7 +155,8 @@ class _Seeds:
     """The picks so far, and each row's squared distance to the closest of them.
 
     A step's costs are whole numbers on a grid of their own, so sums over blocks of rows are exact,
-    and so is what a candidate saves. Rows whose pick is at least twice as far from a candidate as from
+    and so is what a candidate saves; where a kernel estimates it, it says how well, and candidates that
+    this cannot tell apart are compared exactly. Rows whose pick is at least twice as far from a candidate as from
     them are none of its (the triangle inequality).
     """
 
@@ -192,7 +193,7 @@ class _Seeds:
         ):
             pieces = min(_PIECES * work.threads, n * d // _LONG + 1) if work.threads > 1 else 1
             return work.tiles(step=-(-n // pieces))
-        return work.tiles(step=work.rows_of(d * trials if d <= agnostic.FEW else d + trials))
+        return work.tiles(step=work.rows_of(d + 2 * trials))
 
     def _read(self, tile: _Tile) -> Array:
         """Return rows (m, d) in the frame, in the dtype they come in if it is a float."""
@@ -227,8 +228,8 @@ class _Seeds:
         c = to_numpy(wide - self._origin)
         reach = matrix.asarray(self._reach(c))
 
-        def gains(tile: _Tile) -> Any:
-            saved, tile.won = self.rows.kernel.gains(
+        def gains(tile: _Tile) -> tuple[Any, float]:
+            saved, doubt, tile.won = self.rows.kernel.gains(
                 self.xp,
                 self._read(tile),
                 wide,
@@ -239,9 +240,18 @@ class _Seeds:
                 tile.w,
                 self._scale,
             )
-            return to_numpy(saved)
+            return to_numpy(saved), doubt
 
-        best = int(np.argmax(sum(self.rows.work.map(gains, self._tiles))))
+        parts, doubts = zip(*self.rows.work.map(gains, self._tiles), strict=True)
+        saved, doubt = sum(parts), sum(doubts)
+        best = int(np.argmax(saved))
+        if doubt:
+            # Estimates are not rounded to whole numbers, and their sums round.
+            doubt += self.rows.shape[0] * (1 + 2.0**-51 * float(self._sums.sum()))
+            doubtful = np.flatnonzero(saved >= saved[best] - 2 * doubt)
+            if doubtful.size > 1:
+                exact = [self._saved(wide[j : j + 1, :], 1 << j % 8) for j in doubtful.tolist()]
+                best = int(doubtful[np.argmax(exact)])
         self._settle(wide[best : best + 1, :], c[best : best + 1], 1 << best % 8)
         return candidates[best]
 
@@ -253,6 +263,16 @@ class _Seeds:
         # A quarter, less more than rounding takes. Nothing that may have underflowed is used.
         reach: np.ndarray = np.where(lower > 2.0**-900, lower / (4 * GAP), 0.0)
         return reach
+
+    def _saved(self, wide: Array, bit: int) -> float:
+        """Return the whole number that a pick at `wide` (1, d) saves; rows without `bit` are not nearer."""
+        xp, scale = self.xp, self._scale
+
+        def saved(tile: _Tile) -> float:
+            y, won = self._read(tile), tile.won & bit
+            return float(agnostic.saved(xp, y, wide, tile.closest, tile.w, scale, won))
+
+        return sum(self.rows.work.map(saved, self._tiles))
 
     def _settle(self, wide: Array, c: np.ndarray, bit: int) -> None:
         """Count the pick at `wide` (1, d), or `c` from the origin; rows without `bit` are not nearer."""

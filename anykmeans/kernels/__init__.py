@@ -12,8 +12,8 @@ A kernel is a module of this package. It may define
     bounds after the centroids moved, and the rows whose label they no longer prove;
 ``squared_distances(xp, a, b) -> distances``
     the one distance whose bits are promised, in its one order of addition;
-``gains(xp, y, c, origin, closest, owner, reach, w, scale) -> gains, won``
-    what each candidate of k-means++ would save, and which rows it may win;
+``gains(xp, y, c, origin, closest, owner, reach, w, scale) -> gains, doubt, won``
+    what each candidate of k-means++ would save, how far off that may be, and which rows it may win;
 ``settle(xp, y, c, closest, owner, pick, won) -> closest, owner``
     what is closest to each row once a candidate is picked;
 ``costs(xp, closest, w, scale, block) -> sums, largest``
@@ -67,7 +67,7 @@ class Kernel:
     wear: Callable[..., tuple[Array, Array, Array]]
     segment_sum: Callable[..., Array]
     squared_distances: Callable[..., Array]
-    gains: Callable[..., tuple[Array, Array]]
+    gains: Callable[..., tuple[Array, float, Array]]
     settle: Callable[..., tuple[Array, Array]]
     costs: Callable[..., tuple[Array, float]]
     lean: bool

@@ -11,7 +11,6 @@ from anykmeans._exact import (
     GAP,
     UP,
     Bounds,
-    distance_matrix,
     squared_distances,
     squared_norms,
 )
@@ -29,7 +28,6 @@ __all__ = [
 ]
 
 HOST = False
-FEW = 16  # features up to which a distance costs no more than to find that it does not matter
 
 
 def why_not(x: Array) -> str | None:
@@ -82,12 +80,13 @@ def gains(
     reach: Array,
     w: Array | None,
     scale: float,
-) -> tuple[Array, Array]:
-    """Return what each of t more centroids `c` (t, d) saves (t,), and which rows it may win (m,).
+) -> tuple[Array, float, Array]:
+    """Return what each of t more centroids `c` (t, d) saves (t,), in doubt by how much, and what it wins.
 
     Rows `y` (m, d) have squared distances `closest` (m,) to their centroid, number `owner` (m,); those
-    with ``closest <= reach[owner, j]`` are none of candidate j's. Savings are differences of costs as
-    `whole` has them. Bit ``j % 8`` of the second result, uint8, is set for all rows nearer to `c[j]`.
+    with ``closest <= reach[owner, j]`` are none of candidate j's. Savings are differences of weighted
+    distances times `scale`; if the doubt is 0, of `whole` numbers. Bit ``j % 8`` of the last result
+    (m,), uint8, is set for all rows nearer to `c[j]`.
     """
     m, t = int(closest.shape[0]), int(c.shape[0])
     (at,) = xp.nonzero(closest > xp.take(xp.min(reach, axis=1), owner))
@@ -95,49 +94,42 @@ def gains(
     if some:
         y, closest = xp.take(y, at, axis=0), xp.take(closest, at)
         w = None if w is None else xp.take(w, at)
-    y = xp.astype(y, xp.float64, copy=False)
-    if c.shape[1] <= FEW:
-        saved, nearer = _saved_few(xp, y, c, closest, w, scale)
-    else:
-        saved, nearer = _saved_many(xp, y, c, origin, closest, w, scale)
-    won = xp.zeros_like(closest, dtype=xp.uint8)
+    bounds = Bounds.of(int(c.shape[1]), 2.0**-53)
+    z, b = xp.astype(y, xp.float64, copy=False) - origin, c - origin
+    norm = xp.vecdot(z, z)
+    estimate = (b * -2.0) @ xp.permute_dims(z, (1, 0)) + xp.vecdot(b, b)[:, None]  # (t, m)
+    estimate += norm
+    # Solved for the estimate, with 1 / (1 - beta) <= 1 + 2 beta: the distance may be below `closest`.
+    nearer = estimate < (closest + norm * bounds.beta + bounds.eta) * (1 + 2 * bounds.beta)
+    less = closest - estimate
+    less = xp.where(less > 0, less, xp.zeros_like(less))
+    less = xp.where(less < closest, less, closest)
+    weights = xp.ones_like(norm) if w is None else w
+    # An estimate errs by `beta` times these and by underflow; relative weights are below 2**21.
+    doubt = 1.1 * bounds.beta * float(xp.vecdot(closest + norm, weights)) + m * 2.0**21 * bounds.eta
     bits = xp.asarray(
         [[1 << j] for j in range(8)], dtype=xp.uint8, device=arrays.device_of(closest)
     )
+    won = xp.zeros_like(closest, dtype=xp.uint8)
     for j in range(0, t, 8):
         eight = nearer[j : min(j + 8, t), :]
         flags = xp.astype(eight, xp.uint8) * bits[: eight.shape[0], :]
         won |= xp.sum(flags, axis=0, dtype=xp.uint8)
-    return saved, put(xp, xp.zeros_like(owner, dtype=xp.uint8), at, won) if some else won
+    if some:
+        won = put(xp, xp.zeros_like(owner, dtype=xp.uint8), at, won)
+    return (less @ weights) * scale, doubt * scale, won
 
 
-def _saved_few(
-    xp: Namespace, y: Array, c: Array, closest: Array, w: Array | None, scale: float
-) -> tuple[Array, Array]:
-    """Return the savings (t,) and the rows won (t, m), from all distances."""
-    found = distance_matrix(xp, y, c)
-    nearer = found < closest
-    left = whole(xp, xp.where(nearer, found, closest), w, scale)
-    return xp.sum(whole(xp, closest, w, scale)) - xp.sum(left, axis=1), nearer
-
-
-def _saved_many(
-    xp: Namespace, y: Array, c: Array, origin: Array, closest: Array, w: Array | None, scale: float
-) -> tuple[Array, Array]:
-    """Return the savings (t,) and the rows perhaps won (t, m), which a product tells."""
-    z, b = y - origin, c - origin
-    norm = xp.vecdot(z, z)
-    estimate = (b * -2.0) @ xp.permute_dims(z, (1, 0)) + xp.vecdot(b, b)[:, None] + norm  # (t, m)
-    nearer = Bounds.of(int(c.shape[1]), 2.0**-53).lower(xp, estimate, norm) < closest
-    saved = []
-    for j in range(int(c.shape[0])):
-        (at,) = xp.nonzero(nearer[j, :])
-        before = xp.take(closest, at)
-        found = squared_distances(xp, xp.take(y, at, axis=0), c[j : j + 1, :])
-        found = xp.where(found < before, found, before)
-        v = None if w is None else xp.take(w, at)
-        saved.append(xp.sum(whole(xp, before, v, scale) - whole(xp, found, v, scale)))
-    return xp.stack(saved), nearer
+def saved(
+    xp: Namespace, y: Array, c: Array, closest: Array, w: Array | None, scale: float, won: Array
+) -> Array:
+    """Return exactly what the centroid `c` (1, d) saves (); rows whose `won` (m,) is 0 are not nearer."""
+    (at,) = xp.nonzero(won)
+    found = squared_distances(xp, xp.astype(xp.take(y, at, axis=0), xp.float64), c)
+    before = xp.take(closest, at)
+    found = xp.where(found < before, found, before)
+    w = None if w is None else xp.take(w, at)
+    return xp.sum(whole(xp, before, w, scale) - whole(xp, found, w, scale))
 
 
 def settle(
@@ -150,9 +142,7 @@ def settle(
     (at,) = xp.nonzero(won)
     if at.shape[0] < won.shape[0]:
         y = xp.take(y, at, axis=0)
-    y = xp.astype(y, xp.float64, copy=False)
-    few = c.shape[1] <= FEW
-    found = distance_matrix(xp, y, c)[0, :] if few else squared_distances(xp, y, c)
+    found = squared_distances(xp, xp.astype(y, xp.float64, copy=False), c)
     before, old = xp.take(closest, at), xp.take(owner, at)
     nearer = found < before
     closest = put(xp, closest, at, xp.where(nearer, found, before))

@@ -1,8 +1,8 @@
 """Compiled steps of k-means++: every trial of a step in one pass over the rows.
 
-Distances that decide are `anykmeans._exact`'s bit for bit: no fused or reordered additions. Rows of few
-features are measured for many rows at a time, features transposed. Of more features a first sum in
-any order, given up as soon as it is too large, tells the few rows for which the exact one is needed.
+Distances that are kept are `anykmeans._exact`'s bit for bit: no fused or reordered additions. Rows of
+few features are measured for many rows at a time, features transposed. Of more features sums in any
+order, given up as soon as they are too large, tell candidates apart to within a bound on their error.
 """
 
 from __future__ import annotations
@@ -29,16 +29,15 @@ def gains(
     reach: Array,
     w: Array | None,
     scale: float,
-) -> tuple[Array, Array]:
-    """Return what each of t more centroids saves (t,), and by which of them rows may be won (m,)."""
+) -> tuple[Array, float, Array]:
+    """Return what each of t more centroids saves (t,), in doubt by how much, and what it may win (m,)."""
     y, w = np.ascontiguousarray(y), _ONE if w is None else np.ascontiguousarray(w)
     saved, won = np.zeros(c.shape[0]), np.empty(y.shape[0], np.uint8)
     if y.shape[1] <= _FEW:
         _few()(y, c, closest, owner, reach, w, scale, saved, won)
-    else:
-        _screen()(y, c, closest, owner, reach, won)
-        _saved()(y, c, closest, w, scale, saved, won)
-    return saved, won
+        return saved, 0.0, won
+    doubt = _many()(y, c, closest, owner, reach, w, saved, won)
+    return saved * scale, doubt * scale, won
 
 
 def settle(
@@ -140,23 +139,25 @@ def _few() -> Callable[..., None]:
 
 
 @functools.cache
-def _screen() -> Callable[..., None]:
-    """Return the search for rows that a trial may be nearer to than the closest pick is."""
+def _many() -> Callable[..., float]:
+    """Return the trials of many features, estimated: a sum is given up once too large."""
 
-    def screen(y, c, closest, owner, reach, won):  # type: ignore[no-untyped-def]
+    def many(y, c, closest, owner, reach, w, saved, won):  # type: ignore[no-untyped-def]
         m, d = y.shape
         piece = 64  # features after which to see whether it is too far already
         # A sum of d squares in any order errs by less than half of this, and so does the exact one.
-        slack, tiny = 1 + (d + 8) * 2.0**-51, d * 2.0**-1070
+        error, tiny = (d + 8) * 2.0**-51, 2.0**-1000
         nearest = np.empty(reach.shape[0])
         for o in range(reach.shape[0]):
             nearest[o] = reach[o].min()
+        doubt = 0.0
         for row in range(m):
-            bits, o = 0, owner[row]
-            if closest[row] > nearest[o]:
-                limit = closest[row] * slack + tiny
+            bits, o, before = 0, owner[row], closest[row]
+            if before > nearest[o]:
+                limit = before + before * error + tiny
+                weight = w[row] if w.shape[0] > 1 else w[0]
                 for j in range(c.shape[0]):
-                    if closest[row] > reach[o, j]:
+                    if before > reach[o, j]:
                         total = 0.0
                         for start in range(0, d, piece):
                             a, b = y[row, start : start + piece], c[j, start : start + piece]
@@ -167,46 +168,13 @@ def _screen() -> Callable[..., None]:
                                 break
                         if total <= limit:
                             bits |= 1 << (j & 7)
+                            saved[j] += weight * max(before - total, 0.0)
+                            doubt += weight * before * error + tiny
             won[row] = bits
+        return doubt
 
     # Order matters to nobody here, but must stay within the bound.
-    return _jit(fastmath={"reassoc", "contract"})(screen)
-
-
-@functools.cache
-def _saved() -> Callable[..., None]:
-    """Return the sum of what rows that a trial may be nearer to would save."""
-
-    def saved(y, c, closest, w, scale, less, won):  # type: ignore[no-untyped-def]
-        m, d = y.shape
-        largest = 1
-        while 2 * largest < d:
-            largest *= 2
-        t = np.empty(largest)
-        for row in range(m):
-            if won[row]:
-                a, before = y[row], closest[row]
-                weight = w[row] if w.shape[0] > 1 else w[0]
-                for j in range(c.shape[0]):
-                    if won[row] >> (j & 7) & 1:
-                        b = c[j]
-                        for f in range(d - largest):
-                            p, q = a[f] - b[f], a[f + largest] - b[f + largest]
-                            t[f] = p * p + q * q
-                        for f in range(d - largest, largest):
-                            p = a[f] - b[f]
-                            t[f] = p * p
-                        half = largest
-                        while half > 1:
-                            half //= 2
-                            for f in range(half):
-                                t[f] += t[f + half]
-                        if t[0] < before:
-                            less[j] += np.rint(weight * before * scale) - np.rint(
-                                weight * t[0] * scale
-                            )
-
-    return _jit()(saved)
+    return _jit(fastmath={"reassoc", "contract"})(many)
 
 
 @functools.cache
