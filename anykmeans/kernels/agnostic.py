@@ -101,9 +101,7 @@ def gains(
     estimate += norm
     # Solved for the estimate, with 1 / (1 - beta) <= 1 + 2 beta: the distance may be below `closest`.
     nearer = estimate < (closest + norm * bounds.beta + bounds.eta) * (1 + 2 * bounds.beta)
-    less = closest - estimate
-    less = xp.where(less > 0, less, xp.zeros_like(less))
-    less = xp.where(less < closest, less, closest)
+    less = xp.minimum(xp.maximum(closest - estimate, xp.zeros_like(closest)), closest)
     weights = xp.ones_like(norm) if w is None else w
     # An estimate errs by `beta` times these and by underflow; relative weights are below 2**21.
     doubt = 1.1 * bounds.beta * float(xp.vecdot(closest + norm, weights)) + m * 2.0**21 * bounds.eta
@@ -127,9 +125,9 @@ def saved(
     (at,) = xp.nonzero(won)
     found = squared_distances(xp, xp.astype(xp.take(y, at, axis=0), xp.float64), c)
     before = xp.take(closest, at)
-    found = xp.where(found < before, found, before)
     w = None if w is None else xp.take(w, at)
-    return xp.sum(whole(xp, before, w, scale) - whole(xp, found, w, scale))
+    less = whole(xp, before, w, scale) - whole(xp, xp.minimum(found, before), w, scale)
+    return xp.sum(less)
 
 
 def settle(
@@ -144,9 +142,8 @@ def settle(
         y = xp.take(y, at, axis=0)
     found = squared_distances(xp, xp.astype(y, xp.float64, copy=False), c)
     before, old = xp.take(closest, at), xp.take(owner, at)
-    nearer = found < before
-    closest = put(xp, closest, at, xp.where(nearer, found, before))
-    return closest, put(xp, owner, at, xp.where(nearer, xp.full_like(old, pick), old))
+    owner = put(xp, owner, at, xp.where(found < before, xp.full_like(old, pick), old))
+    return put(xp, closest, at, xp.minimum(found, before)), owner
 
 
 def costs(
