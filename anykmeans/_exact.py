@@ -26,6 +26,7 @@ FOLDS = 8  # grids a summand may be split on; at n = 10^6 they hold 263 bits bel
 # more than underflow does in a frame whose largest row is near 1.
 UP, DOWN, TINY = 1 + 2.0**-22, 1 - 2.0**-22, 2.0**-120
 GAP = 1 + 2.0**-20  # the factor between bounds that prove a label: more than any tie
+_FEW = 16  # features up to which it pays to have them first
 _ROOM = 52  # a float64 holds every whole number of this many bits, and one bit more for a sum
 
 
@@ -108,13 +109,20 @@ def squared_distances(xp: Namespace, a: Array, b: Array) -> Array:
 
 def halving_sum(xp: Namespace, t: Array) -> Array:
     """Return the sums (m,) of the rows of `t` (m, d) in the one order every kernel keeps."""
-    d = int(t.shape[1])
+    m, d = int(t.shape[0]), int(t.shape[1])
+    few = d <= _FEW
+    if few:  # written out with the features first, so that operations are not as short as a row
+        t = xp.reshape(xp.reshape(xp.permute_dims(t, (1, 0)), (d * m,)), (d, m))
+
+    def part(start: int, stop: int) -> Array:
+        return t[start:stop, :] if few else t[:, start:stop]
+
     half = 1 << max(0, (d - 1).bit_length() - 1)  # the largest power of two below d
     while d > 1:
-        low = t[:, : d - half] + t[:, half:]
-        t = low if d == 2 * half else xp.concat([low, t[:, d - half : half]], axis=1)
+        low = part(0, d - half) + part(half, d)
+        t = low if d == 2 * half else xp.concat([low, part(d - half, half)], axis=0 if few else 1)
         d, half = half, half // 2
-    return t[:, 0]
+    return t[0, :] if few else t[:, 0]
 
 
 @dataclass(frozen=True)

@@ -6,25 +6,27 @@ library and device from the rows that scikit-learn picks.
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from anykmeans import _array as arrays
 from anykmeans import _check as check
-from anykmeans._array import Array, Matrix, put, to_numpy
-from anykmeans._exact import Bounds, Grid
+from anykmeans._array import Array, Matrix, to_numpy
+from anykmeans._exact import GAP, Bounds, Grid
 from anykmeans._frame import Frame
 from anykmeans._lloyd import lloyd
 from anykmeans._rows import Rows
+from anykmeans.kernels import agnostic
 
 Draws = np.random.Generator | np.random.RandomState
 Init = str | Array | Callable[..., Array]
 
-_FEW = 16  # features up to which a distance costs no more than to find that it does not matter
+_BLOCK = 1024  # rows whose cost is kept as one number, a power of two
+_PIECES, _LONG = 8, 1 << 18  # long tiles: at most so many a thread, of at least so many numbers
 _ROUNDS = 5  # passes of k-means||; Bahmani et al. saw no gain from more
 
 
@@ -114,115 +116,189 @@ def plus_plus(rows: Rows, k: int, rng: Draws, trials: int | None = None) -> np.n
     proportional to weight times squared distance from the rows picked so far (Arthur and
     Vassilvitskii, "k-means++: the advantages of careful seeding", SODA 2007).
     """
-    xp, matrix = rows.xp, rows.matrix
-    n = rows.shape[0]
     trials = 2 + int(math.log(k)) if trials is None else trials
     picks = np.empty(k, dtype=np.int64)
-    picks[0] = rng.choice(n, p=_probabilities(rows))
-    if k == 1:
-        return picks
-    seeds = _Seeds(rows, int(picks[0]))
-    w = rows.relative_weight(slice(0, n))
-    for i in range(1, k):
-        cost = seeds.closest if w is None else w * seeds.closest
-        grid = Grid.plan(np.asarray([float(xp.max(cost))]), n, np.zeros(1))  # one fold is used
-        whole = functools.partial(_whole, xp, w, float(grid.scale[0]))
-        cumulative = xp.cumulative_sum(whole(seeds.closest))  # whole numbers: exact in any order
-        total = float(cumulative[-1])
-        draws = matrix.asarray(rng.uniform(size=trials) * total)
-        candidates = np.minimum(to_numpy(xp.searchsorted(cumulative, draws)), n - 1)
-        picks[i] = seeds.best(candidates, whole, n / float(grid.scale[0]))
+    picks[0] = _first(rows, rng)
+    if k > 1:
+        seeds = _Seeds(rows, int(picks[0]), k, trials)
+        for i in range(1, k):
+            picks[i] = seeds.best(seeds.at(rng.uniform(size=trials)))
     return picks
 
 
-def _whole(xp: Any, w: Array | None, scale: float, distances: Array) -> Array:
-    """Return weighted squared distances (n,) as whole numbers of the step's grid."""
-    return xp.round((distances if w is None else w * distances) * scale)
+def _first(rows: Rows, rng: Draws) -> int:
+    """Return the row that ``rng.choice(n, p=weights)`` draws."""
+    n = rows.shape[0]
+    if rows.weights is None:
+        # The first row whose cumulative probability exceeds a uniform draw: that is n times the draw
+        # but for the rounding of the cumulative sum, at most 2 n + 4 units of 2**-53.
+        draw = rng.random()
+        if abs(draw * n - round(draw * n)) > n * (n + 4.0) * 2.0**-51:
+            return int(draw * n)
+        p = _probabilities(rows).cumsum()
+        return int((p / p[-1]).searchsorted(draw, side="right"))
+    return int(rng.choice(n, p=_probabilities(rows)))
+
+
+@dataclass
+class _Tile:
+    """What is known of the rows `at`: arrays (m,) where the work is done."""
+
+    at: slice
+    w: Array | None
+    closest: Array  # squared distance to the closest pick, float64
+    owner: Array  # the number of that pick, int32
+    won: Array  # bit j % 8: candidate j may be nearer, uint8
 
 
 class _Seeds:
-    """Each row's squared distance to the closest row picked so far."""
+    """The picks so far, and each row's squared distance to the closest of them.
 
-    def __init__(self, rows: Rows, first: int) -> None:
+    A step's costs are whole numbers on a grid of their own, so sums over blocks of rows are exact,
+    and so is what a candidate saves; where a kernel estimates it, it says how well, and candidates that
+    this cannot tell apart are compared exactly. Rows whose pick is at least twice as far from a candidate as from
+    them are none of its (the triangle inequality).
+    """
+
+    def __init__(self, rows: Rows, first: int, k: int, trials: int) -> None:
         self.rows, self.xp = rows, rows.xp
-        xp, matrix = rows.xp, rows.matrix
-        row = matrix.rows(slice(first, first + 1))
-        rows.frame = Frame(matrix, rows.largest, to_numpy(row)[0])  # near the data, and exact
-        c = rows.frame.wide(slice(first, first + 1))
-        tiles = rows.work.tiles()
-        self.closest = xp.concat(
-            rows.work.map(
-                lambda tile: rows.kernel.squared_distances(xp, rows.frame.wide(tile), c), tiles
+        xp, matrix, d = rows.xp, rows.matrix, rows.shape[1]
+        self._frame = Frame(matrix, rows.largest)
+        c = self._frame.wide(matrix.asarray([first]))
+        self._origin = c[0, :]  # a point near the rows, for products
+        self._picks, self._norms, self._count = np.zeros((k, d)), np.zeros(k), 0
+        self._bounds = Bounds.of(d, 2.0**-53)
+        self._exponent, self._scale = 0, 0.0
+        self._tiles = []
+        for at in self._cut(trials):
+            m = at.stop - at.start
+            closest = xp.full(m, xp.inf, dtype=xp.float64, device=matrix.device)
+            owner = xp.zeros(m, dtype=xp.int32, device=matrix.device)
+            won = xp.ones(m, dtype=xp.uint8, device=matrix.device)
+            self._tiles.append(_Tile(at, rows.relative_weight(at), closest, owner, won))
+        blocks = [-(-(tile.at.stop - tile.at.start) // _BLOCK) for tile in self._tiles]
+        self._blocks = np.cumsum([0, *blocks])  # number of each tile's first block
+        self._settle(c, np.zeros((1, d)), 1)
+
+    def _cut(self, trials: int) -> list[slice]:
+        """Return tiles: long ones where nothing of the rows' size is written."""
+        (n, d), work, matrix = self.rows.shape, self.rows.work, self.rows.matrix
+        data = matrix.data
+        if (
+            self.rows.kernel.lean
+            and self._frame.exponent == 0
+            and isinstance(data, np.ndarray)
+            and data.flags.c_contiguous
+            and data.dtype == matrix.float_dtype
+        ):
+            pieces = min(_PIECES * work.threads, n * d // _LONG + 1) if work.threads > 1 else 1
+            return work.tiles(step=-(-n // pieces))
+        return work.tiles(step=work.rows_of(d + 2 * trials))
+
+    def _read(self, tile: _Tile) -> Array:
+        """Return rows (m, d) in the frame, in the dtype they come in if it is a float."""
+        if self._frame.exponent:
+            return self._frame.wide(tile.at)
+        return self.rows.matrix.rows(tile.at)
+
+    def at(self, draws: np.ndarray) -> list[int]:
+        """Return the rows at `draws` (t,), from 0 to 1, of the cumulative cost, no row twice."""
+        cumulative = self._sums.cumsum()  # whole numbers: exact in any order
+        draws = draws * cumulative[-1]
+        blocks = cumulative.searchsorted(draws)
+        found = np.empty(draws.shape[0], np.int64)
+        for block in set(blocks.tolist()):
+            number = int(self._blocks.searchsorted(block, side="right")) - 1
+            tile = self._tiles[number]
+            start = (block - int(self._blocks[number])) * _BLOCK
+            rows = slice(start, min(start + _BLOCK, int(tile.closest.shape[0])))
+            cost = to_numpy(tile.closest[rows])  # few enough for the host
+            if tile.w is not None:
+                cost = to_numpy(tile.w[rows]) * cost
+            costs = np.rint(cost * self._scale).cumsum()
+            costs += cumulative[block] - costs[-1]
+            here = blocks == block
+            found[here] = tile.at.start + start + costs.searchsorted(draws[here])
+        return list(dict.fromkeys(found.tolist()))
+
+    def best(self, candidates: list[int]) -> int:
+        """Return the candidate that saves most, the first of equals, and count it as picked."""
+        matrix = self.rows.matrix
+        wide = self._frame.wide(matrix.asarray(candidates))
+        c = to_numpy(wide - self._origin)
+        reach = matrix.asarray(self._reach(c))
+
+        def gains(tile: _Tile) -> tuple[Any, float]:
+            saved, doubt, tile.won = self.rows.kernel.gains(
+                self.xp,
+                self._read(tile),
+                wide,
+                self._origin,
+                tile.closest,
+                tile.owner,
+                reach,
+                tile.w,
+                self._scale,
             )
-        )
-        self._bounds = Bounds.of(rows.shape[1], 2.0**-53)
+            return to_numpy(saved), doubt
 
-    def best(self, candidates: np.ndarray, whole: Callable[[Array], Array], lost: float) -> int:
-        """Return the candidate that leaves the lowest cost, and count it as picked.
+        parts, doubts = zip(*self.rows.work.map(gains, self._tiles), strict=True)
+        saved, doubt = sum(parts), sum(doubts)
+        best = int(np.argmax(saved))
+        if doubt:
+            # Estimates are not rounded to whole numbers, and their sums round.
+            doubt += self.rows.shape[0] * (1 + 2.0**-51 * float(self._sums.sum()))
+            doubtful = np.flatnonzero(saved >= saved[best] - 2 * doubt)
+            if doubtful.size > 1:
+                exact = [self._saved(wide[j : j + 1, :], 1 << j % 8) for j in doubtful.tolist()]
+                best = int(doubtful[np.argmax(exact)])
+        self._settle(wide[best : best + 1, :], c[best : best + 1], 1 << best % 8)
+        return candidates[best]
 
-        Costs are first estimated from matrix products; only candidates whose costs these cannot
-        tell apart are compared exactly, as whole numbers whose rounding may take `lost` from a cost.
-        """
-        contenders = list(dict.fromkeys(int(i) for i in candidates))
-        if len(contenders) > 1:
-            contenders = self._contenders(np.asarray(contenders), lost)
-        left = [self._closest_with(i) for i in contenders]
-        choice = 0
-        if len(contenders) > 1:
-            choice = int(np.argmin([float(self.xp.sum(whole(each))) for each in left]))
-        self.closest = left[choice]
-        return contenders[choice]
+    def _reach(self, c: np.ndarray) -> np.ndarray:
+        """Return squared distances (picks, t) from each pick within which rows are not nearer to `c`."""
+        picks, norms = self._picks[: self._count], self._norms[: self._count, None]
+        estimate = picks @ (c * -2.0).T + (c * c).sum(axis=1) + norms
+        lower = self._bounds.lower(np, estimate, norms)
+        # A quarter, less more than rounding takes. Nothing that may have underflowed is used.
+        reach: np.ndarray = np.where(lower > 2.0**-900, lower / (4 * GAP), 0.0)
+        return reach
 
-    def _contenders(self, candidates: np.ndarray, lost: float) -> list[int]:
-        xp, rows = self.xp, self.rows
-        c = rows.frame.centre(rows.frame.wide(rows.matrix.asarray(candidates)))
-        minus_2c, norms = xp.permute_dims(c * -2.0, (1, 0)), xp.vecdot(c, c)
+    def _saved(self, wide: Array, bit: int) -> float:
+        """Return the whole number that a pick at `wide` (1, d) saves; rows without `bit` are not nearer."""
+        xp, scale = self.xp, self._scale
 
-        def cost(tile: slice) -> np.ndarray:
-            y, w = rows.frame.centred(tile, narrow=False), rows.relative_weight(tile)
-            costs, scale = rows.kernel.trials(xp, y, minus_2c, norms, self.closest[tile], w)
-            return np.concatenate([to_numpy(costs), to_numpy(scale)])
+        def saved(tile: _Tile) -> float:
+            y, won = self._read(tile), tile.won & bit
+            return float(agnostic.saved(xp, y, wide, tile.closest, tile.w, scale, won))
 
-        step = rows.work.rows_of(rows.shape[1] + 2 * len(candidates))
-        parts = rows.work.map(cost, rows.work.tiles(step=step))
-        *costs, scale = np.sum(parts, axis=0)
-        # An estimate errs by `beta` times its scale, and by underflow; relative weights are below 2^21.
-        doubt = scale * (1.1 * self._bounds.beta) + rows.shape[0] * 2.0**21 * self._bounds.eta
-        # Additions in float64 round, and so do whole numbers of the grid.
-        doubt += max(costs) * rows.shape[0] * 2.0**-51 + lost
-        keep = np.asarray(costs) <= min(costs) + 2 * doubt
-        return [int(i) for i in candidates[keep]]
+        return sum(self.rows.work.map(saved, self._tiles))
 
-    def _closest_with(self, pick: int) -> Array:
-        """Return each row's squared distance (n,) to the closest pick, `pick` counted in."""
-        xp, rows = self.xp, self.rows
-        row = rows.frame.wide(slice(pick, pick + 1))
-        distances = functools.partial(rows.kernel.squared_distances, xp)
-        if rows.shape[1] <= _FEW:
+    def _settle(self, wide: Array, c: np.ndarray, bit: int) -> None:
+        """Count the pick at `wide` (1, d), or `c` from the origin; rows without `bit` are not nearer."""
+        kernel, work, pick = self.rows.kernel, self.rows.work, self._count
+        self._picks[pick], self._norms[pick] = c[0], c[0] @ c[0]
+        self._count += 1
 
-            def nearer(tile: slice) -> Array:
-                found, old = distances(rows.frame.wide(tile), row), self.closest[tile]
-                return xp.where(found < old, found, old)
+        def costs(tile: _Tile) -> tuple[Array, float]:
+            return kernel.costs(self.xp, tile.closest, tile.w, self._scale, _BLOCK)
 
-            return xp.concat(rows.work.map(nearer, rows.work.tiles()))
-        c = rows.frame.centre(row)
-        minus_2c, norm_c = xp.permute_dims(c * -2.0, (1, 0)), xp.vecdot(c, c)
+        def settle(tile: _Tile) -> tuple[Array, float]:
+            tile.closest, tile.owner = kernel.settle(
+                self.xp, self._read(tile), wide, tile.closest, tile.owner, pick, tile.won & bit
+            )
+            return costs(tile)
 
-        def closest(tile: slice) -> Array:
-            y = rows.frame.centred(tile, narrow=False)
-            norm = xp.vecdot(y, y)
-            estimate = (y @ minus_2c)[:, 0] + norm_c + norm
-            old = self.closest[tile]
-            maybe = self._bounds.lower(xp, estimate, norm) < old
-            (at,) = xp.nonzero(maybe)
-            if at.shape[0] == 0:
-                return old
-            found = distances(rows.frame.wide(at + tile.start), row)
-            before = xp.take(old, at)
-            nearer = xp.where(found < before, found, before)
-            return put(xp, xp.asarray(old, copy=True), at, nearer)
-
-        return xp.concat(rows.work.map(closest, rows.work.tiles()))
+        sums, largest = zip(*work.map(settle, self._tiles), strict=True)
+        high = max(largest)
+        exponent = math.frexp(high)[1]
+        if not self._scale or exponent != self._exponent:
+            grid = Grid.plan(
+                np.asarray([high]), self.rows.shape[0], np.zeros(1)
+            )  # one fold is used
+            self._exponent, self._scale = exponent, float(grid.scale[0])
+            sums, _ = zip(*work.map(costs, self._tiles), strict=True)
+        self._sums = np.concatenate(sums)
 
 
 def parallel(rows: Rows, k: int, rng: Draws) -> Array:

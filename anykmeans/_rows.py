@@ -343,6 +343,7 @@ class Rows:
 
     def cost(self, distances: Array) -> float:
         """Return the sum of per-row `distances` (n,) by relative weight, exact on its grid."""
+
         def cost(tile: slice) -> Array:
             w = self.relative_weight(tile)
             return distances[tile] if w is None else w * distances[tile]

@@ -3,9 +3,13 @@
 import numpy as np
 import pytest
 import referee
+import scipy.sparse
 import sklearn.cluster
+from hypothesis import given
+from hypothesis import strategies as st
 
-from anykmeans import assign, kmeans, kmeans_plusplus
+from anykmeans import _init, _work, assign, kernels, kmeans, kmeans_plusplus
+from anykmeans._rows import Rows
 
 
 def blobs(n=400, d=3, seed=0):
@@ -91,6 +95,108 @@ def test_kmeans_plusplus_never_picks_a_row_twice_while_others_are_left():
     for seed in range(10):
         centres, _ = kmeans_plusplus(x, 10, random_state=seed)
         assert sorted(centres[:, 0]) == list(range(10))
+
+
+def picks_by(x, k, seed, kernel, w=None, trials=None, **options):
+    rows = Rows.over(x, w, kernel=kernel, **options)
+    with rows.work:
+        return _init.plus_plus(rows, k, np.random.RandomState(seed), trials).tolist()
+
+
+def hostile(n, d, shape, seed):
+    """Rows that are hard to tell apart, or far from the range in which squares are safe."""
+    rng = np.random.default_rng([n, d, seed])
+    if shape == "lattice":  # full of equal distances
+        return rng.integers(-2, 3, size=(n, d)).astype(float)
+    x = blobs(n, d, seed)
+    if shape == "far":
+        return x + 1e6
+    if shape == "twice":  # every row has a double, some many
+        return x[rng.integers(-(-n // 3), size=n)]
+    if shape == "one":
+        return np.repeat(x[:1], n, axis=0)
+    if shape == "uneven":
+        return x * np.exp(rng.normal(size=(n, 1)) * 4)
+    return x * {"huge": 1e150, "tiny": 1e-150, "subnormal": 1e-310}.get(shape, 1.0)
+
+
+SHAPES = ["lattice", "far", "twice", "one", "uneven", "huge", "tiny", "subnormal"]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@given(
+    n=st.integers(2, 300),
+    d=st.sampled_from([1, 2, 3, 8, 16, 17, 32, 33, 70]),
+    part=st.floats(0, 1),
+    trials=st.sampled_from([None, 1, 2, 9, 20]),
+    weights=st.sampled_from(["none", "some", "zeros"]),
+    narrow=st.booleans(),
+    seed=st.integers(0, 1000),
+)
+def test_every_kernel_picks_the_same(shape, n, d, part, trials, weights, narrow, seed):
+    x = hostile(n, d, shape, seed)
+    if narrow and shape in ("lattice", "far", "twice", "one"):
+        x = x.astype("float32")
+    w = None
+    if weights != "none":
+        w = np.random.default_rng(seed).exponential(size=n)
+        w[1::2] *= weights == "some"
+    k = 1 + round(part * (min(n, 40) - 1))
+    names = [name for name in kernels.TABLE if kernels.why_not(name, x) is None]
+    picks = {name: picks_by(x, k, seed, name, w, trials) for name in names}
+    assert all(each == picks["agnostic"] for each in picks.values()), picks
+
+
+@pytest.mark.parametrize("d", [2, 40])
+def test_picks_do_not_depend_on_how_rows_are_cut(monkeypatch, kernel, d):
+    x = blobs(5000, d)
+    w = np.random.default_rng(1).exponential(size=5000)
+    wanted = {weighted: picks_by(x, 30, 0, kernel, w if weighted else None) for weighted in (0, 1)}
+    monkeypatch.setattr(_work, "THREADS", 3)
+    monkeypatch.setattr(_init, "_LONG", 1)  # long tiles are short, too
+    for weighted, picks in wanted.items():
+        weight = w if weighted else None
+        assert picks_by(x, 30, 0, kernel, weight) == picks
+        assert picks_by(x, 30, 0, kernel, weight, max_bytes=1 << 18) == picks
+        assert picks_by(np.asfortranarray(x), 30, 0, kernel, weight) == picks
+        frozen = x.copy()
+        frozen.flags.writeable = False
+        assert picks_by(frozen, 30, 0, kernel, weight) == picks
+    whole = np.round(x * 4)
+    picks = picks_by(whole, 30, 0, "agnostic")
+    for dtype in ["int8", "int32", "int64", "float16", "float32"]:
+        assert picks_by(whole.astype(dtype), 30, 0, kernel) == picks
+    assert picks_by(scipy.sparse.csr_array(whole), 30, 0, "cpu") == picks
+
+
+def test_the_first_pick_is_the_generators_choice():
+    for n in [1, 2, 3, 7, 1000, 99991]:
+        rows = Rows.over(np.arange(float(n))[:, None])
+        for seed in range(30):
+            for make in [np.random.RandomState, np.random.default_rng]:
+                ours, theirs = make(seed), make(seed)
+                assert _init._first(rows, ours) == theirs.choice(n, p=np.full(n, 1.0) / n)
+                assert ours.random() == theirs.random()
+
+
+def test_the_first_pick_where_the_draw_falls_on_a_bound():
+    """A draw next to a cumulative probability is settled by that probability."""
+
+    class Draw:
+        def __init__(self, value):
+            self.value = value
+
+        def random(self):
+            return self.value
+
+    for n in [3, 10, 1000]:
+        rows = Rows.over(np.arange(float(n))[:, None])
+        bounds = np.cumsum(np.full(n, 1.0) / n)
+        bounds /= bounds[-1]
+        for at in bounds[:-1]:
+            for value in [np.nextafter(at, 0), at, np.nextafter(at, 1)]:
+                wanted = np.searchsorted(bounds, value, side="right")
+                assert _init._first(rows, Draw(value)) == wanted
 
 
 def test_rows_without_weight_are_never_picked():

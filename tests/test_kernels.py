@@ -7,6 +7,7 @@ import pytest
 
 from anykmeans import kernels, kmeans
 from anykmeans._array import Matrix
+from anykmeans.kernels import agnostic
 
 SHAPES = [  # rows, features, clusters
     (1, 1, 1),
@@ -76,6 +77,57 @@ def test_segment_sum(steps, m, columns, k, labels_dtype):
         xp, rows = each.see(values)
         got = each.kernel.segment_sum(xp, rows, each.see(labels, labels_dtype)[1], k)
         assert each.read(got).tolist() == wanted, each.kernel.name
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("t", [1, 3, 11])
+@pytest.mark.parametrize(("m", "d"), [(1, 1), (90, 2), (200, 3), (70, 16), (150, 33), (40, 300)])
+def test_steps_of_seeding(steps, m, d, t, dtype, weighted):
+    """What candidates save and win, what a pick changes, and costs, against plain loops."""
+    rng = np.random.default_rng([m, d, t])
+    y = np.round(rng.normal(size=(m, d)) * 8) / 4  # distances are exact, and often equal
+    picks, c = y[rng.integers(m, size=2)] + 0.25, y[rng.integers(m, size=t)]
+    to_picks, to_c = (((y[:, None] - b[None]) ** 2).sum(axis=2) for b in (picks, c))
+    owner, closest = to_picks.argmin(axis=1), to_picks.min(axis=1)
+    w = np.round(rng.exponential(size=m) * 4) if weighted else None
+    weights = np.ones(m) if w is None else w
+    reach = ((picks[:, None] - c[None]) ** 2).sum(axis=2) / 4
+    cost, scale = weights * closest, 0.5
+    left = np.rint(weights[:, None] * np.minimum(to_c, closest[:, None]) * scale)
+    saved = np.rint(cost * scale).sum() - left.sum(axis=0)
+    after = np.minimum(closest, to_c[:, t - 1])
+    for each in steps:
+        name = each.kernel.name
+        xp, rows = each.see(y, dtype)
+        wide, origin, old = (each.see(a, "float64")[1] for a in (c, y[0], closest))
+        bounds, numbers = each.see(reach, "float64")[1], each.see(owner, "int32")[1]
+        heavy = None if w is None else each.see(w, "float64")[1]
+        got, doubt, won = each.kernel.gains(
+            xp, rows, wide, origin, old, numbers, bounds, heavy, scale
+        )
+        if doubt:  # nothing was rounded, so that it may differ by a row's rounding, too
+            np.testing.assert_allclose(each.read(got), saved, rtol=0, atol=doubt + m, err_msg=name)
+            exact = [
+                float(
+                    agnostic.saved(
+                        xp, rows, wide[j : j + 1, :], old, heavy, scale, won & 1 << j % 8
+                    )
+                )
+                for j in range(t)
+            ]
+            assert exact == saved.tolist(), name
+        else:
+            np.testing.assert_array_equal(each.read(got), saved, name)
+        maybe = each.read(won)[:, None] >> (np.arange(t) % 8) & 1
+        assert maybe[to_c < closest[:, None]].all(), name
+        sums, largest = each.kernel.costs(xp, old, heavy, scale, 64)
+        wanted = [np.rint(cost[i : i + 64] * scale).sum() for i in range(0, m, 64)]
+        assert (sums.tolist(), largest) == (wanted, cost.max()), name
+        flags = won & (1 << (t - 1) % 8)
+        old, numbers = each.kernel.settle(xp, rows, wide[t - 1 :, :], old, numbers, 2, flags)
+        np.testing.assert_array_equal(each.read(old), after, name)
+        np.testing.assert_array_equal(each.read(numbers), np.where(after < closest, 2, owner), name)
 
 
 def test_the_choice_is_reported_and_can_be_forced(backend, make):

@@ -12,8 +12,12 @@ A kernel is a module of this package. It may define
     bounds after the centroids moved, and the rows whose label they no longer prove;
 ``squared_distances(xp, a, b) -> distances``
     the one distance whose bits are promised, in its one order of addition;
-``trials(xp, y, minus_2c, norms, closest, w) -> costs, scale``
-    what candidates of k-means++ would leave, estimated;
+``gains(xp, y, c, origin, closest, owner, reach, w, scale) -> gains, doubt, won``
+    what each candidate of k-means++ would save, how far off that may be, and which rows it may win;
+``settle(xp, y, c, closest, owner, pick, won) -> closest, owner``
+    what is closest to each row once a candidate is picked;
+``costs(xp, closest, w, scale, block) -> sums, largest``
+    the whole-number costs of blocks of rows, to draw from;
 ``search(frame, work, bounds, exact) -> search``
     all that `anykmeans._search.Search` does, in place of the first three steps;
 ``magnitudes(matrix, select, w) -> high, largest, smallest``
@@ -26,8 +30,8 @@ A kernel is a module of this package. It may define
     written: squared distances of rows to their own centroids, in place of `squared_distances`;
 
 and must define ``why_not(x) -> str | None``, the reason it cannot run on the array `x`, and ``HOST``,
-whether it works on the NumPy view of `x`. What it lacks comes from ``agnostic``. Adding a kernel is
-one file and one word in `TABLE`.
+whether it works on the NumPy view of `x`. ``LEAN`` says that its `gains` writes out nothing a row. What it
+lacks comes from ``agnostic``. Adding a kernel is one file and one word in `TABLE`.
 """
 
 from __future__ import annotations
@@ -56,8 +60,10 @@ class Kernel:
         Its name in `TABLE`.
     host : bool
         Whether it works on NumPy views.
-    nearest, interval, wear, segment_sum, squared_distances, trials : callable
+    nearest, interval, wear, segment_sum, squared_distances, gains, settle, costs : callable
         The steps.
+    lean : bool
+        Whether `gains` writes out nothing a row, so that tiles of seeding may be long.
     one_hot : bool
         Whether `segment_sum` writes out k numbers a row.
     """
@@ -69,7 +75,10 @@ class Kernel:
     wear: Callable[..., tuple[Array, Array, Array]]
     segment_sum: Callable[..., Array]
     squared_distances: Callable[..., Array]
-    trials: Callable[..., tuple[Array, Array]]
+    gains: Callable[..., tuple[Array, float, Array]]
+    settle: Callable[..., tuple[Array, Array]]
+    costs: Callable[..., tuple[Array, float]]
+    lean: bool
     one_hot: bool
     compiled: bool
     search: Callable[..., Any] | None
@@ -122,7 +131,10 @@ def choose(x: Array, name: str = "auto") -> Kernel:
         wear=step("wear"),
         segment_sum=step("segment_sum"),
         squared_distances=step("squared_distances"),
-        trials=step("trials"),
+        gains=step("gains"),
+        settle=step("settle"),
+        costs=step("costs"),
+        lean=getattr(own, "LEAN", False),
         one_hot=not hasattr(own, "segment_sum") or own is agnostic,
         compiled=hasattr(own, "search"),
         search=getattr(own, "search", None),

@@ -2,11 +2,30 @@
 
 from __future__ import annotations
 
-from anykmeans import _array as arrays
-from anykmeans._array import Array, Namespace
-from anykmeans._exact import DOWN, GAP, UP, Bounds, squared_distances, squared_norms
+import numpy as np
 
-__all__ = ["interval", "nearest", "segment_sum", "squared_distances", "trials", "wear", "why_not"]
+from anykmeans import _array as arrays
+from anykmeans._array import Array, Namespace, put, to_numpy
+from anykmeans._exact import (
+    DOWN,
+    GAP,
+    UP,
+    Bounds,
+    squared_distances,
+    squared_norms,
+)
+
+__all__ = [
+    "costs",
+    "gains",
+    "interval",
+    "nearest",
+    "segment_sum",
+    "settle",
+    "squared_distances",
+    "wear",
+    "why_not",
+]
 
 HOST = False
 
@@ -51,22 +70,101 @@ def wear(
     return upper, lower, xp.nonzero(~(upper * GAP < xp.min(lower, axis=0)))[0]
 
 
-def trials(
-    xp: Namespace, y: Array, minus_2c: Array, norms: Array, closest: Array, w: Array | None
-) -> tuple[Array, Array]:
-    """Return what rows `y` (m, d), float64, would cost with each of t more centroids, estimated.
+def gains(
+    xp: Namespace,
+    y: Array,
+    c: Array,
+    origin: Array,
+    closest: Array,
+    owner: Array,
+    reach: Array,
+    w: Array | None,
+    scale: float,
+) -> tuple[Array, float, Array]:
+    """Return what each of t more centroids `c` (t, d) saves (t,), in doubt by how much, and what it wins.
 
-    The costs (t,) are sums over rows of weight `w` (m,) times squared distance, `closest` (m,) at
-    most; the second result (1,) is the weighted sum of ``closest + |y|^2``, for their error.
+    Rows `y` (m, d) have squared distances `closest` (m,) to their centroid, number `owner` (m,); those
+    with ``closest <= reach[owner, j]`` are none of candidate j's. Savings are differences of weighted
+    distances times `scale`; if the doubt is 0, of `whole` numbers. Bit ``j % 8`` of the last result
+    (m,), uint8, is set for all rows nearer to `c[j]`.
     """
-    norm = squared_norms(xp, y)
-    estimate = (y @ minus_2c + norms) + norm[:, None]  # (m, t)
-    estimate = xp.where(estimate < closest[:, None], estimate, closest[:, None])
-    estimate = xp.where(estimate > 0, estimate, xp.zeros_like(estimate))
-    scale = closest + norm
-    if w is not None:
-        estimate, scale = estimate * w[:, None], scale * w
-    return xp.sum(estimate, axis=0), xp.sum(scale)[None]
+    m, t = int(closest.shape[0]), int(c.shape[0])
+    (at,) = xp.nonzero(closest > xp.take(xp.min(reach, axis=1), owner))
+    some = 2 * at.shape[0] < m  # else the others are no more work than to leave them out
+    if some:
+        y, closest = xp.take(y, at, axis=0), xp.take(closest, at)
+        w = None if w is None else xp.take(w, at)
+    bounds = Bounds.of(int(c.shape[1]), 2.0**-53)
+    z, b = xp.astype(y, xp.float64, copy=False) - origin, c - origin
+    norm = xp.vecdot(z, z)
+    estimate = (b * -2.0) @ xp.permute_dims(z, (1, 0)) + xp.vecdot(b, b)[:, None]  # (t, m)
+    estimate += norm
+    # Solved for the estimate, with 1 / (1 - beta) <= 1 + 2 beta: the distance may be below `closest`.
+    nearer = estimate < (closest + norm * bounds.beta + bounds.eta) * (1 + 2 * bounds.beta)
+    less = xp.minimum(xp.maximum(closest - estimate, xp.zeros_like(closest)), closest)
+    weights = xp.ones_like(norm) if w is None else w
+    # An estimate errs by `beta` times these and by underflow; relative weights are below 2**21.
+    doubt = 1.1 * bounds.beta * float(xp.vecdot(closest + norm, weights)) + m * 2.0**21 * bounds.eta
+    bits = xp.asarray(
+        [[1 << j] for j in range(8)], dtype=xp.uint8, device=arrays.device_of(closest)
+    )
+    won = xp.zeros_like(closest, dtype=xp.uint8)
+    for j in range(0, t, 8):
+        eight = nearer[j : min(j + 8, t), :]
+        flags = xp.astype(eight, xp.uint8) * bits[: eight.shape[0], :]
+        won |= xp.sum(flags, axis=0, dtype=xp.uint8)
+    if some:
+        won = put(xp, xp.zeros_like(owner, dtype=xp.uint8), at, won)
+    return (less @ weights) * scale, doubt * scale, won
+
+
+def saved(
+    xp: Namespace, y: Array, c: Array, closest: Array, w: Array | None, scale: float, won: Array
+) -> Array:
+    """Return exactly what the centroid `c` (1, d) saves (); rows whose `won` (m,) is 0 are not nearer."""
+    (at,) = xp.nonzero(won)
+    found = squared_distances(xp, xp.astype(xp.take(y, at, axis=0), xp.float64), c)
+    before = xp.take(closest, at)
+    w = None if w is None else xp.take(w, at)
+    less = whole(xp, before, w, scale) - whole(xp, xp.minimum(found, before), w, scale)
+    return xp.sum(less)
+
+
+def settle(
+    xp: Namespace, y: Array, c: Array, closest: Array, owner: Array, pick: int, won: Array
+) -> tuple[Array, Array]:
+    """Return `closest` and `owner` (m,) with pick number `pick` at `c` (1, d) counted in.
+
+    Only rows where `won` (m,) is not 0 may be nearer to it. What is given may be written to.
+    """
+    (at,) = xp.nonzero(won)
+    if at.shape[0] < won.shape[0]:
+        y = xp.take(y, at, axis=0)
+    found = squared_distances(xp, xp.astype(y, xp.float64, copy=False), c)
+    before, old = xp.take(closest, at), xp.take(owner, at)
+    owner = put(xp, owner, at, xp.where(found < before, xp.full_like(old, pick), old))
+    return put(xp, closest, at, xp.minimum(found, before)), owner
+
+
+def costs(
+    xp: Namespace, closest: Array, w: Array | None, scale: float, block: int
+) -> tuple[Array, float]:
+    """Return the whole-number costs of each `block` rows, on the host, and the largest cost of a row."""
+    cost = closest if w is None else w * closest
+    counts, m = xp.round(cost * scale), int(closest.shape[0])
+    full = m // block
+    sums = np.empty(-(-m // block))
+    if full:
+        parts = xp.reshape(counts[: full * block], (full, block))
+        sums[:full] = to_numpy(xp.sum(parts, axis=1))
+    if full * block < m:
+        sums[full] = float(xp.sum(counts[full * block :]))
+    return sums, float(xp.max(cost))
+
+
+def whole(xp: Namespace, distances: Array, w: Array | None, scale: float) -> Array:
+    """Return costs, `w` (m,) times squared distances (..., m), as whole numbers of a grid."""
+    return xp.round((distances if w is None else w * distances) * scale)
 
 
 def segment_sum(xp: Namespace, values: Array, labels: Array, k: int) -> Array:

@@ -7,9 +7,7 @@ Numba is imported when first called.
 
 from __future__ import annotations
 
-import functools
 import importlib.util
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -18,9 +16,11 @@ from anykmeans import _array as arrays
 from anykmeans._array import Array, Matrix, Namespace, Selection
 from anykmeans._exact import Grid
 from anykmeans.kernels import cpu
+from anykmeans.kernels.numba import seeding
 
 HOST = True
 segment_sum = cpu.segment_sum
+gains, settle, costs, LEAN = seeding.gains, seeding.settle, seeding.costs, True
 
 
 def why_not(x: Array) -> str | None:
@@ -109,44 +109,3 @@ def squared_distances(xp: Namespace, a: Array, b: Array) -> Array:
 
     found: np.ndarray = steps.distances(np.ascontiguousarray(a), np.ascontiguousarray(b))
     return found
-
-
-def trials(
-    xp: Namespace, y: Array, minus_2c: Array, norms: Array, closest: Array, w: Array | None
-) -> tuple[Array, Array]:
-    """Return estimated costs (t,) with each of t more centroids, and what their error scales with."""
-    costs, scale = np.zeros(norms.shape[0]), np.zeros(1)
-    weights = np.ones(1) if w is None else w
-    _trials()(np.ascontiguousarray(y), y @ minus_2c, norms, closest, weights, costs, scale)
-    return costs, scale
-
-
-@functools.cache
-def _jit() -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    import numba
-
-    # On disk after the first time. No fast-math: infinities are meant, and the order of additions
-    # matters to nobody but must stay within the error bound.
-    jit: Callable[..., Callable[..., Any]] = numba.njit(cache=True, nogil=True, error_model="numpy")
-    return jit
-
-
-@functools.cache
-def _trials() -> Callable[..., None]:
-    """Return the sums that `trials` is about, of a product (m, t)."""
-
-    def trials(y, product, norms, closest, w, costs, scale):  # type: ignore[no-untyped-def]
-        m, t = product.shape
-        for row in range(m):
-            norm = 0.0
-            for f in range(y.shape[1]):
-                norm += y[row, f] * y[row, f]
-            weight = w[row] if w.shape[0] > 1 else w[0]
-            old = closest[row]
-            scale[0] += weight * (old + norm)
-            for j in range(t):
-                estimate = product[row, j] + norms[j] + norm
-                estimate = estimate if estimate < old else old
-                costs[j] += weight * estimate if estimate > 0.0 else 0.0
-
-    return _jit()(trials)
