@@ -37,6 +37,7 @@ lacks comes from ``agnostic``. Adding a kernel is one file and one word in `TABL
 from __future__ import annotations
 
 import importlib
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -46,8 +47,10 @@ import numpy as np
 from anykmeans._array import Array
 
 TABLE = ("numba", "cpu", "torch", "cupy", "agnostic")  # in order of preference
-# Numbers in `x` from which on a kernel is chosen unasked: loading Numba takes longer than small work.
+# Numbers in `x` from which on a kernel is chosen unasked, unless it is loaded already: that takes longer
+# than small work.
 LEAST = {"numba": 1 << 16}
+LOADED = {"numba": "anykmeans.kernels.numba.steps"}  # the module that tells
 
 
 @dataclass(frozen=True)
@@ -105,7 +108,10 @@ def choose(x: Array, name: str = "auto") -> Kernel:
     if name == "auto":
         size = x.shape[0] * x.shape[1]
         name = next(
-            each for each in TABLE if size >= LEAST.get(each, 0) and why_not(each, x) is None
+            each
+            for each in TABLE
+            if (size >= LEAST.get(each, 0) or LOADED[each] in sys.modules)
+            and why_not(each, x) is None
         )
     elif name not in TABLE:
         raise ValueError(

@@ -250,7 +250,8 @@ class _Sweep:
                 after = self.search.labels[rows]
                 (moved,) = np.nonzero(after != before)
                 changes.append((rows[moved], before[moved], after[moved]))
-        return changes, *counts.tolist()
+        hard, scored, looked, deferred = counts.tolist()
+        return changes, hard, scored, looked, deferred
 
     def _doubtful(self, block: slice) -> Iterator[np.ndarray]:
         """Yield the numbers of the rows to look at, as many at once as there is room for."""

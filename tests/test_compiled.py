@@ -1,0 +1,200 @@
+"""The compiled search: its inner loops against plain ones, and every bound it keeps against the truth."""
+
+from importlib.util import find_spec
+
+import numpy as np
+import pytest
+
+from anykmeans import kmeans
+from anykmeans._groups import groups
+from anykmeans._rows import Rows
+
+if not find_spec("numba"):
+    pytest.skip("Numba is not installed", allow_module_level=True)
+
+from anykmeans.kernels.numba import simd, subspace, sums
+from anykmeans.kernels.numba.simd import LANES, ROWS, WIDTH
+from anykmeans.kernels.numba.steps import jit
+
+
+@jit
+def run_tile(y, at, panels, norms, p, scores, low, second, lane):
+    simd.tile(y, at, y.shape[1], panels, norms, p, scores, low, second, lane)
+
+
+@jit
+def run_lanes(columns, minus_2c, norms, visit, start, stop, best, second, who):
+    simd.lanes(columns, columns.shape[0], minus_2c, norms, visit, start, stop, best, second, who)
+
+
+def quarters(rng, shape, dtype):
+    """Numbers whose products and sums are exact, with many ties among them."""
+    return (rng.integers(-3, 4, size=shape) / 4).astype(dtype)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("d", [1, 2, 63, 64, 65, 200])
+def test_tile(d, dtype):
+    rng = np.random.default_rng(d)
+    y, panels = quarters(rng, (20, d), dtype), quarters(rng, (3, d, LANES), dtype)
+    norms = quarters(rng, (3, LANES), dtype)
+    norms[1, 5:] = np.inf  # empty slots
+    norms[2, 1:] = np.inf
+    for p in range(3):
+        at = rng.integers(20, size=ROWS)
+        scores = np.empty((ROWS, LANES), dtype)
+        low, second, lane = np.empty(ROWS, dtype), np.empty(ROWS, dtype), np.empty(ROWS, np.int64)
+        run_tile(y, at, panels, norms, p, scores, low, second, lane)
+        for r in range(ROWS):
+            wanted = [
+                norms[p, i]
+                + sum(float(a) * float(b) for a, b in zip(y[at[r]], panels[p, :, i], strict=True))
+                for i in range(LANES)
+            ]
+            np.testing.assert_array_equal(scores[r], np.asarray(wanted, dtype))
+            assert (low[r], second[r]) == tuple(sorted(wanted)[:2])
+            assert lane[r] == wanted.index(min(wanted))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("d", [1, 3, 12])
+def test_lanes(d, dtype):
+    rng = np.random.default_rng(d)
+    columns, minus_2c = quarters(rng, (d, WIDTH), dtype), quarters(rng, (30, d), dtype)
+    norms, visit = quarters(rng, 30, dtype), rng.permutation(30)
+    best, second = np.full(WIDTH, np.inf, dtype), np.full(WIDTH, np.inf, dtype)
+    who = np.zeros(WIDTH, np.int32)
+    for start, stop in [(0, 1), (1, 9), (9, 25)]:  # what was found before stays in force
+        run_lanes(columns, minus_2c, norms, visit, start, stop, best, second, who)
+        scores = norms[visit[:stop], None] + minus_2c[visit[:stop]] @ columns
+        np.testing.assert_array_equal(
+            [best, second], np.sort(np.vstack([scores, np.full((1, WIDTH), np.inf)]), axis=0)[:2]
+        )
+        np.testing.assert_array_equal(who, visit[scores.argmin(axis=0)])
+
+
+@pytest.mark.parametrize("k", [1, 15, 16, 17, 100])
+def test_groups_share_all_out(k):
+    c = np.random.default_rng(k).normal(size=(k, 5))
+    c[: k // 2] = c[0]  # no direction to cut across
+    found = groups(c, 16)
+    assert sorted(np.concatenate(found).tolist()) == list(range(k))
+    assert all(1 <= part.size <= 16 for part in found)
+    assert len(found) == -(-k // 16)
+
+
+CASES = {  # n, d, k, bounds, max_bytes
+    "near": (700, 3, 40, "auto", None),
+    "near, one panel": (300, 2, 7, "auto", None),
+    "near, many features": (300, 30, 40, "hamerly", None),
+    "a bound for every panel": (700, 20, 70, "auto", None),
+    "few features in groups": (700, 3, 70, "groups", None),
+    "a bound for several panels": (3000, 20, 100, "auto", 60_000),
+    "a first look": (900, 80, 70, "auto", None),
+}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("offset", [0.0, 1000.0])
+@pytest.mark.parametrize("case", CASES)
+def test_bounds_hold_and_labels_are_nearest(case, dtype, offset):
+    n, d, k, bounds, max_bytes = CASES[case]
+    rng = np.random.default_rng([n, d, k])
+    middle = rng.normal(size=(9, d)) * np.geomspace(3, 0.03, d)  # most of it in a few directions
+    x = middle[rng.integers(9, size=n)] + 0.3 * rng.normal(size=(n, d)) * np.geomspace(1, 0.03, d)
+    x = (x + offset).astype(dtype)
+    x[n // 2 :][:k] = x[:k]  # duplicates, and rows on centroids
+    rows = Rows.over(x, kernel="numba", max_bytes=max_bytes)
+    c = x[:k].copy()
+    rows.begin(c, bounds)
+    search = rows._search
+    for turn in range(6):
+        search.settle(c)
+        assert (search._subspace is not None) == (case == "a first look" and turn > 0)
+        check(search, x, c)
+        labels = search.labels
+        c = np.stack(
+            [x[labels == j].mean(axis=0) if (labels == j).any() else c[j] for j in range(k)]
+        )
+        c[turn] = x[rng.integers(n)]  # one of them jumps
+        c = c.astype(dtype)
+    assert (search._share > 1) == (case == "a bound for several panels")
+
+
+def check(search, x, c):
+    """Every label is of a nearest centroid, and no bound is beyond the true distance."""
+    wide, centres = x.astype(np.float64), c.astype(np.float64)
+    distance = np.sqrt(((wide[:, None, :] - centres[None]) ** 2).sum(axis=2))
+    every = np.arange(len(x))
+    own = distance[every, search.labels]
+    np.testing.assert_allclose(own, distance.min(axis=1), rtol=1e-12, atol=1e-12)
+    others = distance.copy()
+    others[every, search.labels] = np.inf
+    assert (search._upper * (1 + 1e-12) >= own).all()
+    assert (search._lower <= others.min(axis=1) * (1 + 1e-12) + 1e-30).all()
+    if search._grouped:
+        panels = search._panels.ids.reshape(-1, LANES)
+        for g in range(search._moved.size):
+            members = panels[g * search._share : (g + 1) * search._share].ravel()
+            nearest = others[:, members[members < len(c)]].min(axis=1)
+            assert (search._lowers[:, g] - search._moved[g] <= nearest * (1 + 1e-12) + 1e-30).all()
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1.0, 1e30])
+def test_a_first_look_is_between_the_bounds(scale):
+    rng = np.random.default_rng(0)
+    x = (rng.normal(size=(400, 100)) * np.geomspace(1, 0.02, 100) * scale).astype(np.float32)
+    rows = Rows.over(x, kernel="numba")
+    rows.begin(x[:5])
+    q, few = subspace.of_rows(rows.frame, rows.work, 20)
+    assert few.shape == (400, q.shape[1] + 1)
+    y = rows.frame.centre(rows.frame.wide(slice(0, 400)))
+    for j in range(0, 400, 50):
+        true = ((y - y[j]) ** 2).sum(axis=1)
+        low = ((few.astype(np.float64) - few[j]) ** 2).sum(axis=1)
+        slack = 4 * subspace.ERROR * ((y**2).sum(axis=1) + (y[j] ** 2).sum())
+        assert (low <= true + slack).all()
+        assert (true <= low + 4.0 * few[:, -1] * few[j, -1] + slack).all()
+
+
+def test_isotropic_rows_get_no_first_look():
+    x = np.random.default_rng(0).normal(size=(500, 100)).astype(np.float32)
+    rows = Rows.over(x, kernel="numba")
+    rows.begin(x[:5])
+    assert subspace.of_rows(rows.frame, rows.work, 5) is None
+
+
+@pytest.mark.parametrize("folds", [1, 2, 3])
+def test_sums_are_those_of_the_grid(folds):
+    rng = np.random.default_rng(folds)
+    x = rng.normal(size=(200, 7)).astype(np.float32 if folds < 3 else np.float64)
+    if folds == 1:
+        x = np.round(x * 8)
+    w = rng.integers(1, 5, size=200).astype(np.float64) if folds == 2 else None
+    rows = Rows.over(x, w, kernel="numba")
+    plain = Rows.over(x, w, kernel="cpu")
+    assert rows.grid.folds == plain.grid.folds
+    np.testing.assert_array_equal(rows.grid.scale, plain.grid.scale)
+    labels, old = (rng.integers(4, size=200).astype(np.int32) for _ in range(2))
+    select = rng.permutation(200)
+    for change in [(labels, 4), (labels, 4, select, old)]:
+        for a, b in zip(
+            rows.totals(rows.stats(*change)), plain.totals(plain.stats(*change)), strict=True
+        ):
+            assert a.tobytes() == b.tobytes()
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_what_is_not_finite_is_found(bad, weighted):
+    x = np.random.default_rng(0).normal(size=(50, 3))
+    x[17, 2] = bad
+    with pytest.raises(ValueError, match="NaN" if np.isnan(bad) else "infinit"):
+        kmeans(x, 2, rng=0, sample_weight=np.ones(50) if weighted else None, kernel="numba")
+
+
+def test_magnitudes_see_the_smallest_and_largest():
+    x = np.asarray([[0.0, -3.0], [2.0**-40, 0.0], [-5.0, 0.5]])
+    high, smallest = np.zeros(2), np.full(2, np.inf)
+    assert sums.magnitudes(x, high, smallest)
+    assert (high.tolist(), smallest.tolist()) == ([5.0, 3.0], [2.0**-40, 0.5])
