@@ -303,11 +303,13 @@ class Matrix:
 
         Without a copy where the user's array is one, for work in NumPy alone.
         """
-        if self.direct:
-            x = self.data
-            return x, np.arange(*select.indices(len(x))) if isinstance(select, slice) else select
-        rows = self.rows(select)
-        return np.ascontiguousarray(rows), np.arange(rows.shape[0])
+        number = np.int32 if self.shape[0] < 1 << 31 else np.int64
+        if not self.direct:
+            rows = self.rows(select)
+            return np.ascontiguousarray(rows), np.arange(rows.shape[0], dtype=number)
+        if isinstance(select, slice):
+            return self.data, np.arange(*select.indices(self.shape[0]), dtype=number)
+        return self.data, select.astype(number, copy=False)
 
     def asarray(self, a: Any, dtype: Any = None) -> Array:
         """Return host numbers as an array where the work is done."""

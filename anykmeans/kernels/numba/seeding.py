@@ -80,13 +80,17 @@ def _few() -> Callable[..., None]:
             quarter *= 2
         columns, sums = np.zeros((4 * quarter, lanes)), np.zeros((quarter, lanes))
         far = np.zeros((t, 4 * quarter))
-        far[:, :d] = c
+        for j in range(t):
+            for f in range(d):
+                far[j, f] = c[j, f]
         weight, before, cost = np.ones(lanes), np.empty(lanes), np.empty(lanes)
         less, bits = np.zeros((t, lanes)), np.empty(lanes, np.int64)
         rows = np.empty(lanes, np.uint64)  # a signed index would be looked at twice
         nearest = np.empty(reach.shape[0])
         for o in range(reach.shape[0]):
-            nearest[o] = reach[o].min()
+            nearest[o] = np.inf
+            for j in range(reach.shape[1]):
+                nearest[o] = reach[o, j] if reach[o, j] < nearest[o] else nearest[o]
         row = 0
         while row < m:
             count = 0
@@ -149,7 +153,9 @@ def _many() -> Callable[..., float]:
         error, tiny = (d + 8) * 2.0**-51, 2.0**-1000
         nearest = np.empty(reach.shape[0])
         for o in range(reach.shape[0]):
-            nearest[o] = reach[o].min()
+            nearest[o] = np.inf
+            for j in range(reach.shape[1]):
+                nearest[o] = reach[o, j] if reach[o, j] < nearest[o] else nearest[o]
         doubt = 0.0
         for row in range(m):
             bits, o, before = 0, owner[row], closest[row]
@@ -168,7 +174,7 @@ def _many() -> Callable[..., float]:
                                 break
                         if total <= limit:
                             bits |= 1 << (j & 7)
-                            saved[j] += weight * max(before - total, 0.0)
+                            saved[j] += weight * (before - total) if before > total else 0.0
                             doubt += weight * before * error + tiny
             won[row] = bits
         return doubt
@@ -215,18 +221,22 @@ def _costs() -> Callable[..., float]:
         whole, high = np.empty(block), np.zeros(block)
         for number in range(sums.shape[0]):
             start = number * block
-            rows = min(block, closest.shape[0] - start)
+            rows = closest.shape[0] - start if closest.shape[0] - start < block else block
             for i in range(rows):
                 cost = closest[start + i] * (w[start + i] if w.shape[0] > 1 else w[0])
                 high[i] = cost if cost > high[i] else high[i]
                 whole[i] = np.rint(cost * scale)
-            whole[rows:] = 0.0
+            for i in range(rows, block):
+                whole[i] = 0.0
             half = block  # a power of two; halves are added side by side, one sum would wait for itself
             while half > 1:
                 half //= 2
                 for i in range(half):
                     whole[i] += whole[i + half]
             sums[number] = whole[0]
-        return high.max()
+        largest = 0.0
+        for i in range(block):
+            largest = high[i] if high[i] > largest else largest
+        return largest
 
     return _jit()(costs)

@@ -598,7 +598,7 @@ def grouped(
                 if p % share == 0 or bound < bounds[row, g]:
                     bounds[row, g] = bound
         for t in range(count):
-            row, label = rows[which[t]], ids[who[t]]
+            row, label = rows[which[t]], np.int64(ids[who[t]])
             score_up = best[t] + 4 * abs(np.float64(y[t, d - 1])) * spare[label]
             up, down = _at_most(norm[t], score_up, beta, eta), np.float32(below[t] * DOWN - TINY)
             if not up * np.float32(GAP) < down:
