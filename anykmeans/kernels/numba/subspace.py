@@ -21,9 +21,8 @@ WIDE = 64  # features from which on fewer coordinates pay
 _SHARE = 4  # features a coordinate, at least
 _SAMPLE = 1024  # rows the directions are found from
 _LEFT = 0.5  # of the sample's squared norms: where more is left out, bounds are too far apart
-ERROR = (
-    2.0**-18
-)  # of a coordinate vector, relative: storing it in float32, and finding r by difference
+# Of a vector of coordinates, relatively: they are stored in float32, and r is found by difference.
+ERROR = 2.0**-18
 
 
 def directions(y: np.ndarray, p: int) -> np.ndarray | None:

@@ -1,7 +1,8 @@
 """The nearest centroid of every row, certified, compiled: `anykmeans._search` for arrays in host memory.
 
-Two ways to skip work, both over panels of sixteen near centroids. With one lower bound a row, the panels
-near the row's own centroid are searched; with one for every panel, those that it does not rule out.
+Two ways to skip work. In few features a row has one lower bound, and the centroids near its own are searched;
+in more it has one for every panel of sixteen near centroids, and those are searched that it does not rule
+out, at first in a few coordinates alone.
 """
 
 from __future__ import annotations
@@ -145,6 +146,8 @@ class Search:
         """Make room for bounds: one a panel, or one for several where memory is short."""
         n = self.matrix.shape[0]
         columns = max(1, min(panels, self.work.max_bytes // (8 * n) - 2))
+        if self._bounds == "off":
+            columns = 1
         self._share = -(-panels // columns)
         columns = -(-panels // self._share)
         self._lowers = np.empty((n, columns), np.float32)
