@@ -525,7 +525,7 @@ def grouped(
         for p in range(p_count):
             wants[p] = 0
         while i < m and count < at_once:
-            row, label = rows[i], 0
+            row, label = rows[i], np.int64(0)
             if not first:  # before the row itself is read
                 label = labels[row]
                 lower[row] = _wear_row(bounds, row, moved, worn, lanes_room) * DOWN - TINY
