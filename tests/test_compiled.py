@@ -5,7 +5,7 @@ from importlib.util import find_spec
 import numpy as np
 import pytest
 
-from anykmeans import kmeans
+from anykmeans import KMeans, kmeans
 from anykmeans._groups import groups
 from anykmeans._rows import Rows
 
@@ -182,6 +182,20 @@ def test_sums_are_those_of_the_grid(folds):
             rows.totals(rows.stats(*change)), plain.totals(plain.stats(*change)), strict=True
         ):
             assert a.tobytes() == b.tobytes()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "uint8"])
+def test_distances_to_all_centroids(dtype):
+    rng = np.random.default_rng(0)
+    x = np.abs(rng.normal(size=(70_000, 3)) * 40).astype(dtype)  # as many as Numba is chosen for
+    c = np.concatenate([x[:5], x[:1] + 3])
+    model = KMeans(6, init=c.astype("float32" if dtype == "float32" else "float64"), max_iter=1)
+    found = model.fit(x).transform(x)
+    wide = x.astype(np.float64)[:, None, :] - model.cluster_centers_.astype(np.float64)[None]
+    assert found.dtype == model.cluster_centers_.dtype
+    np.testing.assert_allclose(
+        found, np.sqrt((wide**2).sum(axis=2)), rtol=1e-6 if dtype == "float32" else 1e-14
+    )
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])

@@ -28,6 +28,8 @@ A kernel is a module of this package. It may define
     the sums (k, columns) that whole numbers mean, in place of `Grid.total`;
 ``own_distances(matrix, select, unit, wide, labels, distances)``
     written: squared distances of rows to their own centroids, in place of `squared_distances`;
+``pairwise(matrix, select, unit, wide, factor, distances)``
+    written: distances (m, k) of rows to all centroids, for `transform`;
 
 and must define ``why_not(x) -> str | None``, the reason it cannot run on the array `x`, and ``HOST``,
 whether it works on the NumPy view of `x`. ``LEAN`` says that its `gains` writes out nothing a row. What it
@@ -89,6 +91,7 @@ class Kernel:
     accumulate: Callable[..., Array] | None
     total: Callable[..., Array] | None
     own_distances: Callable[..., None] | None
+    pairwise: Callable[..., None] | None
 
 
 def why_not(name: str, x: Array) -> str | None:
@@ -148,4 +151,5 @@ def choose(x: Array, name: str = "auto") -> Kernel:
         accumulate=getattr(own, "accumulate", None),
         total=getattr(own, "total", None),
         own_distances=getattr(own, "own_distances", None),
+        pairwise=getattr(own, "pairwise", None),
     )

@@ -99,6 +99,16 @@ def own_distances(
     sums.own_distances(x, unit, wide, labels, distances)
 
 
+def pairwise(
+    matrix: Matrix, select: slice, unit: float, wide: np.ndarray, factor: float, found: np.ndarray
+) -> None:
+    """Write the distances (m, k), times `factor`, of rows to all centroids of `wide` (k, d)."""
+    from anykmeans.kernels.numba import sums
+
+    x = matrix.data[select] if matrix.direct else matrix.readable(select)[0]
+    sums.pairwise(x, unit, np.ascontiguousarray(wide.T), factor, found)
+
+
 def _weights(w: np.ndarray | None) -> np.ndarray:
     return np.ones(1) if w is None else np.ascontiguousarray(w)
 

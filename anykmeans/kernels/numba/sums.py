@@ -1,7 +1,9 @@
 # mypy: allow-untyped-defs, allow-untyped-calls
-"""The compiled exact sums: one reading of a row finds magnitudes, or splits and adds it."""
+"""What a row is read once for besides the search: magnitudes, exact sums, distances to its centroid or all."""
 
 from __future__ import annotations
+
+import math
 
 import numpy as np
 from numba import njit
@@ -92,3 +94,20 @@ def total(sums, scale, step, folds):
                 tail = (parts[i] + tail) / step
             result[a, f] = (parts[0] + tail + 0.0) / scale[f]
     return result
+
+
+@jit
+def pairwise(x, unit, columns, factor, found):
+    """Write the distances (m, k), times `factor`, of rows to all centroids `columns` (d, k), in the frame."""
+    d, k = columns.shape
+    total = np.empty(k)
+    for row in range(x.shape[0]):
+        for j in range(k):
+            total[j] = 0.0
+        for f in range(d):
+            value = x[row, f] * unit
+            for j in range(k):
+                step = value - columns[f, j]
+                total[j] += step * step
+        for j in range(k):
+            found[row, j] = math.sqrt(total[j]) * factor
