@@ -1,7 +1,7 @@
 """Compiled steps for arrays in host memory: a row is read once for all that is done to it.
 
-`sweep` searches the nearest centroids, `steps` is what of it is compiled, `simd` the inner loops, `sums`
-the exact sums. None holds the interpreter's lock, so that threads really run at once. Whatever needs
+`sweep` searches the nearest centroids, by `near` in few features and by `grouped` in more, after a first look in a
+`subspace`; `simd` has the inner loops. `sums` and `seeding` are what their names say. None holds the interpreter's lock, so that threads really run at once. Whatever needs
 Numba is imported when first called.
 """
 

@@ -17,7 +17,7 @@ import numpy as np
 from anykmeans._array import Array, full_float32_products
 from anykmeans._exact import TINY, UP, Bounds
 from anykmeans._groups import groups
-from anykmeans.kernels.numba import steps, subspace
+from anykmeans.kernels.numba import grouped, near, steps, subspace
 from anykmeans.kernels.numba.simd import BLOCK, LANES, ROWS
 
 _FEW = 12  # features up to which boxes around panels rule out more than bounds of their own
@@ -137,7 +137,7 @@ class Search:
             self._narrow = False  # float32 cannot tell these centroids apart: score in float64
         if renew and not self._grouped:
             self._farthest = np.zeros(c.shape[0], np.float32)
-            steps.farthest_rows(self._upper, self.labels, self._farthest)
+            near.farthest_rows(self._upper, self.labels, self._farthest)
         self._scored = scored / (self.matrix.shape[0] * len(self._panels))
         self._passes += 1
         return [change for part in found for change in part[0]]
@@ -230,11 +230,11 @@ class _Sweep:
             none = np.zeros(k, np.float32)
             self.around = (none, none, others, none + np.float32(np.inf))
         else:
-            self.corners = steps.boxes(wide, panels.ids)
+            self.corners = near.boxes(wide, panels.ids)
             self.minus_2c = (centred * -2.0).astype(self.dtype)
             self.norms = (centred * centred).sum(axis=1).astype(self.dtype)
             search._farthest = search._farthest + self.drift
-            self.around = steps.surroundings(
+            self.around = near.surroundings(
                 wide, panels.ids, panels.place, self.corners, self.drift, search._farthest
             )
 
@@ -278,17 +278,17 @@ class _Sweep:
         if not self.grouped:
             x, at = search.matrix.readable(rows)
             errors = self.errors
-            hard = steps.near(
+            hard = near.near(
                 x, at, rows, self.scale, self.offset, frame.unit, self.minus_2c, self.norms,
                 panels.ids, panels.place, *self.corners, self.wide, self.around[1], *state,
                 errors.beta, errors.eta, errors.tie, self.fresh, search._exact,
             )  # fmt: skip
             return hard, 0, 0, 0
 
-        def grouped(
+        def look(
             x: np.ndarray, at: np.ndarray, rows: np.ndarray, view: _View, deferred: np.ndarray
         ) -> Any:
-            return steps.grouped(
+            return grouped.grouped(
                 x, at, rows, view.scale, view.offset, frame.unit, view.panels, view.norms,
                 panels.ids, panels.place, view.centred, view.spare, self.wide, search._moved,
                 search._lowers, search._share, search._at_once, *state, view.errors.beta,
@@ -299,8 +299,8 @@ class _Sweep:
         scored = 0
         if self.first_look is not None and search._subspace is not None:
             deferred = np.empty(rows.size + 1, np.int64)
-            count, scored = grouped(search._subspace[1], rows, rows, self.first_look, deferred)
+            count, scored = look(search._subspace[1], rows, rows, self.first_look, deferred)
             rows = rows[deferred[:count]]
         x, at = search.matrix.readable(rows)
-        hard, more = grouped(x, at, rows, self.view, np.empty(0, np.int64))
+        hard, more = look(x, at, rows, self.view, np.empty(0, np.int64))
         return hard, more + scored, looked, rows.size
