@@ -111,13 +111,11 @@ def grouped(
     best, who = np.empty(at_once), np.empty(at_once, np.int64)
     below = np.empty(at_once)
     wanting = np.empty((p_count, at_once + ROWS), np.int64)
-    wants = np.empty(p_count, np.int64)
-    lows = np.empty((p_count, at_once), panels.dtype)
-    seconds = np.empty((p_count, at_once), panels.dtype)
-    spots = np.empty((p_count, at_once), np.int64)
+    wants, group = np.empty(p_count, np.int64), np.arange(p_count) // share
+    lows = np.empty((p_count, at_once + ROWS), panels.dtype)
+    seconds = np.empty((p_count, at_once + ROWS), panels.dtype)
+    spots = np.empty((p_count, at_once + ROWS), np.int64)
     scores = np.empty((p_count, at_once + ROWS, LANES), panels.dtype)
-    lane = np.empty(ROWS, np.int64)
-    low, next_ = np.empty(ROWS, panels.dtype), np.empty(ROWS, panels.dtype)
     candidates = np.empty(k + 1, np.int64)
     squared, room = np.empty(k + 1), np.empty(d)
     worn, lanes_room = np.empty(moved.shape[0]), np.empty(LANES)
@@ -153,14 +151,12 @@ def grouped(
             if up * np.float32(GAP) < lower[row]:
                 continue
             limit, others = np.float64(up) * GAP, np.inf
-            for g in range(moved.shape[0]):
-                if worn[g] <= limit:
-                    until = (g + 1) * share
-                    for p in range(g * share, until if until < p_count else p_count):
-                        wanting[p, wants[p]] = count
-                        wants[p] += 1
-                elif worn[g] < others:
-                    others = worn[g]
+            for p in range(p_count):  # no branch: it would be a guess
+                bound = worn[group[p]]
+                wanting[p, wants[p]] = count
+                wants[p] += bound <= limit
+                beyond = np.inf if bound <= limit else bound
+                others = beyond if beyond < others else others
             best[count], own[count], who[count], below[count] = score, score, slot, others
             count += 1
         for p in range(p_count):
@@ -170,13 +166,16 @@ def grouped(
                     wanting[p, wants[p] + r] = wanting[p, wants[p] - 1]
         for p in range(p_count):
             for b in range(0, wants[p], ROWS):
-                batch = wanting[p, b : b + ROWS]
-                tile(y, batch, d, panels, norms, p, scores[p, b : b + ROWS], low, next_, lane)
-                for r in range(ROWS if wants[p] - b > ROWS else wants[p] - b):
-                    t = batch[r]
-                    lows[p, b + r], seconds[p, b + r], spots[p, b + r] = low[r], next_[r], lane[r]
-                    if low[r] < best[t]:
-                        best[t], who[t] = low[r], p * LANES + lane[r]
+                e = b + ROWS
+                tile(
+                    y, wanting[p, b:e], d, panels, norms, p, scores[p, b:e],
+                    lows[p, b:e], seconds[p, b:e], spots[p, b:e],
+                )  # fmt: skip
+            for q in range(wants[p]):
+                t = wanting[p, q]
+                closer = lows[p, q] < best[t]
+                best[t] = lows[p, q] if closer else best[t]
+                who[t] = p * LANES + spots[p, q] if closer else who[t]
         if not first:
             for t in range(count):
                 # The centroid that a row left is one of the others now.
@@ -188,7 +187,7 @@ def grouped(
                     bounds[row, g] = bound if bound < bounds[row, g] else bounds[row, g]
                     below[t] = least if least < below[t] else below[t]
         for p in range(p_count):
-            g = p // share
+            g, fresh = group[p], p == 0 or group[p] != group[p - 1]
             for q in range(wants[p]):
                 t = wanting[p, q]
                 row = rows[which[t]]
@@ -197,8 +196,7 @@ def grouped(
                 least = np.float64(_at_least(norm[t], score, beta, eta))
                 below[t] = least if least < below[t] else below[t]
                 bound = np.float32((least + moved[g]) * DOWN)
-                if p % share == 0 or bound < bounds[row, g]:
-                    bounds[row, g] = bound
+                bounds[row, g] = bound if fresh or bound < bounds[row, g] else bounds[row, g]
         for t in range(count):
             row, label = rows[which[t]], np.int64(ids[who[t]])
             score_up = best[t] + 4 * abs(np.float64(y[t, d - 1])) * spare[label]

@@ -235,28 +235,43 @@ def _generate_tile(context: Any, builder: Any, signature: Any, args: Any) -> Any
 
     builder.position_at_end(after)
 
-    def lowest(v: Any) -> Any:
-        """The lowest lane, by halving."""
-        half = LANES // 2
-        while half:
-            order = [(i + half) % LANES for i in range(LANES)]
-            shifted = ir.Constant(ir.VectorType(_SHORT, LANES), order)
-            other = builder.shuffle_vector(v, v, shifted)
-            v = builder.select(builder.fcmp_ordered("<", v, other), v, other)
-            half //= 2
-        return builder.extract_element(v, ir.Constant(_SHORT, 0))
-
-    infinity = code.splat(ir.Constant(code.real, float("inf")))
     for r in range(ROWS):
         code.store(added[r], code.at(scores, r * LANES))
-        least = lowest(added[r])
-        hits = builder.fcmp_ordered("==", added[r], code.splat(least))
-        mask = builder.bitcast(hits, _MASK)
-        rest = lowest(builder.select(hits, infinity, added[r]))
-        others = builder.and_(mask, builder.sub(mask, ir.Constant(_MASK, 1)))
-        tied = builder.icmp_unsigned("!=", others, ir.Constant(_MASK, 0))
-        where = builder.zext(builder.cttz(mask, ir.Constant(ir.IntType(1), 1)), _INDEX)
-        builder.store(least, code.at(low, r))
-        builder.store(builder.select(tied, least, rest), code.at(second, r))
-        builder.store(where, code.at(lane, r))
+    # A tournament: two vectors at a time become one that has half as many lanes of each row.
+    numbers = ir.Constant(ir.VectorType(_SHORT, LANES), list(range(LANES)))
+    found: list[tuple[Any, Any, Any]] = [(value, None, numbers) for value in added]
+    share = LANES  # lanes of a row
+    while share > 1:
+        pairs = zip(found[::2], found[1::2], strict=True) if len(found) > 1 else [(found[0],) * 2]
+        found = [_round(code, a, b, share) for a, b in pairs]
+        share //= 2
+    ((least, runner_up, where),) = found
+    code.store(least, low)
+    code.store(runner_up, second)
+    code.store(builder.zext(where, ir.VectorType(_INDEX, ROWS)), lane)
     return context.get_dummy_value()
+
+
+def _round(code: _Code, a: Any, b: Any, share: int) -> tuple[Any, Any, Any]:
+    """Let the first half of each row's `share` lanes meet the second half, in `a` and, if another, `b`.
+
+    Each is the lowest score of what a lane stands for, the second lowest, and where the lowest is.
+    """
+    builder, lanes = code.builder, a[0].type.count
+    starts = [start for start in range(0, lanes * (1 if a is b else 2), share)]
+    first = [start + i for start in starts for i in range(share // 2)]
+
+    def pick(i: int, order: list[int]) -> Any:
+        mask = ir.Constant(ir.VectorType(_SHORT, len(order)), order)
+        return builder.shuffle_vector(a[i], b[i], mask)
+
+    halves = [first, [i + share // 2 for i in first]]
+    u, v = (pick(0, half) for half in halves)
+    closer = builder.fcmp_ordered("<", v, u)
+    best, rest = builder.select(closer, v, u), builder.select(closer, u, v)
+    if a[1] is not None:
+        p, q = (pick(1, half) for half in halves)
+        p = builder.select(builder.fcmp_ordered("<", q, p), q, p)
+        rest = builder.select(builder.fcmp_ordered("<", p, rest), p, rest)
+    mine, other = (pick(2, half) for half in halves)
+    return best, rest, builder.select(closer, other, mine)
