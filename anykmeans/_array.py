@@ -8,6 +8,7 @@ own.
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
 from dataclasses import dataclass
@@ -30,7 +31,9 @@ _SINGLE_STATE = {"float32", "float16", "bfloat16"}
 
 def is_sparse(x: object) -> bool:
     """Return whether `x` is a SciPy sparse matrix or array, without importing SciPy."""
-    # Another thread may be importing it just now: then `x` cannot be one yet.
+    if isinstance(x, np.ndarray):
+        return False
+    # Another thread may be importing SciPy just now: then `x` cannot be one yet.
     issparse = getattr(sys.modules.get("scipy.sparse"), "issparse", None)
     return issparse is not None and bool(issparse(x))
 
@@ -92,7 +95,14 @@ def same_place(a: Array, b: Array) -> bool:
 def dtype_name(x: Array) -> str:
     """Return the dtype of `x` as a bare word such as ``"float32"``."""
     dtype = x.dtype
+    if isinstance(dtype, np.dtype):
+        return _name(dtype)
     return str(getattr(dtype, "name", dtype)).removeprefix("torch.").split(".")[-1]
+
+
+@functools.cache  # as NumPy makes it anew each time
+def _name(dtype: np.dtype) -> str:
+    return dtype.name
 
 
 def on_cpu(x: Array) -> bool:
@@ -343,6 +353,8 @@ def not_dense(x: Array) -> str | None:
 
 def has_float64(x: Array) -> bool:
     """Return whether float64 can be computed where `x` lives."""
+    if isinstance(x, np.ndarray):
+        return True
     xp = namespace(x)
     try:
         probe = xp.asarray([0.0], dtype=xp.float64, device=device_of(x))

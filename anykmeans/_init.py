@@ -120,9 +120,18 @@ def plus_plus(rows: Rows, k: int, rng: Draws, trials: int | None = None) -> np.n
     picks = np.empty(k, dtype=np.int64)
     picks[0] = _first(rows, rng)
     if k > 1:
+        draws = rng.uniform(size=(k - 1, trials))
+        if rows.kernel.seeds is not None:
+            w, frame = (
+                rows.relative_weight(slice(0, rows.shape[0])),
+                Frame(rows.matrix, rows.largest),
+            )
+            found = rows.kernel.seeds(frame, rows.work, w, int(picks[0]), draws)
+            if found is not None:
+                return found
         seeds = _Seeds(rows, int(picks[0]), k, trials)
         for i in range(1, k):
-            picks[i] = seeds.best(seeds.at(rng.uniform(size=trials)))
+            picks[i] = seeds.best(seeds.at(draws[i - 1]))
     return picks
 
 

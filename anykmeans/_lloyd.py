@@ -14,6 +14,12 @@ from anykmeans._stats import ClusterStats
 class Source(Protocol):
     """Rows in memory, blocks of a stream, a cluster's workers: anything that can be swept."""
 
+    def leap(self, c: Array, passes: int, tol: float) -> tuple[Array, int, float]:
+        """Return the centroids after the first passes of the loop, how many, and the last shift.
+
+        At most `passes`, and as many as the source can make at once: often none.
+        """
+
     def sweep(self, c: Array) -> ClusterStats:
         """Return the stats of the rows, each with its nearest centroid of `c` (k, d)."""
 
@@ -32,7 +38,10 @@ def lloyd(
     `tol` is the squared move at which to stop, in the source's unit. As sums are exact, labels that
     repeat give centroids that repeat: zero shift is scikit-learn's strict convergence.
     """
-    for n_iter in range(1, max_iter + 1):
+    c, done, shift = source.leap(c, max_iter, tol)
+    if shift <= tol:
+        return c, done, True
+    for n_iter in range(done + 1, max_iter + 1):
         stats = source.sweep(c)
         c_new = source.update(stats, c, empty)
         shift = source.shift(c_new, c)

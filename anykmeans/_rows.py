@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import operator
 
 import numpy as np
@@ -235,7 +236,7 @@ class Rows:
         self._stats: ClusterStats | None = None
         if self.kernel.search is not None:
             self._search = self.kernel.search(
-                self.frame, self.work, bounds=bounds, exact=self.exact
+                self.frame, self.work, c.shape[0], bounds=bounds, exact=self.exact
             )
             return
         self._search = Search(
@@ -273,6 +274,16 @@ class Rows:
                 rows, old, new = (xp.concat([change[i] for change in changes]) for i in range(3))
             self._stats = self._stats + self.stats(new, k, rows, old)
         return self._stats
+
+    def leap(self, c: Array, passes: int, tol: float) -> tuple[Array, int, float]:
+        """Return the centroids after as many passes as its search can make at once, how many, and the shift."""
+        leap = getattr(self._search, "leap", None)
+        if leap is None:
+            return c, 0, math.nan
+        found: tuple[Array, int, float] = leap(
+            c, passes, tol, self.relative_weight(slice(0, self.shape[0])), self.grid
+        )
+        return found
 
     # -- decisions ----------------------------------------------------------------------------
 

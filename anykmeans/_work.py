@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
@@ -67,6 +68,14 @@ def _cores() -> int:
     return max(1, min(cores, int(limit))) if limit.isdigit() else cores
 
 
+_spent = [0.0]
+
+
+def seconds() -> float:
+    """Return how long this process has been at such work."""
+    return _spent[0]
+
+
 class Work:
     """How the work on rows (n, d) is cut and spread.
 
@@ -116,10 +125,12 @@ class Work:
         """
         if self.host:
             _one_blas_thread.enter()
+        self._since = time.perf_counter()
         return self
 
     def __exit__(self, *error: object) -> None:
         """Give BLAS its threads back, and end ours."""
+        _spent[0] += time.perf_counter() - self._since
         if self.host:
             _one_blas_thread.leave()
         if self._pool is not None:

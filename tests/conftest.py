@@ -100,9 +100,10 @@ class Backend:
         return self.library != "cupy" and self.device != "cuda"
 
 
-# Forced, for the tests' arrays are smaller than those it is chosen for unasked. test_kernels.py prints
-# why where it cannot run.
-COMPILED = ("numba",) if find_spec("numba") else ()
+# Forced, for the tests' arrays are smaller than those it is chosen for unasked; and once more without its way
+# with small ones. test_kernels.py prints why where it cannot run.
+SKIPPING = "numba-skipping"
+COMPILED = ("numba", SKIPPING) if find_spec("numba") else ()
 BACKENDS = [
     Backend("numpy", "numpy", kernels=("auto", *COMPILED, "agnostic")),
     Backend("torch", "torch", kernels=("auto", "torch", "agnostic")),
@@ -151,7 +152,7 @@ def pytest_generate_tests(metafunc):
     takes_kernel = "kernel" in metafunc.fixturenames
     if "backend" not in metafunc.fixturenames:
         if takes_kernel:
-            metafunc.parametrize("kernel", BACKENDS[0].kernels)
+            metafunc.parametrize("kernel", BACKENDS[0].kernels, indirect=True)
         return
     cases = []
     for backend, why in SELECTED.items():
@@ -160,7 +161,10 @@ def pytest_generate_tests(metafunc):
             values = (backend, kernel) if takes_kernel else (backend,)
             name = f"{backend.name}-{kernel}" if takes_kernel else backend.name
             cases.append(pytest.param(*values, id=name, marks=marks))
-    metafunc.parametrize("backend,kernel" if takes_kernel else "backend", cases)
+    if takes_kernel:
+        metafunc.parametrize("backend,kernel", cases, indirect=["kernel"])
+    else:
+        metafunc.parametrize("backend", cases)
 
 
 def pytest_collection_modifyitems(config, items):
@@ -171,6 +175,15 @@ def pytest_collection_modifyitems(config, items):
     if leave := [item for item in items if item not in set(keep)]:
         config.hook.pytest_deselected(items=leave)
         items[:] = keep
+
+
+@pytest.fixture
+def kernel(request, monkeypatch):
+    """The name of a kernel, which is made to take the way that its variant names."""
+    if request.param == SKIPPING:
+        monkeypatch.setattr("anykmeans.kernels.numba.SMALL", 0)
+        return "numba"
+    return request.param
 
 
 @pytest.fixture

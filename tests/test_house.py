@@ -27,9 +27,9 @@ HEAVY = [
 FLOORS = [
     {"_array", "_check"},
     {"_exact", "_groups"},
-    {"_stats"},
+    {"_stats", "_work"},
     {"kernels"},
-    {"_frame", "_work", "_lloyd"},
+    {"_frame", "_lloyd"},
     {"_search"},
     {"_rows", "_init"},
     {"_kmeans"},

@@ -18,8 +18,10 @@ A kernel is a module of this package. It may define
     what is closest to each row once a candidate is picked;
 ``costs(xp, closest, w, scale, block) -> sums, largest``
     the whole-number costs of blocks of rows, to draw from;
-``search(frame, work, bounds, exact) -> search``
-    all that `anykmeans._search.Search` does, in place of the first three steps;
+``search(frame, work, k, bounds, exact) -> search``
+    all that `anykmeans._search.Search` does, in place of the first three steps; it may `leap`;
+``seeds(frame, work, w, first, draws) -> picks``
+    all picks of k-means++, or None, in place of the three steps before, where rows are few;
 ``magnitudes(matrix, select, w) -> high, largest, smallest``
     what the grid of the sums is planned from, by feature;
 ``accumulate(matrix, select, w, new, old, grid, k) -> sums``
@@ -42,17 +44,29 @@ import importlib
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from anykmeans._array import Array
+from anykmeans._work import seconds
 
 TABLE = ("numba", "cpu", "torch", "cupy", "agnostic")  # in order of preference
-# Numbers in `x` from which on a kernel is chosen unasked, unless it is loaded already: that takes longer
-# than small work.
+# Numbers in `x` from which on a kernel is chosen unasked. Loading it takes longer than small work, but is worth
+# it if much small work is done: once it has taken as long, or as compiling takes where nothing is compiled yet.
 LEAST = {"numba": 1 << 16}
-LOADED = {"numba": "anykmeans.kernels.numba.steps"}  # the module that tells
+PATIENCE, COMPILING = 0.3, 6.0  # seconds
+_numba = Path(__file__).parent / "numba"
+
+
+def _pays(name: str, size: int) -> bool:
+    """Return whether to choose a kernel unasked for `size` numbers."""
+    if size >= LEAST.get(name, 0) or f"{__name__}.{name}.steps" in sys.modules:
+        return True
+    if seconds() < PATIENCE:
+        return False
+    return seconds() >= COMPILING or any((_numba / "__pycache__").glob("small.*.nbi"))
 
 
 @dataclass(frozen=True)
@@ -87,6 +101,7 @@ class Kernel:
     one_hot: bool
     compiled: bool
     search: Callable[..., Any] | None
+    seeds: Callable[..., np.ndarray | None] | None
     magnitudes: Callable[..., tuple[np.ndarray, ...]] | None
     accumulate: Callable[..., Array] | None
     total: Callable[..., Array] | None
@@ -110,12 +125,7 @@ def choose(x: Array, name: str = "auto") -> Kernel:
     """
     if name == "auto":
         size = x.shape[0] * x.shape[1]
-        name = next(
-            each
-            for each in TABLE
-            if (size >= LEAST.get(each, 0) or LOADED[each] in sys.modules)
-            and why_not(each, x) is None
-        )
+        name = next(each for each in TABLE if _pays(each, size) and why_not(each, x) is None)
     elif name not in TABLE:
         raise ValueError(
             f"`kernel` must be 'auto' or one of {', '.join(map(repr, TABLE))}; got {name!r}."
@@ -147,6 +157,7 @@ def choose(x: Array, name: str = "auto") -> Kernel:
         one_hot=not hasattr(own, "segment_sum") or own is agnostic,
         compiled=hasattr(own, "search"),
         search=getattr(own, "search", None),
+        seeds=getattr(own, "seeds", None),
         magnitudes=getattr(own, "magnitudes", None),
         accumulate=getattr(own, "accumulate", None),
         total=getattr(own, "total", None),

@@ -1,8 +1,9 @@
 """Compiled steps for arrays in host memory: a row is read once for all that is done to it.
 
-`sweep` searches the nearest centroids, by `near` in few features and by `grouped` in more, after a first look in a
-`subspace`; `simd` has the inner loops. `sums` and `seeding` are what their names say. None holds the interpreter's lock, so that threads really run at once. Whatever needs
-Numba is imported when first called.
+`sweep` searches the nearest centroids, by `near` in few features and by `grouped` in more, after a first look
+in a `subspace`; `simd` has the inner loops. `small` computes all distances instead, where they are few. `sums`
+and `seeding` are what their names say. None holds the interpreter's lock, so that threads really run at once.
+Whatever needs Numba is imported when first called.
 """
 
 from __future__ import annotations
@@ -16,11 +17,13 @@ from anykmeans import _array as arrays
 from anykmeans._array import Array, Matrix, Namespace, Selection
 from anykmeans._exact import Grid
 from anykmeans.kernels import cpu
-from anykmeans.kernels.numba import seeding
 
-HOST = True
+HOST, LEAN = True, True
 segment_sum = cpu.segment_sum
-gains, settle, costs, LEAN = seeding.gains, seeding.settle, seeding.costs, True
+
+# Distances of a pass, or of a pick, times features: up to so many, all are computed, and in one call.
+SMALL = 1 << 20
+_FEW = 32  # features up to which k-means++ measures rows many at a time
 
 
 def why_not(x: Array) -> str | None:
@@ -34,11 +37,34 @@ def why_not(x: Array) -> str | None:
     return None
 
 
-def search(frame: Any, work: Any, *, bounds: str, exact: bool) -> Any:
-    """Return the search of all rows, see `anykmeans.kernels.numba.sweep`."""
-    from anykmeans.kernels.numba.sweep import Search
+def search(frame: Any, work: Any, k: int, *, bounds: str, exact: bool) -> Any:
+    """Return the search of all rows, see `anykmeans.kernels.numba.sweep` and `small`."""
+    if bounds in ("auto", "off") and _small(frame, work, k):
+        from anykmeans.kernels.numba import small
 
-    return Search(frame, work, bounds=bounds, exact=exact)
+        return small.Search(frame)
+    from anykmeans.kernels.numba import sweep
+
+    return sweep.Search(frame, work, bounds=bounds, exact=exact)
+
+
+def _small(frame: Any, work: Any, times: int) -> bool:
+    """Return whether to compute as many distances of each row at once, from copies of them."""
+    numbers = frame.matrix.shape[0] * frame.matrix.shape[1]
+    return bool(numbers * times <= SMALL and numbers <= min(SMALL >> 3, work.max_bytes >> 6))
+
+
+def seeds(
+    frame: Any, work: Any, w: np.ndarray | None, first: int, draws: np.ndarray
+) -> np.ndarray | None:
+    """Return the rows that greedy k-means++ picks with `draws` (k - 1, t), or None where they are many."""
+    if not _small(frame, work, draws.shape[1]):
+        return None
+    from anykmeans.kernels.numba import small
+
+    picks = np.full(draws.shape[0] + 1, first)
+    small.seeds(np.ascontiguousarray(frame.wide(slice(None))), _weights(w), draws, picks)
+    return picks
 
 
 def magnitudes(matrix: Matrix, select: slice, w: np.ndarray | None) -> tuple[np.ndarray, ...]:
@@ -107,6 +133,49 @@ def pairwise(
 
     x = matrix.data[select] if matrix.direct else matrix.readable(select)[0]
     sums.pairwise(x, unit, np.ascontiguousarray(wide.T), factor, found)
+
+
+def gains(
+    xp: Namespace,
+    y: Array,
+    c: Array,
+    origin: Array,
+    closest: Array,
+    owner: Array,
+    reach: Array,
+    w: Array | None,
+    scale: float,
+) -> tuple[Array, float, Array]:
+    """Return what each of t more centroids saves (t,), in doubt by how much, and what it may win (m,)."""
+    from anykmeans.kernels.numba import seeding
+
+    y, w = np.ascontiguousarray(y), _weights(w)
+    saved, won = np.zeros(c.shape[0]), np.empty(y.shape[0], np.uint8)
+    if y.shape[1] <= _FEW:
+        seeding.few(y, c, closest, owner, reach, w, scale, saved, won)
+        return saved, 0.0, won
+    doubt = seeding.many(y, c, closest, owner, reach, w, saved, won)
+    return saved * scale, doubt * scale, won
+
+
+def settle(
+    xp: Namespace, y: Array, c: Array, closest: Array, owner: Array, pick: int, won: Array
+) -> tuple[Array, Array]:
+    """Return `closest` and `owner` (m,) with pick number `pick` at `c` (1, d) counted in."""
+    from anykmeans.kernels.numba import seeding
+
+    seeding.settle(np.ascontiguousarray(y), c, closest, owner, pick, won)
+    return closest, owner
+
+
+def costs(
+    xp: Namespace, closest: Array, w: Array | None, scale: float, block: int
+) -> tuple[Array, float]:
+    """Return the whole-number costs of blocks of rows, and the largest cost of a row."""
+    from anykmeans.kernels.numba import seeding
+
+    found = np.empty(-(-closest.shape[0] // block))
+    return found, seeding.costs(closest, _weights(w), scale, block, found)
 
 
 def _weights(w: np.ndarray | None) -> np.ndarray:

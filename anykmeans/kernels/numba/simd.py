@@ -29,7 +29,7 @@ def tile(context, y, at, d, panels, norms, p, scores, low, second, lane):  # typ
     """Score `ROWS` rows with one panel, from ``norms[p]`` on.
 
     ``scores[r]`` becomes the scores of ``y[at[r]]`` with the LANES centroids ``panels[p]`` (d, LANES);
-    ``low[r]``, ``second[r]`` and ``lane[r]`` the lowest, the second lowest, and the lane of the lowest.
+    ``low[r]``, ``second[r]`` and ``lane[r]`` the lowest, the second lowest, and the lane of a lowest.
     All arrays are C-contiguous; `at` and `lane` are int64, the others of one floating dtype.
     """
     return types.void(y, at, d, panels, norms, p, scores, low, second, lane), _generate_tile
@@ -258,7 +258,7 @@ def _round(code: _Code, a: Any, b: Any, share: int) -> tuple[Any, Any, Any]:
     Each is the lowest score of what a lane stands for, the second lowest, and where the lowest is.
     """
     builder, lanes = code.builder, a[0].type.count
-    starts = [start for start in range(0, lanes * (1 if a is b else 2), share)]
+    starts = range(0, lanes * (1 if a is b else 2), share)
     first = [start + i for start in starts for i in range(share // 2)]
 
     def pick(i: int, order: list[int]) -> Any:

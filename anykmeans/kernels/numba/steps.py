@@ -22,6 +22,7 @@ any_order = njit(cache=True, nogil=True, error_model="numpy", fastmath={"reassoc
 # Minima in any order.
 any_minimum = njit(cache=True, nogil=True, error_model="numpy", fastmath={"nnan", "nsz", "reassoc"})
 
+SIDE = 64  # rows side by side
 _STRETCH = 256  # rows whose bounds are worn before the doubtful ones are listed
 
 
@@ -53,12 +54,8 @@ def wear(upper, lower, labels, drift, around, begin, active):
 
 
 @jit
-def squared_distance(x, row, unit, c, j, t):
-    """Return the distance of `anykmeans._exact` of a row and a centroid, bit for bit; `t` is room (d,)."""
-    d = c.shape[1]
-    for f in range(d):
-        step = x[row, f] * unit - c[j, f]
-        t[f] = step * step
+def halve(t, d):
+    """Return the sum of ``t[:d]``, which is overwritten, in the order of `anykmeans._exact`, bit for bit."""
     half = 1
     while 2 * half < d:
         half *= 2
@@ -67,6 +64,35 @@ def squared_distance(x, row, unit, c, j, t):
             t[f] += t[f + half]
         d, half = half, half // 2
     return t[0]
+
+
+@jit
+def squared_distance(x, row, unit, c, j, t):
+    """Return the distance of `anykmeans._exact` of a row and a centroid, bit for bit; `t` is room (d,)."""
+    for f in range(c.shape[1]):
+        step = x[row, f] * unit - c[j, f]
+        t[f] = step * step
+    return halve(t, c.shape[1])
+
+
+@jit
+def side_by_side(columns, c, j, room):
+    """Write `squared_distance` of SIDE rows, ``columns[:, i]``, to row `j` of `c`, to ``room[0]``.
+
+    Features are padded with zeros to four times a power of two, which is how many rows `room` has.
+    """
+    left = room.shape[0]
+    for f in range(left):
+        a, b, g, h = c[j, f], c[j, f + left], c[j, f + 2 * left], c[j, f + 3 * left]
+        for i in range(SIDE):
+            p, q = columns[f, i] - a, columns[f + 2 * left, i] - g
+            r, s = columns[f + left, i] - b, columns[f + 3 * left, i] - h
+            room[f, i] = (p * p + q * q) + (r * r + s * s)
+    while left > 1:
+        left //= 2
+        for f in range(left):
+            for i in range(SIDE):
+                room[f, i] += room[f + left, i]
 
 
 @jit

@@ -1,0 +1,207 @@
+# mypy: allow-untyped-defs, allow-untyped-calls
+"""Small fits: all distances in float64, and as many passes or picks in one call as need no decision.
+
+Where little is to be computed, calls between steps are what costs. Rows are the lanes, and distances are
+`anykmeans._exact`'s bit for bit, so that labels need no certificate.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from anykmeans._exact import GAP, Bounds, Grid
+from anykmeans.kernels.numba import seeding, sums
+from anykmeans.kernels.numba.steps import SIDE, halve, jit, side_by_side, squared_distance
+
+
+@jit
+def by_lanes(x, unit):
+    """Return rows (n, d) in the frame as `side_by_side` takes them (blocks, padded d, SIDE)."""
+    n, d = x.shape
+    quarter = 1
+    while 4 * quarter < d:
+        quarter *= 2
+    columns = np.zeros((-(-n // SIDE), 4 * quarter, SIDE))
+    for row in range(n):
+        for f in range(d):
+            columns[row // SIDE, f, row % SIDE] = x[row, f] * unit
+    return columns
+
+
+@jit
+def assign(columns, wide, tie, labels):
+    """Write the `labels` (n,) of the nearest of `wide` (k, d): ties to the lowest."""
+    n, (k, d), padded = labels.shape[0], wide.shape, columns.shape[1]
+    c, room = np.zeros((k, padded)), np.empty((padded // 4, SIDE))
+    for j in range(k):
+        for f in range(d):
+            c[j, f] = wide[j, f]
+    squared, limit = np.empty((k, SIDE)), np.empty(SIDE)
+    found = np.empty(SIDE, np.int32)
+    for block in range(columns.shape[0]):
+        for i in range(SIDE):
+            limit[i], found[i] = np.inf, 0
+        for j in range(k):
+            side_by_side(columns[block], c, j, room)
+            for i in range(SIDE):
+                squared[j, i] = room[0, i]
+                limit[i] = room[0, i] if room[0, i] < limit[i] else limit[i]
+        for i in range(SIDE):
+            limit[i] *= 1 + tie
+        for j in range(k - 1, -1, -1):
+            for i in range(SIDE):
+                found[i] = j if squared[j, i] <= limit[i] else found[i]
+        start = block * SIDE
+        for i in range(n - start if n - start < SIDE else SIDE):
+            labels[start + i] = found[i]
+
+
+@jit
+def passes(columns, x, w, c, single, unit, tie, scale, step, folds, labels, most, tol):
+    """Move the centroids `c` (k, d), float64, by up to `most` passes; return how many, and the last shift.
+
+    Stops after a shift of at most `tol`, and before a pass that would leave a cluster without weight.
+    With `single` centroids are float32. `labels` are those of the last pass.
+    """
+    n, (k, d) = x.shape[0], c.shape
+    wide, new, moves, room = np.empty((k, d)), np.empty((k, d)), np.empty(k), np.empty(d)
+    whole = np.zeros((k, folds * (d + 1)))
+    before, none = np.empty(n, np.int32), np.empty(0, np.int32)
+    rows, old, now = np.empty(n, np.int64), np.empty(n, np.int32), np.empty(n, np.int32)
+    weights = np.empty(n)
+    done, shift = 0, np.nan
+    while done < most and not shift <= tol:
+        for j in range(k):
+            for f in range(d):
+                wide[j, f] = c[j, f] * unit
+        for i in range(n):
+            before[i] = labels[i]
+        assign(columns, wide, tie, labels)
+        moved = 0
+        for i in range(n):
+            rows[moved], old[moved], now[moved] = i, before[i], labels[i]
+            weights[moved] = w[i] if w.shape[0] > 1 else w[0]
+            moved += done == 0 or before[i] != labels[i]
+        left = none if done == 0 else old[:moved]
+        sums.accumulate(
+            x, rows[:moved], weights[:moved], now[:moved], left, scale, step, folds, whole
+        )
+        total = sums.total(whole, scale, step, folds)
+        for j in range(k):
+            mass = total[j, d]
+            if mass == 0.0:
+                return done, shift
+            for f in range(d):
+                mean = total[j, f] / mass
+                new[j, f] = np.float64(np.float32(mean)) if single else mean
+        for j in range(k):
+            moves[j] = squared_distance(new, j, unit, wide, j, room)
+            for f in range(d):
+                c[j, f] = new[j, f]
+        shift = halve(moves, k)
+        done += 1
+    return done, shift
+
+
+@jit
+def seeds(y, w, draws, picks):
+    """Write to `picks` (k,), of which the first is given, those of greedy k-means++ with `draws` (k - 1, t)."""
+    n, d = y.shape
+    k, t = picks.shape[0], draws.shape[1]
+    block = 1024
+    closest, owner = np.empty(n), np.zeros(n, np.int32)
+    won, blocks = np.empty(n, np.uint8), np.empty(-(-n // block))
+    for row in range(n):
+        closest[row], won[row] = np.inf, 1
+    candidates, c = np.empty(t, np.int64), np.empty((t, d))
+    bits, scale, last = 0, 0.0, 0
+    while n - 1 >> bits:
+        bits += 1
+    error = (d + 8) * 2.0**-51
+    for pick in range(k):
+        if pick == 0:
+            best = 0
+            for f in range(d):
+                c[0, f] = y[picks[0], f]
+        else:
+            total, count = 0.0, 0
+            for cost in blocks:  # whole numbers: exact in any order
+                total += cost
+            for q in range(t):
+                # The first row up to which the costs add up to the draw.
+                draw, so_far, number = draws[pick - 1, q] * total, 0.0, 0
+                while number < blocks.shape[0] - 1 and so_far + blocks[number] < draw:
+                    so_far += blocks[number]
+                    number += 1
+                row = number * block
+                while row < n:
+                    weight = w[row] if w.shape[0] > 1 else w[0]
+                    so_far += np.rint(weight * closest[row] * scale)
+                    if so_far >= draw:
+                        break
+                    row += 1
+                candidates[count] = row
+                new = True
+                for other in range(count):
+                    new = new and candidates[other] != row
+                count += new
+            reach = np.empty((pick, count))
+            for j in range(count):
+                for f in range(d):
+                    c[j, f] = y[candidates[j], f]
+                for o in range(pick):
+                    squared = 0.0
+                    for f in range(d):
+                        step = y[picks[o], f] - c[j, f]
+                        squared += step * step
+                    lower = squared * (1 - error)
+                    # As `anykmeans._init` has it: a quarter, less more than rounding takes.
+                    reach[o, j] = lower / (4 * GAP) if lower > 2.0**-900 else 0.0
+            saved = np.zeros(count)
+            seeding.few(y, c[:count], closest, owner, reach, w, scale, saved, won)
+            best = 0
+            for j in range(count):
+                best = j if saved[j] > saved[best] else best
+            picks[pick] = candidates[best]
+            for row in range(n):
+                won[row] &= 1 << (best & 7)
+        seeding.settle(y, c[best : best + 1], closest, owner, pick, won)
+        high = seeding.costs(closest, w, scale, block, blocks)
+        exponent = math.frexp(high)[1]
+        if scale == 0.0 or exponent != last:
+            last, coarse = exponent, 52 - bits - exponent
+            scale = math.ldexp(1.0, coarse if coarse < 1023 else 1023)
+            seeding.costs(closest, w, scale, block, blocks)
+
+
+class Search:
+    """Labels of all rows, for few rows: as `anykmeans.kernels.numba.sweep.Search`, without bounds."""
+
+    def __init__(self, frame: Any) -> None:
+        self.frame = frame
+        self._x = np.ascontiguousarray(frame.matrix.rows(slice(None), np.float64))
+        self._columns = by_lanes(self._x, frame.unit)
+        self._tie = Bounds.of(self._x.shape[1], 2.0**-53).tie
+        self.labels = np.zeros(self._x.shape[0], np.int32)
+
+    def settle(self, c: np.ndarray) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+        """Give every row its nearest centroid of `c`; return changed rows, old and new labels."""
+        before = self.labels
+        self.labels = before.copy()  # as results hold the old ones
+        assign(self._columns, self.frame.widen(c), self._tie, self.labels)
+        (rows,) = np.nonzero(self.labels != before)
+        return [(rows, before[rows], self.labels[rows])]
+
+    def leap(
+        self, c: np.ndarray, most: int, tol: float, w: np.ndarray | None, grid: Grid
+    ) -> tuple[np.ndarray, int, float]:
+        """Return the centroids after up to `most` passes from `c`, how many those were, and the last shift."""
+        moved = c.astype(np.float64)
+        done, shift = passes(
+            self._columns, self._x, np.ones(1) if w is None else w, moved, c.dtype == np.float32,
+            self.frame.unit, self._tie, grid.scale, grid.step, grid.folds, self.labels, most, tol,
+        )  # fmt: skip
+        return moved.astype(c.dtype), done, shift
