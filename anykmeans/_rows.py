@@ -23,6 +23,7 @@ from anykmeans.kernels import Kernel, choose
 
 BOUNDS = "auto"  # "auto", "off", "hamerly" or "groups"
 
+_CALL = 1 << 16  # numbers that take compiled code longer than it takes to call another thread
 _GROUP = 12  # centroids a group: 8 to 16 skipped most on real data
 _MANY = 256  # centroids from which on groups beat one bound a row, in more than 12 dimensions
 
@@ -154,6 +155,8 @@ class Rows:
         """Return tiles of `m` rows for work that ends in `width` times a row's numbers a tile."""
         if self.kernel.compiled:  # which needs no room for itself
             share = -(-m // (2 * self.work.threads)) if self.work.threads > 1 else m
+            # Each result is written and added, and each thread called.
+            share = max(share, 2 * width, _CALL // self.shape[1])
             return self.work.tiles(0, m, max(1, min(share, self.work.readable(self.matrix))))
         # Each piece adds its result, so make it long against that.
         step = max(

@@ -5,11 +5,10 @@ from __future__ import annotations
 import os
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
-
-import numpy as np
 
 from anykmeans._array import Matrix
 
@@ -27,31 +26,31 @@ class _OneBlasThread:
     """Keeps BLAS to one thread while anyone needs it; fits may run in several threads at once."""
 
     def __init__(self) -> None:
-        self._lock, self._users = threading.Lock(), 0
+        self._lock, self.users = threading.Lock(), 0
         self._controller: Any = None
         self._limit: Any = None
 
     def enter(self) -> None:
         with self._lock:
-            if self._users == 0:
+            if self.users == 0:
                 if self._controller is None:  # finding the loaded libraries takes milliseconds
                     from threadpoolctl import ThreadpoolController
 
                     self._controller = ThreadpoolController()
                 self._limit = self._controller.limit(limits=1, user_api="blas")
-            self._users += 1
+            self.users += 1
 
     def leave(self) -> None:
         with self._lock:
-            self._users -= 1
-            if self._users == 0:
+            self.users -= 1
+            if self.users == 0:
                 self._limit.restore_original_limits()
 
     def forget(self) -> None:
         """Start anew in a forked process: those who held the lock or the limit are not in it."""
-        if self._users:
+        if self.users:
             self._limit.restore_original_limits()
-        self._lock, self._users = threading.Lock(), 0
+        self._lock, self.users = threading.Lock(), 0
 
 
 _one_blas_thread = _OneBlasThread()
@@ -138,12 +137,32 @@ class Work:
         self._pool = None
 
     def map(self, work: Callable[[T], R], items: Iterable[T]) -> list[R]:
-        """Return ``[work(i) for i in items]``, spread over threads."""
+        """Return ``[work(i) for i in items]``, spread over threads, of which the caller's is one."""
         items = list(items)
-        if self.threads == 1 or len(items) == 1:
+        threads = min(self.threads, len(items))
+        if THREADS is None:  # fits at the same time share the cores
+            threads = max(1, threads // max(1, _one_blas_thread.users))
+        if threads == 1:
             return [work(item) for item in items]
+        results: dict[int, R] = {}
+        waiting = deque(enumerate(items))
+
+        def help_out() -> None:
+            while waiting:
+                try:
+                    i, item = waiting.popleft()
+                except IndexError:  # another thread was faster
+                    return
+                results[i] = work(item)
+
         if self._pool is None:
-            self._pool = ThreadPoolExecutor(self.threads)
-        runs = np.array_split(np.arange(len(items)), min(len(items), 8 * self.threads))
-        done = self._pool.map(lambda run: [work(items[i]) for i in run], runs)
-        return [result for results in done for result in results]
+            self._pool = ThreadPoolExecutor(self.threads - 1)
+        helpers = [self._pool.submit(help_out) for _ in range(threads - 1)]
+        try:
+            help_out()
+        finally:
+            waiting.clear()
+            for helper in helpers:
+                if not helper.cancel():  # it has begun
+                    helper.result()
+        return [results[i] for i in range(len(items))]

@@ -12,7 +12,7 @@ import math
 import numpy as np
 
 from anykmeans._exact import DOWN, GAP, TINY, UP
-from anykmeans.kernels.numba.simd import LANES, ROWS, tile
+from anykmeans.kernels.numba.simd import LANES, ROWS, prefetch, tile
 from anykmeans.kernels.numba.steps import any_minimum, any_order, decide, jit, squared_distance
 
 
@@ -132,6 +132,9 @@ def grouped(
                 if upper[row] * np.float32(GAP) < lower[row]:
                     i += 1
                     continue
+            if i + 1 < m:  # the next row, while this one is dealt with
+                for f in range(0, d, 64 // x.itemsize):
+                    prefetch(x, np.int64(at[i + 1]) * d + f)
             norm[count], product = _centre(x, at[i], scale, offset, y, count, centred, label)
             which[count] = i
             i += 1

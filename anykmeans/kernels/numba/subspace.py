@@ -1,10 +1,10 @@
 # mypy: allow-untyped-defs, allow-untyped-calls
-"""Rows in a few coordinates, for a first look: where the data vary most, and how far they are from there.
+"""Rows in a few coordinates, for a first look: where centroids are, and how far the rows are from there.
 
 Let Q (d, p) have orthonormal columns, ``z = Q.T y``, and r the norm of what is left of y. Then for a row
 and a centroid ``|z - z_c|^2 + (r - r_c)^2 <= |y - c|^2 <= |z - z_c|^2 + (r + r_c)^2``, so that the vector
-``(z, r)`` gives a lower bound by its distance and an upper bound by ``4 r r_c`` more. Centroids are means:
-little of them is left, and the two bounds are close.
+``(z, r)`` gives a lower bound by its distance and an upper bound by ``4 r r_c`` more. Q is chosen so that
+little of centroids is left, and the two bounds are close.
 """
 
 from __future__ import annotations
@@ -19,23 +19,38 @@ from anykmeans.kernels.numba.steps import any_order, jit
 
 WIDE = 64  # features from which on fewer coordinates pay
 _SHARE = 4  # features a coordinate, at least
-_SAMPLE = 1024  # rows the directions are found from
-_LEFT = 0.5  # of the sample's squared norms: where more is left out, bounds are too far apart
+_SAMPLE = 512  # rows the directions are found from
+_LEFT = 0.5  # of the centroids' squared norms: where more is left out, bounds are too far apart
 # Of a vector of coordinates, relatively: they are stored in float32, and r is found by difference.
 ERROR = 2.0**-18
 
 
-def directions(y: np.ndarray, p: int) -> np.ndarray | None:
-    """Return orthonormal Q (d, p), about where the rows `y` (m, d) vary most, or None if that is too little.
+def directions(y: np.ndarray, c: np.ndarray, p: int) -> np.ndarray | None:
+    """Return orthonormal Q (d, p) that leaves little of centroids, or None if what it leaves is much.
 
-    Subspace iteration (Halko, Martinsson and Tropp, SIAM Review 2011); any Q is right.
+    The centroids `c` (k, d) as they are if they fit; what room there is then goes to where the rows `y` (m, d)
+    vary most, as centroids will move there. Any Q is right.
+    """
+    k = c.shape[0]
+    if k >= p:
+        q = _principal(c, p)
+        left = (c * c).sum() - ((c @ q) ** 2).sum()
+        return q if left <= _LEFT * (c * c).sum() else None
+    own = np.linalg.qr(c.T)[0]
+    rest = y - (y @ own) @ own.T
+    return np.linalg.qr(np.concatenate([own, _principal(rest, p - k)], axis=1))[0]
+
+
+def _principal(y: np.ndarray, p: int) -> np.ndarray:
+    """Return orthonormal directions (d, p), about where the rows `y` (m, d) vary most.
+
+    Subspace iteration (Halko, Martinsson and Tropp, SIAM Review 2011).
     """
     narrow = y.astype(np.float32)
     q = np.random.default_rng(0).normal(size=(y.shape[1], p))
     for _ in range(2):
         q = np.linalg.qr((narrow.T @ (narrow @ q.astype(np.float32))).astype(np.float64))[0]
-    kept = ((y @ q) ** 2).sum()
-    return q if kept > (1 - _LEFT) * (y * y).sum() else None
+    return q
 
 
 def coordinates(y: np.ndarray, q: np.ndarray) -> np.ndarray:
@@ -58,18 +73,16 @@ def project(x, at, unit, offset, panels, found):
     for b in range(0, at.shape[0], ROWS):
         used = at.shape[0] - b if at.shape[0] - b < ROWS else ROWS
         for r in range(used):
-            norm[r] = 0.0
+            row = at[b + r]
             for f in range(d):
-                y[r, f] = np.float64(x[at[b + r], f]) * unit - offset[f]
+                y[r, f] = np.float64(x[row, f]) * unit - offset[f]
             norm[r] = _squared_norm(y, r)
         for panel in range(panels.shape[0]):
             tile(y, batch, d, panels, zeros, panel, scores, low, second, lane)
             for r in range(used):
-                for spot in range(LANES):
-                    f = panel * LANES + spot
-                    if f < p - 1:
-                        found[b + r, f] = scores[r, spot]
-                        norm[r] -= scores[r, spot] * scores[r, spot]
+                for spot in range(LANES):  # the last of all is of no direction, and zero
+                    found[b + r, panel * LANES + spot] = scores[r, spot]
+                norm[r] -= _squared_norm(scores, r)
         for r in range(used):
             found[b + r, p - 1] = math.sqrt(norm[r] if norm[r] > 0.0 else 0.0)
 
@@ -82,16 +95,20 @@ def _squared_norm(y, r):
     return norm
 
 
-def of_rows(frame: Any, work: Any, k: int) -> tuple[np.ndarray, np.ndarray] | None:
-    """Return Q (d, p - 1) and all rows' coordinates (n, p), float32, or None where they do not pay."""
+def of_rows(frame: Any, work: Any, c: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
+    """Return Q (d, p - 1) for centred `c` (k, d), and all rows' coordinates (n, p), float32.
+
+    None where they do not pay.
+    """
     n, d = frame.matrix.shape
+    k = c.shape[0]
     # k means span k - 1 directions, and those of the data hold most of them.
     p = LANES * max(2, min(d // _SHARE // LANES, 1 + k // LANES))
     if d < WIDE or 16 * p * n > work.max_bytes:
         return None
 
     every = np.arange(0, n, -(-n // _SAMPLE))
-    q = directions(frame.centre(frame.wide(every)), p - 1)
+    q = directions(frame.centre(frame.wide(every)), c, p - 1)
     if q is None:
         return None
     found = np.empty((n, p), np.float32)

@@ -115,9 +115,9 @@ class Search:
             before = self.frame.widen(self._centroids)
             drift = np.sqrt(steps.distances(wide, before)) * UP
         renew = first or self._renew()
-        # The first centroids may be rows, of which much is left out; means come after them.
-        if self._passes == 1 and self._grouped and self._bounds != "off":
-            self._subspace = subspace.of_rows(self.frame, self.work, c.shape[0])
+        # Centroids move most in the first passes.
+        if self._passes == 3 and self._grouped and self._bounds != "off":
+            self._subspace = subspace.of_rows(self.frame, self.work, self.frame.centre(wide))
         if renew:
             self._panels = Panels.of(wide)
             if self._grouped:
