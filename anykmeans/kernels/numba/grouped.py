@@ -95,8 +95,12 @@ def grouped(
     first,
     exact,
     deferred,
+    changes,
 ):
-    """Search the panels that a row's bounds do not rule out; return rows not proven, and panels scored.
+    """Search the panels that a row's bounds do not rule out.
+
+    Returns how many labels changed, rows not proven, and panels scored. Changed rows, their old and new labels
+    go to the rows of `changes` (3, m), unless that is empty.
 
     The scores say that squared distances are at least theirs, and at most theirs plus ``4 r spare[j]``,
     with r the row's last coordinate. Rows not proven keep their label and go to `deferred`, as numbers
@@ -119,7 +123,7 @@ def grouped(
     candidates = np.empty(k + 1, np.int64)
     squared, room = np.empty(k + 1), np.empty(d)
     worn, lanes_room = np.empty(moved.shape[0]), np.empty(LANES)
-    hard, scored, i = 0, 0, 0
+    hard = scored = changed = i = 0
     while i < m:
         count = 0
         for p in range(p_count):
@@ -246,5 +250,9 @@ def grouped(
                         g = who[t] // LANES // share
                         bound = np.float32((left + moved[g]) * DOWN)
                         bounds[row, g] = bound if bound < bounds[row, g] else bounds[row, g]
+            if changes.shape[0] and label != labels[row]:
+                changes[0, changed], changes[1, changed] = row, labels[row]
+                changes[2, changed] = label
+                changed += 1
             labels[row], upper[row], lower[row] = label, up, down
-    return hard, scored
+    return changed, hard, scored

@@ -184,15 +184,18 @@ def near(
     tie,
     first,
     exact,
+    changes,
 ):
-    """Search the centroids near each row's own; return how many rows were not proven by scores.
+    """Search the centroids near each row's own; return how many labels changed, and rows not proven by scores.
+
+    Changed rows, their old and new labels go to the rows of `changes` (3, m), unless that is empty.
 
     Exponion (Newling and Fleuret, "Fast k-means with accurate bounds", ICML 2016): from a row at
     distance u of its centroid c, no centroid farther from c than u + v can be at less than v. Rows of
     one centroid go together, as lanes.
     """
     m, k, d = rows.shape[0], wide.shape[0], x.shape[1]
-    begin = np.zeros(k + 2, np.int64)
+    begin, farthest = np.zeros(k + 2, np.int64), np.zeros(k)
     order = np.empty(m, rows.dtype)
     if first:
         begin[1] = m
@@ -200,13 +203,16 @@ def near(
             order[i] = i
     else:  # by label, in one go
         for i in range(m):
-            begin[labels[rows[i]] + 2] += 1
+            a = np.uint64(labels[rows[i]])  # unsigned, so that no sign is looked at
+            begin[a + np.uint64(2)] += 1
+            up = np.float64(upper[rows[i]])
+            farthest[a] = up if up > farthest[a] else farthest[a]
         for a in range(k):
             begin[a + 2] += begin[a + 1]
         for i in range(m):
-            a = labels[rows[i]]
-            order[begin[a + 1]] = i
-            begin[a + 1] += 1
+            a = np.uint64(labels[rows[i]]) + np.uint64(1)
+            order[begin[a]] = i
+            begin[a] += 1
     columns = np.empty((d, WIDTH), minus_2c.dtype)
     best, second = np.empty(WIDTH, minus_2c.dtype), np.empty(WIDTH, minus_2c.dtype)
     who, norm, above = np.empty(WIDTH, np.int32), np.empty(WIDTH), np.empty(WIDTH)
@@ -216,18 +222,14 @@ def near(
         visit[j] = j
     candidates, squared = np.empty(k, np.int64), np.empty(k)
     room = np.empty(d + WIDTH)
-    hard = 0
+    hard = changed = 0
     for a in range(1 if first else k):
         start, stop = begin[a], begin[a + 1]
         if start == stop:
             continue
         visits, beyond = k, np.inf
         if not first:
-            farthest = 0.0
-            for i in range(start, stop):
-                up = np.float64(upper[rows[order[i]]])
-                farthest = up if up > farthest else farthest
-            radius = (2 * farthest + apart[a]) * UP
+            radius = (2 * farthest[a] + apart[a]) * UP
             visits, beyond = _nearby(
                 wide, ids, place, low_corner, high_corner, a, radius, visit, reach
             )
@@ -235,14 +237,14 @@ def near(
             used = stop - b if stop - b < WIDTH else WIDTH
             for i in order[b + WIDTH : b + 2 * WIDTH]:
                 prefetch(x, at[i] * d)
-                prefetch(x, at[i] * d + d - 1)
+                prefetch(x, at[i] * d + d - 1)  # which may be in another line of the cache
                 prefetch(upper, rows[i])
                 prefetch(lower, rows[i])
-                prefetch(labels, rows[i])
             for r in range(used):
                 i = order[b + r]
+                row = at[i]  # once, as for all the compiler knows writing to `columns` may change it
                 for f in range(d):
-                    columns[f, r] = x[at[i], f] * scale - offset[f]
+                    columns[f, r] = x[row, f] * scale - offset[f]
                 above[r] = 0.0 if first else upper[rows[i]]
             for r in range(used, WIDTH):  # the last row again
                 above[r] = above[used - 1]
@@ -279,8 +281,14 @@ def near(
                                 squared[found] = squared_distance(x, i, unit, wide, j, room)
                                 found += 1
                         label, up, down, _ = decide(candidates, squared, found, most, tie, label)
-                labels[row], upper[row], lower[row] = label, up, down
-    return hard
+                upper[row], lower[row] = up, down
+                if first or label != a:
+                    if changes.shape[0] and label != labels[row]:
+                        changes[0, changed], changes[1, changed] = row, labels[row]
+                        changes[2, changed] = label
+                        changed += 1
+                    labels[row] = label
+    return changed, hard
 
 
 @jit

@@ -23,6 +23,7 @@ from anykmeans.kernels.numba.simd import BLOCK, LANES, ROWS
 _FEW = 12  # features up to which boxes around panels rule out more than bounds of their own
 _POINTLESS = 0.8  # of the rows: so many not proven by a first look, and it is given up
 _LISTED = 1 << 15  # rows listed at once where all are looked at
+_FULL = 64  # rows in doubt for each centroid in each block, as many as fill vectors
 _ROOMY = 0.6  # of all panels: a pass that scores more may as well score all, and choose new panels
 
 Change = tuple[Array, Array, Array]
@@ -102,8 +103,9 @@ class Search:
         self._lowers, self._moved, self._share = np.empty((n, 0), np.float32), np.zeros(0), 1
         self._farthest = np.asarray([np.inf], np.float32)
         self._subspace: tuple[np.ndarray, np.ndarray] | None = None
-        length = -(-n // (2 * work.threads if work.threads > 1 else 1))
-        self._blocks = work.tiles(step=max(1, length))
+        self._looked = n
+        self._long_blocks = work.tiles(step=-(-n // work.threads))
+        self._blocks = work.tiles(step=-(-n // (2 * work.threads if work.threads > 1 else 1)))
 
     def settle(self, c: np.ndarray) -> list[Change]:
         """Give every row its nearest centroid of `c`; return changed rows, old and new labels."""
@@ -128,9 +130,12 @@ class Search:
             starts = np.arange(0, slots.size, self._share * LANES)
             self._moved = (self._moved + np.maximum.reduceat(slots, starts)) * UP + TINY
         sweep = _Sweep(self, wide, drift, first, fresh)
-        found = self.work.map(sweep.block, self._blocks)
+        # Rows of one centroid go side by side: where few are in doubt, together from longer blocks.
+        few = not self._grouped and self._looked < _FULL * c.shape[0] * len(self._blocks)
+        found = self.work.map(sweep.block, self._long_blocks if few else self._blocks)
         self._centroids = c
         hard, scored, looked, deferred = (sum(part[i] for part in found) for i in range(1, 5))
+        self._looked = looked
         if deferred > _POINTLESS * looked:
             self._subspace = None
         if self._narrow and hard > self.matrix.shape[0] // 5:
@@ -140,7 +145,7 @@ class Search:
             near.farthest_rows(self._upper, self.labels, self._farthest)
         self._scored = scored / (self.matrix.shape[0] * len(self._panels))
         self._passes += 1
-        return [change for part in found for change in part[0]]
+        return [] if first else [change for part in found for change in part[0] if change[0].size]
 
     def _divide(self, panels: int) -> None:
         """Make room for bounds: one a panel, or one for several where memory is short."""
@@ -245,14 +250,9 @@ class _Sweep:
         those that needed a second.
         """
         counts = np.zeros(4, np.int64)
-        changes = []
+        changes: list[Change] = []
         for rows in self._doubtful(block):
-            before = self.search.labels[rows]
-            counts += self._rows(rows)
-            if not self.first:
-                after = self.search.labels[rows]
-                (moved,) = np.nonzero(after != before)
-                changes.append((rows[moved], before[moved], after[moved]))
+            counts += self._rows(rows, changes)
         hard, scored, looked, deferred = counts.tolist()
         return changes, hard, scored, looked, deferred
 
@@ -271,29 +271,37 @@ class _Sweep:
         for tile in search.work.tiles(0, count, most):
             yield rows[tile]
 
-    def _rows(self, rows: np.ndarray) -> tuple[int, int, int, int]:
-        """Find the labels of the rows; return counts as `block` does."""
+    def _rows(self, rows: np.ndarray, changes: list[Change]) -> tuple[int, int, int, int]:
+        """Find the labels of the rows and add to the `changes`; return counts as `block` does."""
         search, panels, frame = self.search, self.panels, self.search.frame
         state = (search.labels, search._upper, search._lower)
+
+        def room(rows: np.ndarray) -> np.ndarray:
+            return np.empty((3, rows.size) if not self.first else (0, 0), rows.dtype)
+
         if not self.grouped:
             x, at = search.matrix.readable(rows)
-            errors = self.errors
-            hard = near.near(
+            errors, moves = self.errors, room(rows)
+            changed, hard = near.near(
                 x, at, rows, self.scale, self.offset, frame.unit, self.minus_2c, self.norms,
                 panels.ids, panels.place, *self.corners, self.wide, self.around[1], *state,
-                errors.beta, errors.eta, errors.tie, self.fresh, search._exact,
+                errors.beta, errors.eta, errors.tie, self.fresh, search._exact, moves,
             )  # fmt: skip
-            return hard, 0, 0, 0
+            changes.append(tuple(moves[:, :changed]))
+            return hard, 0, rows.size, 0
 
         def look(
             x: np.ndarray, at: np.ndarray, rows: np.ndarray, view: _View, deferred: np.ndarray
         ) -> Any:
-            return grouped.grouped(
+            moves = room(rows)
+            changed, hard, scored = grouped.grouped(
                 x, at, rows, view.scale, view.offset, frame.unit, view.panels, view.norms,
                 panels.ids, panels.place, view.centred, view.spare, self.wide, search._moved,
                 search._lowers, search._share, search._at_once, *state, view.errors.beta,
-                view.errors.eta, view.errors.tie, self.fresh, search._exact, deferred,
+                view.errors.eta, view.errors.tie, self.fresh, search._exact, deferred, moves,
             )  # fmt: skip
+            changes.append(tuple(moves[:, :changed]))
+            return hard, scored
 
         looked = rows.size
         scored = 0
