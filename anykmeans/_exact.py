@@ -61,6 +61,11 @@ class Grid:
         folds = min(FOLDS, 1 + math.ceil(missing / (_ROOM + 1 - bits)))
         return cls(np.ldexp(1.0, coarse), 2.0 ** (_ROOM + 1 - bits), folds)
 
+    @classmethod
+    def of_costs(cls, high: float, n: int) -> Grid:
+        """Return the grid for the sum of `n` costs of at most `high`."""
+        return cls.plan(np.asarray([high]), n, np.frexp(np.asarray([high]))[1] - 2.0 * _ROOM)
+
     def split(self, xp: Namespace, values: Array, scale: Array) -> Array:
         """Return `values` (m, columns) as whole numbers (m, folds * columns), coarsest grid first.
 
@@ -91,7 +96,7 @@ class Grid:
 
 def exact_sum(xp: Namespace, parts: Iterable[Array], high: float, n: int) -> float:
     """Return the sum of the values in `parts` (m,), float64, at most `high` each and `n` in all."""
-    grid = Grid.plan(np.asarray([high]), n, np.frexp(np.asarray([high]))[1] - 2.0 * _ROOM)
+    grid = Grid.of_costs(high, n)
     scale = float(grid.scale[0])
     sums = [xp.sum(grid.split(xp, part[:, None], scale), axis=0) for part in parts]
     return float(grid.total(xp, functools.reduce(operator.add, sums)[None, :], scale)[0, 0])

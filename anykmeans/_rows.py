@@ -357,6 +357,8 @@ class Rows:
 
     def cost(self, distances: Array) -> float:
         """Return the sum of per-row `distances` (n,) by relative weight, exact on its grid."""
+        if self.kernel.cost is not None:
+            return self.kernel.cost(distances, self.relative_weight(slice(0, self.shape[0])))
 
         def cost(tile: slice) -> Array:
             w = self.relative_weight(tile)

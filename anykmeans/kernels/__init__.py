@@ -30,6 +30,8 @@ A kernel is a module of this package. It may define
     the sums (k, columns) that whole numbers mean, in place of `Grid.total`;
 ``own_distances(matrix, select, unit, wide, labels, distances)``
     written: squared distances of rows to their own centroids, in place of `squared_distances`;
+``cost(distances, w) -> sum``
+    the exact sum of weighted distances (n,), in place of `exact_sum`;
 ``pairwise(matrix, select, unit, wide, factor, distances)``
     written: distances (m, k) of rows to all centroids, for `transform`;
 
@@ -106,6 +108,7 @@ class Kernel:
     accumulate: Callable[..., Array] | None
     total: Callable[..., Array] | None
     own_distances: Callable[..., None] | None
+    cost: Callable[..., float] | None
     pairwise: Callable[..., None] | None
 
 
@@ -162,5 +165,6 @@ def choose(x: Array, name: str = "auto") -> Kernel:
         accumulate=getattr(own, "accumulate", None),
         total=getattr(own, "total", None),
         own_distances=getattr(own, "own_distances", None),
+        cost=getattr(own, "cost", None),
         pairwise=getattr(own, "pairwise", None),
     )

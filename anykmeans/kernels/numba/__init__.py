@@ -125,6 +125,15 @@ def own_distances(
     sums.own_distances(x, unit, wide, labels, distances)
 
 
+def cost(distances: np.ndarray, w: np.ndarray | None) -> float:
+    """Return the exact sum of the weighted `distances` (n,): `anykmeans._exact.exact_sum`, bit for bit."""
+    from anykmeans.kernels.numba import sums
+
+    grid = Grid.of_costs(sums.largest(distances, _weights(w)), distances.shape[0])
+    whole = sums.whole(distances, _weights(w), grid.scale[0], grid.step, grid.folds)
+    return float(sums.total(whole, grid.scale, grid.step, grid.folds)[0, 0])
+
+
 def pairwise(
     matrix: Matrix, select: slice, unit: float, wide: np.ndarray, factor: float, found: np.ndarray
 ) -> None:

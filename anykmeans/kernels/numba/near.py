@@ -242,7 +242,9 @@ def near(
                 prefetch(lower, rows[i])
             for r in range(used):
                 i = order[b + r]
-                row = at[i]  # once, as for all the compiler knows writing to `columns` may change it
+                row = at[
+                    i
+                ]  # once, as for all the compiler knows writing to `columns` may change it
                 for f in range(d):
                     columns[f, r] = x[row, f] * scale - offset[f]
                 above[r] = 0.0 if first else upper[rows[i]]

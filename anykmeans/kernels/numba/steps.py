@@ -53,7 +53,7 @@ def wear(upper, lower, labels, drift, around, begin, active):
     return count
 
 
-@jit
+@njit(cache=True, nogil=True, error_model="numpy", forceinline=True)
 def halve(t, d):
     """Return the sum of ``t[:d]``, which is overwritten, in the order of `anykmeans._exact`, bit for bit."""
     half = 1

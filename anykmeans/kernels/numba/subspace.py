@@ -20,7 +20,7 @@ from anykmeans.kernels.numba.steps import any_order, jit
 WIDE = 64  # features from which on fewer coordinates pay
 _SHARE = 4  # features a coordinate, at least
 _SAMPLE = 512  # rows the directions are found from
-_LEFT = 0.5  # of the centroids' squared norms: where more is left out, bounds are too far apart
+_LEFT = 0.1  # of the centroids' squared norms: where more is left out, bounds are too far apart
 # Of a vector of coordinates, relatively: they are stored in float32, and r is found by difference.
 ERROR = 2.0**-18
 

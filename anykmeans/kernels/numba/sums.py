@@ -6,11 +6,8 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from numba import njit
 
-from anykmeans.kernels.numba.steps import squared_distance
-
-jit = njit(cache=True, nogil=True, error_model="numpy")
+from anykmeans.kernels.numba.steps import SIDE, any_minimum, jit, squared_distance
 
 
 @jit
@@ -74,6 +71,38 @@ def own_distances(x, unit, wide, labels, distances):
     room = np.empty(x.shape[1])
     for row in range(x.shape[0]):
         distances[row] = squared_distance(x, row, unit, wide, labels[row], room)
+
+
+@any_minimum
+def largest(costs, w):
+    """Return the largest of the weighted costs (n,), not negative."""
+    high = 0.0
+    for i in range(costs.shape[0]):
+        cost = costs[i] * (w[i] if w.shape[0] > 1 else w[0])
+        high = cost if cost > high else high
+    return high
+
+
+@jit
+def whole(costs, w, scale, step, folds):
+    """Return the sum of weighted costs (n,) as whole numbers (1, folds) of the grid."""
+    found, rest = np.zeros((folds, SIDE)), np.empty(SIDE)
+    for start in range(0, costs.shape[0], SIDE):
+        count = costs.shape[0] - start if costs.shape[0] - start < SIDE else SIDE
+        for i in range(count):
+            rest[i] = costs[start + i] * (w[start + i] if w.shape[0] > 1 else w[0]) * scale
+        for i in range(count, SIDE):
+            rest[i] = 0.0
+        for fold in range(folds):
+            for i in range(SIDE):
+                part = np.rint(rest[i])
+                found[fold, i] += part
+                rest[i] = (rest[i] - part) * step
+    total = np.zeros((1, folds))
+    for fold in range(folds):
+        for i in range(SIDE):
+            total[0, fold] += found[fold, i]
+    return total
 
 
 @jit
