@@ -16,10 +16,6 @@ from anykmeans._init import Draws, Init, generator, plus_plus, start
 from anykmeans._lloyd import lloyd
 from anykmeans._rows import Rows
 
-_FEW = (
-    64  # features up to which distances to all centroids cost less by differences than by a product
-)
-
 
 @dataclass(frozen=True, eq=False)  # arrays have no single truth to compare by
 class KMeansResult:
@@ -299,8 +295,8 @@ def _work_centroids(rows: Rows, c: Array) -> Array:
 def distances(x: Any, centroids: Any, *, max_bytes: int | None = None) -> Array:
     """Return Euclidean distances (n, k) of rows to centroids, in the dtype of centroids of `x`.
 
-    Compiled, they come from differences. Elsewhere they come from matrix products, but those of nearly
-    equal rows, where products lose digits, from differences: last bits may differ between libraries.
+    In up to 64 features compiled code takes differences. Elsewhere they come from products, but those of
+    nearly equal rows, where products lose digits, from differences: last bits may differ between libraries.
     """
     x = check.matrix(x)
     c = check.centroids(centroids, x, "centroids")
@@ -311,15 +307,12 @@ def distances(x: Any, centroids: Any, *, max_bytes: int | None = None) -> Array:
     rows.begin(work, "off", "centroids")
     wide = rows.frame.widen(work)
     n, threads = x.shape[0], rows.work.threads
-    if rows.kernel.pairwise is not None and x.shape[1] <= _FEW:
+    if rows.kernel.pairwise is not None:
         found = xp.empty((n, int(c.shape[0])), dtype=rows.matrix.state_dtype)
         step = min(rows.work.readable(rows.matrix), -(-n // (4 * threads if threads > 1 else 1)))
-        unit, factor, write = rows.frame.unit, 2.0**rows.frame.exponent, rows.kernel.pairwise
+        write = rows.kernel.pairwise(rows.frame, wide)
         with rows.work:
-            rows.work.map(
-                lambda tile: write(rows.matrix, tile, unit, wide, factor, found[tile]),
-                rows.work.tiles(step=step),
-            )
+            rows.work.map(lambda tile: write(tile, found[tile]), rows.work.tiles(step=step))
         return rows.matrix.give(found)
     centred = rows.frame.centre(wide)
     norms = xp.vecdot(centred, centred)

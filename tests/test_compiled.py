@@ -196,17 +196,22 @@ def test_sums_are_those_of_the_grid(folds):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64", "uint8"])
-def test_distances_to_all_centroids(dtype):
+@pytest.mark.parametrize(
+    "n_d", [(70_000, 3), (1003, 100)], ids=str
+)  # as many as Numba is chosen for
+def test_distances_to_all_centroids(dtype, n_d):
     rng = np.random.default_rng(0)
-    x = np.abs(rng.normal(size=(70_000, 3)) * 40).astype(dtype)  # as many as Numba is chosen for
-    c = np.concatenate([x[:5], x[:1] + 3])
-    model = KMeans(6, init=c.astype("float32" if dtype == "float32" else "float64"), max_iter=1)
-    found = model.fit(x).transform(x)
-    wide = x.astype(np.float64)[:, None, :] - model.cluster_centers_.astype(np.float64)[None]
-    assert found.dtype == model.cluster_centers_.dtype
-    np.testing.assert_allclose(
-        found, np.sqrt((wide**2).sum(axis=2)), rtol=1e-6 if dtype == "float32" else 1e-14
-    )
+    x = np.abs(rng.normal(size=n_d) * 40).astype(dtype)
+    c = np.concatenate([x[:18], x[:1] + 3]).astype("float32" if dtype == "float32" else "float64")
+    model = KMeans(len(c), init=c, max_iter=1).fit(x)
+    model.cluster_centers_ = c  # with rows on them, whose distance is zero
+    found = model.transform(x)
+    wide = x.astype(np.float64)[:, None, :] - c.astype(np.float64)[None]
+    wanted = np.sqrt((wide**2).sum(axis=2))
+    assert found.dtype == c.dtype
+    np.testing.assert_allclose(found, wanted, rtol=1e-6 if dtype == "float32" else 1e-9)
+    assert ((found == 0) == (wanted == 0)).all()
+    assert (found == 0).sum() >= 18
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])

@@ -32,8 +32,8 @@ A kernel is a module of this package. It may define
     written: squared distances of rows to their own centroids, in place of `squared_distances`;
 ``cost(distances, w) -> sum``
     the exact sum of weighted distances (n,), in place of `exact_sum`;
-``pairwise(matrix, select, unit, wide, factor, distances)``
-    written: distances (m, k) of rows to all centroids, for `transform`;
+``pairwise(frame, wide) -> write``
+    what writes distances (m, k) of rows to all centroids, ``write(select, distances)``, for `transform`;
 
 and must define ``why_not(x) -> str | None``, the reason it cannot run on the array `x`, and ``HOST``,
 whether it works on the NumPy view of `x`. ``LEAN`` says that its `gains` writes out nothing a row. What it
@@ -109,7 +109,7 @@ class Kernel:
     total: Callable[..., Array] | None
     own_distances: Callable[..., None] | None
     cost: Callable[..., float] | None
-    pairwise: Callable[..., None] | None
+    pairwise: Callable[..., Callable[..., None]] | None
 
 
 def why_not(name: str, x: Array) -> str | None:

@@ -9,6 +9,7 @@ Whatever needs Numba is imported when first called.
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,8 @@ HOST, LEAN = True, True
 segment_sum = cpu.segment_sum
 
 # Distances of a pass, or of a pick, times features: up to so many, all are computed, and in one call.
-SMALL = 1 << 20
+SMALL = 1 << 21
+_DIFFERENCES = 64  # features up to which all distances cost less by differences than by a product
 _FEW = 32  # features up to which k-means++ measures rows many at a time
 
 
@@ -50,7 +52,8 @@ def search(frame: Any, work: Any, k: int, *, bounds: str, exact: bool) -> Any:
 
 def _small(frame: Any, work: Any, times: int) -> bool:
     """Return whether to compute as many distances of each row at once, from copies of them."""
-    numbers = frame.matrix.shape[0] * frame.matrix.shape[1]
+    n, d = frame.matrix.shape
+    numbers = n * (4 << max(0, (d - 1).bit_length() - 2))  # padded
     return bool(numbers * times <= SMALL and numbers <= min(SMALL >> 3, work.max_bytes >> 6))
 
 
@@ -72,7 +75,7 @@ def magnitudes(matrix: Matrix, select: slice, w: np.ndarray | None) -> tuple[np.
     from anykmeans.kernels.numba import sums
 
     d = matrix.shape[1]
-    x = matrix.data[select] if matrix.direct else matrix.readable(select)[0]
+    x = _read(matrix, select)
     high, smallest = np.zeros(d, x.dtype), np.full(d, np.inf, x.dtype)
     if not sums.magnitudes(x, high, smallest):
         high[np.isnan(x).any(axis=0)] = np.nan
@@ -121,7 +124,7 @@ def own_distances(
     """Write the squared `distances` (m,) of rows to their own centroids of `wide` (k, d)."""
     from anykmeans.kernels.numba import sums
 
-    x = matrix.data[select] if matrix.direct else matrix.readable(select)[0]
+    x = _read(matrix, select)
     sums.own_distances(x, unit, wide, labels, distances)
 
 
@@ -134,14 +137,26 @@ def cost(distances: np.ndarray, w: np.ndarray | None) -> float:
     return float(sums.total(whole, grid.scale, grid.step, grid.folds)[0, 0])
 
 
-def pairwise(
-    matrix: Matrix, select: slice, unit: float, wide: np.ndarray, factor: float, found: np.ndarray
-) -> None:
-    """Write the distances (m, k), times `factor`, of rows to all centroids of `wide` (k, d)."""
+def pairwise(frame: Any, wide: np.ndarray) -> Callable[[slice, np.ndarray], None]:
+    """Return what writes the distances (m, k) of selected rows to all centroids of `wide` (k, d)."""
     from anykmeans.kernels.numba import sums
+    from anykmeans.kernels.numba.sweep import Panels
 
-    x = matrix.data[select] if matrix.direct else matrix.readable(select)[0]
-    sums.pairwise(x, unit, np.ascontiguousarray(wide.T), factor, found)
+    matrix, unit, factor = frame.matrix, frame.unit, 2.0**frame.exponent
+    if wide.shape[1] <= _DIFFERENCES:
+        columns = np.ascontiguousarray(wide.T)
+        return lambda select, found: sums.pairwise(
+            _read(matrix, select), unit, columns, factor, found
+        )
+    centred, offset = frame.centre(wide), frame.affine(narrow=False)[1]
+    panels, norms = Panels.in_order(wide.shape[0]).coefficients(centred, np.float64)
+    return lambda select, found: sums.pairwise_products(
+        _read(matrix, select), unit, offset, panels, norms, wide, factor, found
+    )
+
+
+def _read(matrix: Matrix, select: slice) -> np.ndarray:
+    return matrix.data[select] if matrix.direct else matrix.readable(select)[0]
 
 
 def gains(

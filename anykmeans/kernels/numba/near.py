@@ -203,16 +203,16 @@ def near(
             order[i] = i
     else:  # by label, in one go
         for i in range(m):
-            a = np.uint64(labels[rows[i]])  # unsigned, so that no sign is looked at
-            begin[a + np.uint64(2)] += 1
+            own = np.uint64(labels[rows[i]])  # unsigned, so that no sign is looked at
+            begin[own + np.uint64(2)] += 1
             up = np.float64(upper[rows[i]])
-            farthest[a] = up if up > farthest[a] else farthest[a]
+            farthest[own] = up if up > farthest[own] else farthest[own]
         for a in range(k):
             begin[a + 2] += begin[a + 1]
         for i in range(m):
-            a = np.uint64(labels[rows[i]]) + np.uint64(1)
-            order[begin[a]] = i
-            begin[a] += 1
+            after = np.uint64(labels[rows[i]]) + np.uint64(1)
+            order[begin[after]] = i
+            begin[after] += 1
     columns = np.empty((d, WIDTH), minus_2c.dtype)
     best, second = np.empty(WIDTH, minus_2c.dtype), np.empty(WIDTH, minus_2c.dtype)
     who, norm, above = np.empty(WIDTH, np.int32), np.empty(WIDTH), np.empty(WIDTH)

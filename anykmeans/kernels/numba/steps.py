@@ -75,6 +75,15 @@ def squared_distance(x, row, unit, c, j, t):
     return halve(t, c.shape[1])
 
 
+@any_order
+def squared_norm(y, r):
+    """Return the squared norm of a row, added in any order."""
+    norm = 0.0
+    for f in range(y.shape[1]):
+        norm += y[r, f] * y[r, f]
+    return norm
+
+
 @jit
 def side_by_side(columns, c, j, room):
     """Write `squared_distance` of SIDE rows, ``columns[:, i]``, to row `j` of `c`, to ``room[0]``.

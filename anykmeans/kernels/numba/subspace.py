@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from anykmeans.kernels.numba.simd import LANES, ROWS, tile
-from anykmeans.kernels.numba.steps import any_order, jit
+from anykmeans.kernels.numba.steps import jit, squared_norm
 
 WIDE = 64  # features from which on fewer coordinates pay
 _SHARE = 4  # features a coordinate, at least
@@ -76,23 +76,15 @@ def project(x, at, unit, offset, panels, found):
             row = at[b + r]
             for f in range(d):
                 y[r, f] = np.float64(x[row, f]) * unit - offset[f]
-            norm[r] = _squared_norm(y, r)
+            norm[r] = squared_norm(y, r)
         for panel in range(panels.shape[0]):
             tile(y, batch, d, panels, zeros, panel, scores, low, second, lane)
             for r in range(used):
                 for spot in range(LANES):  # the last of all is of no direction, and zero
                     found[b + r, panel * LANES + spot] = scores[r, spot]
-                norm[r] -= _squared_norm(scores, r)
+                norm[r] -= squared_norm(scores, r)
         for r in range(used):
             found[b + r, p - 1] = math.sqrt(norm[r] if norm[r] > 0.0 else 0.0)
-
-
-@any_order
-def _squared_norm(y, r):
-    norm = 0.0
-    for f in range(y.shape[1]):
-        norm += y[r, f] * y[r, f]
-    return norm
 
 
 def of_rows(frame: Any, work: Any, c: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:

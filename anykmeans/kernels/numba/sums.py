@@ -7,7 +7,8 @@ import math
 
 import numpy as np
 
-from anykmeans.kernels.numba.steps import SIDE, any_minimum, jit, squared_distance
+from anykmeans.kernels.numba.simd import LANES, ROWS, tile
+from anykmeans.kernels.numba.steps import SIDE, any_minimum, jit, squared_distance, squared_norm
 
 
 @jit
@@ -140,3 +141,27 @@ def pairwise(x, unit, columns, factor, found):
                 total[j] += step * step
         for j in range(k):
             found[row, j] = math.sqrt(total[j]) * factor
+
+
+@jit
+def pairwise_products(x, unit, offset, panels, norms, wide, factor, found):
+    """Write what `pairwise` does, by products less the `offset`; of nearly equal rows by differences."""
+    n, k, d = x.shape[0], wide.shape[0], x.shape[1]
+    y, norm, batch = np.zeros((ROWS, d)), np.empty(ROWS), np.arange(ROWS)
+    low, second, scores = np.empty(ROWS), np.empty(ROWS), np.empty((ROWS, LANES))
+    lane, room = np.empty(ROWS, np.int64), np.empty(d)
+    for start in range(0, n, ROWS):
+        used = n - start if n - start < ROWS else ROWS
+        for r in range(used):
+            for f in range(d):
+                y[r, f] = x[start + r, f] * unit - offset[f]
+            norm[r] = squared_norm(y, r)
+        for p in range(panels.shape[0]):
+            tile(y, batch, d, panels, norms, p, scores, low, second, lane)
+            width = k - p * LANES if k - p * LANES < LANES else LANES
+            for r in range(used):
+                for spot in range(width):
+                    j, squared = p * LANES + spot, norm[r] + scores[r, spot]
+                    if squared < (norm[r] + norms[p, spot]) * 1e-6:
+                        squared = squared_distance(x, start + r, unit, wide, j, room)
+                    found[start + r, j] = math.sqrt(squared) * factor

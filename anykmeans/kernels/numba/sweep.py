@@ -47,8 +47,16 @@ class Panels:
     @classmethod
     def of(cls, c: np.ndarray) -> Panels:
         """Return panels for centroids `c` (k, d)."""
-        k = c.shape[0]
-        parts = groups(c, LANES)
+        return cls.from_groups(c.shape[0], groups(c, LANES))
+
+    @classmethod
+    def in_order(cls, k: int) -> Panels:
+        """Return panels for `k` centroids as they are numbered."""
+        return cls.from_groups(k, np.split(np.arange(k), np.arange(LANES, k, LANES)))
+
+    @classmethod
+    def from_groups(cls, k: int, parts: list[np.ndarray]) -> Panels:
+        """Return a panel for each group of up to LANES of `k` centroids."""
         ids = np.full((len(parts), LANES), k, np.int32)
         for row, part in zip(ids, parts, strict=True):
             row[: part.size] = part
@@ -121,7 +129,10 @@ class Search:
         if self._passes == 3 and self._grouped and self._bounds != "off":
             self._subspace = subspace.of_rows(self.frame, self.work, self.frame.centre(wide))
         if renew:
-            self._panels = Panels.of(wide)
+            if self._bounds == "off":  # then it does not matter which are near each other
+                self._panels = Panels.in_order(c.shape[0])
+            else:
+                self._panels = Panels.of(wide)
             if self._grouped:
                 fresh = True
                 self._divide(len(self._panels))
