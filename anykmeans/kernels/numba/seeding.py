@@ -14,6 +14,17 @@ from anykmeans.kernels.numba.steps import SIDE, any_order, jit, side_by_side
 
 
 @jit
+def _nearest(reach):
+    """Return for each pick within what distance no candidate is nearer to its rows."""
+    nearest = np.empty(reach.shape[0])
+    for o in range(reach.shape[0]):
+        nearest[o] = np.inf
+        for j in range(reach.shape[1]):
+            nearest[o] = reach[o, j] if reach[o, j] < nearest[o] else nearest[o]
+    return nearest
+
+
+@jit
 def few(y, c, closest, owner, reach, w, scale, saved, won):
     """Trials of few features, in float64: rows that no bound rules out, side by side.
 
@@ -32,11 +43,7 @@ def few(y, c, closest, owner, reach, w, scale, saved, won):
     weight, before, cost = np.ones(SIDE), np.empty(SIDE), np.empty(SIDE)
     less, bits = np.zeros((t, SIDE)), np.empty(SIDE, np.int64)
     rows = np.empty(SIDE, np.uint64)  # a signed index would be looked at twice
-    nearest = np.empty(reach.shape[0])
-    for o in range(reach.shape[0]):
-        nearest[o] = np.inf
-        for j in range(reach.shape[1]):
-            nearest[o] = reach[o, j] if reach[o, j] < nearest[o] else nearest[o]
+    nearest = _nearest(reach)
     row = 0
     while row < m:
         count = 0
@@ -77,11 +84,7 @@ def many(y, c, closest, owner, reach, w, saved, won):
     piece = 64  # features after which to see whether it is too far already
     # A sum of d squares in any order errs by less than half of this, and so does the exact one.
     error, tiny = (d + 8) * 2.0**-51, 2.0**-1000
-    nearest = np.empty(reach.shape[0])
-    for o in range(reach.shape[0]):
-        nearest[o] = np.inf
-        for j in range(reach.shape[1]):
-            nearest[o] = reach[o, j] if reach[o, j] < nearest[o] else nearest[o]
+    nearest = _nearest(reach)
     doubt = 0.0
     for row in range(m):
         bits, o, before = 0, owner[row], closest[row]
@@ -104,9 +107,6 @@ def many(y, c, closest, owner, reach, w, saved, won):
                         doubt += weight * before * error + tiny
         won[row] = bits
     return doubt
-
-
-# Order matters to nobody here, but must stay within the bound.
 
 
 @jit
