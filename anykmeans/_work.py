@@ -14,7 +14,7 @@ from anykmeans._array import Matrix
 
 THREADS: int | None = None  # None: by the size of the work and the cores this process may use
 
-_SMALL = 1 << 18  # numbers in `x` below which starting threads costs more than they save
+_SMALL = 1 << 17  # numbers in `x` below which starting threads costs more than they save
 _CPU_BYTES, _DEVICE_BYTES = 1 << 28, 1 << 30
 _CACHE = 1 << 16  # numbers of a tile on a CPU: its temporaries stay in the L2 cache
 
