@@ -316,6 +316,8 @@ class Rows:
                 k = int(c.shape[0])
                 stats = stats + self.stats(new, k, rows, old)
                 sums, mass = self.totals(stats)
+        if self.kernel.means is not None:
+            return self.kernel.means(sums, mass, c)
         return means(xp, sums, mass, c)
 
     def _farthest(self, c: Array, wanted: int) -> tuple[np.ndarray, Array]:

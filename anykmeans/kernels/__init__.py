@@ -28,6 +28,8 @@ A kernel is a module of this package. It may define
     rows split on the grid and added by label, in place of `segment_sum`;
 ``total(grid, sums) -> totals``
     the sums (k, columns) that whole numbers mean, in place of `Grid.total`;
+``means(sums, mass, c) -> centroids``
+    in place of `anykmeans._stats.means`;
 ``own_distances(matrix, select, unit, wide, labels, distances)``
     written: squared distances of rows to their own centroids, in place of `squared_distances`;
 ``cost(distances, w) -> sum``
@@ -107,6 +109,7 @@ class Kernel:
     magnitudes: Callable[..., tuple[np.ndarray, ...]] | None
     accumulate: Callable[..., Array] | None
     total: Callable[..., Array] | None
+    means: Callable[..., Array] | None
     own_distances: Callable[..., None] | None
     cost: Callable[..., float] | None
     pairwise: Callable[..., Callable[..., None]] | None
@@ -164,6 +167,7 @@ def choose(x: Array, name: str = "auto") -> Kernel:
         magnitudes=getattr(own, "magnitudes", None),
         accumulate=getattr(own, "accumulate", None),
         total=getattr(own, "total", None),
+        means=getattr(own, "means", None),
         own_distances=getattr(own, "own_distances", None),
         cost=getattr(own, "cost", None),
         pairwise=getattr(own, "pairwise", None),

@@ -113,6 +113,15 @@ def total(grid: Grid, sums: np.ndarray) -> np.ndarray:
     return found
 
 
+def means(sums: np.ndarray, mass: np.ndarray, c: np.ndarray) -> np.ndarray:
+    """Return the means (k, d) of clusters in the dtype of `c`; an empty one keeps its row of `c`."""
+    from anykmeans.kernels.numba import sums as compiled
+
+    found = np.empty_like(c)
+    compiled.means(sums, mass, c, found)
+    return found
+
+
 def own_distances(
     matrix: Matrix,
     select: slice,

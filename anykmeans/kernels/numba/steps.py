@@ -17,6 +17,7 @@ from anykmeans._exact import DOWN, GAP, TINY, UP
 # On disk after the first time. Compiling that one takes is the price of Numba: NumPy's and Python's own
 # functions, `min` and `max` too, cost much of it, and are spelled out here.
 jit = njit(cache=True, nogil=True, error_model="numpy")
+inline = njit(cache=True, nogil=True, error_model="numpy", forceinline=True)
 # Sums whose order of addition is free, as the bounds allow any.
 any_order = njit(cache=True, nogil=True, error_model="numpy", fastmath={"reassoc", "contract"})
 # Minima in any order.
@@ -27,33 +28,49 @@ _STRETCH = 256  # rows whose bounds are worn before the doubtful ones are listed
 
 
 @jit
-def wear(upper, lower, labels, drift, around, begin, active):
+def wear(upper, lower, labels, moves, others, begin, active):
     """Wear the bounds (m,) of rows from `begin`; list those now in doubt in `active`, return how many.
 
-    A row's centroid moved by at most ``drift[label]``; `around` is what `surroundings` returns.
+    `moves` and `others` are pairs of float32 by label, each pair one int64, as looking up is what costs: how far
+    the centroid and those around it moved at most, and how far it is at least from the nearest of these and from
+    all others. The loops are short, as the compiler must know that what they write is not what they read.
     """
-    separation, _, drifts, beyond = around
     count = 0
     overlap = np.empty(_STRETCH, np.float32)
+    moved, apart = np.empty(_STRETCH, np.int64), np.empty(_STRETCH, np.int64)
     for start in range(0, labels.shape[0], _STRETCH):
         left = labels.shape[0] - start
         length = left if left < _STRETCH else _STRETCH
+        above, below = upper[start : start + length], lower[start : start + length]
         for i in range(length):
             label = np.uint32(labels[start + i])  # unsigned, so that no sign is looked at
-            above = np.float32((upper[start + i] + drift[label]) * np.float32(UP))
-            worn = np.float32((lower[start + i] - drifts[label]) * np.float32(DOWN))
-            outside = beyond[label] - above * np.float32(UP)
-            below = worn if worn < outside else outside
-            apart = separation[label] - above * np.float32(UP)
-            upper[start + i], lower[start + i] = above, below
-            overlap[i] = above * np.float32(GAP) - (below if below > apart else apart)
+            moved[i], apart[i] = moves[label], others[label]
+        for i in range(length):
+            above[i] = (above[i] + _low(moved[i])) * np.float32(UP)
+        for i in range(length):
+            worn = (below[i] - _high(moved[i])) * np.float32(DOWN)
+            outside = _high(apart[i]) - above[i] * np.float32(UP)
+            below[i] = worn if worn < outside else outside
+        for i in range(length):
+            nearest = _low(apart[i]) - above[i] * np.float32(UP)
+            overlap[i] = above[i] * np.float32(GAP) - (below[i] if below[i] > nearest else nearest)
         for i in range(length):
             active[count] = begin + start + i
             count += not overlap[i] < 0
     return count
 
 
-@njit(cache=True, nogil=True, error_model="numpy", forceinline=True)
+@inline
+def _low(pair):
+    return np.int32(pair).view(np.float32)
+
+
+@inline
+def _high(pair):
+    return np.int32(pair >> 32).view(np.float32)
+
+
+@inline
 def halve(t, d):
     """Return the sum of ``t[:d]``, which is overwritten, in the order of `anykmeans._exact`, bit for bit."""
     half = 1

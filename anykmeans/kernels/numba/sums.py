@@ -127,6 +127,14 @@ def total(sums, scale, step, folds):
 
 
 @jit
+def means(sums, mass, c, found):
+    """Write the means ``sums / mass`` (k, d) to `found`, of a cluster without mass its row of `c`."""
+    for j in range(c.shape[0]):
+        for f in range(c.shape[1]):
+            found[j, f] = sums[j, f] / mass[j] if mass[j] != 0.0 else np.float64(c[j, f])
+
+
+@jit
 def pairwise(x, unit, columns, factor, found):
     """Write the distances (m, k), times `factor`, of rows to all centroids `columns` (d, k), in the frame."""
     d, k = columns.shape

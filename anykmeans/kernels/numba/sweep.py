@@ -204,6 +204,11 @@ class _View:
         return cls(scale, offset, lanes, norms, centred.astype(dtype), spare, errors)
 
 
+def _pairs(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Return each two float32 of `a` and `b` (k,) as one int64, `a` in its lower half."""
+    return (a.view(np.uint32) | b.view(np.uint32).astype(np.uint64) << 32).view(np.int64)
+
+
 class _Sweep:
     """One pass: the centroids prepared, and what is done to each block of rows."""
 
@@ -244,15 +249,16 @@ class _Sweep:
             top = int(self.drift.argmax())
             others[top] = np.delete(self.drift, top).max(initial=0.0)
             none = np.zeros(k, np.float32)
-            self.around = (none, none, others, none + np.float32(np.inf))
+            self.pairs = _pairs(self.drift, others), _pairs(none, none + np.float32(np.inf))
         else:
             self.corners = near.boxes(wide, panels.ids)
             self.minus_2c = (centred * -2.0).astype(self.dtype)
             self.norms = (centred * centred).sum(axis=1).astype(self.dtype)
             search._farthest = search._farthest + self.drift
-            self.around = near.surroundings(
+            nearest, self.apart, drifts, beyond = near.surroundings(
                 wide, panels.ids, panels.place, self.corners, self.drift, search._farthest
             )
+            self.pairs = _pairs(self.drift, drifts), _pairs(nearest, beyond)
 
     def block(self, block: slice) -> tuple[list[Change], int, int, int, int]:
         """Bring a block up to date.
@@ -278,7 +284,7 @@ class _Sweep:
             return
         rows = np.empty(block.stop - block.start, number)
         bounds = search._upper[block], search._lower[block], search.labels[block]
-        count = steps.wear(*bounds, self.drift, self.around, block.start, rows)
+        count = steps.wear(*bounds, *self.pairs, block.start, rows)
         for tile in search.work.tiles(0, count, most):
             yield rows[tile]
 
@@ -295,7 +301,7 @@ class _Sweep:
             errors, moves = self.errors, room(rows)
             changed, hard = near.near(
                 x, at, rows, self.scale, self.offset, frame.unit, self.minus_2c, self.norms,
-                panels.ids, panels.place, *self.corners, self.wide, self.around[1], *state,
+                panels.ids, panels.place, *self.corners, self.wide, self.apart, *state,
                 errors.beta, errors.eta, errors.tie, self.fresh, search._exact, moves,
             )  # fmt: skip
             changes.append(tuple(moves[:, :changed]))
