@@ -12,8 +12,9 @@ from anykmeans._rows import Rows
 if not find_spec("numba"):
     pytest.skip("Numba is not installed", allow_module_level=True)
 
+from anykmeans._array import Matrix
 from anykmeans.kernels import numba as compiled
-from anykmeans.kernels.numba import simd, subspace, sums
+from anykmeans.kernels.numba import simd, subspace
 from anykmeans.kernels.numba.simd import LANES, ROWS, WIDTH
 from anykmeans.kernels.numba.steps import jit
 
@@ -223,8 +224,18 @@ def test_what_is_not_finite_is_found(bad, weighted):
         kmeans(x, 2, rng=0, sample_weight=np.ones(50) if weighted else None, kernel="numba")
 
 
-def test_magnitudes_see_the_smallest_and_largest():
-    x = np.asarray([[0.0, -3.0], [2.0**-40, 0.0], [-5.0, 0.5]])
-    high, smallest = np.zeros(2), np.full(2, np.inf)
-    assert sums.magnitudes(x, high, smallest)
-    assert (high.tolist(), smallest.tolist()) == ([5.0, 3.0], [2.0**-40, 0.5])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("n_d", [(1, 1), (7, 3), (500, 5), (65, 64), (20, 130)], ids=str)
+def test_magnitudes_see_the_smallest_and_largest(dtype, n_d):
+    rng = np.random.default_rng(0)
+    x = (rng.normal(size=n_d) * 2.0 ** rng.integers(-60, 60, size=n_d)).astype(dtype)
+    x[rng.random(n_d) < 0.3] = -0.0
+    x[:, 0] = 0
+    matrix, select = Matrix.of(x, host=True), slice(0, len(x))
+    high, largest, smallest = compiled.magnitudes(matrix, select, None)
+    np.testing.assert_array_equal(high, np.abs(x).max(axis=0))
+    np.testing.assert_array_equal(largest, high)
+    np.testing.assert_array_equal(smallest, np.where(x != 0, np.abs(x), np.inf).min(axis=0))
+    for bad in [np.inf, -np.inf, np.nan]:
+        x[-1, -1] = bad
+        np.testing.assert_array_equal(compiled.magnitudes(matrix, select, None)[0][-1], abs(bad))

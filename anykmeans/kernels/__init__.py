@@ -58,9 +58,9 @@ from anykmeans._work import seconds
 
 TABLE = ("numba", "cpu", "torch", "cupy", "agnostic")  # in order of preference
 # Numbers in `x` from which on a kernel is chosen unasked. Loading it takes longer than small work, but is worth
-# it if much small work is done: once it has taken as long, or as compiling takes where nothing is compiled yet.
+# it if much small work is done: once it has taken nearly as long, or as compiling takes where nothing is compiled.
 LEAST = {"numba": 1 << 16}
-PATIENCE, COMPILING = 0.3, 6.0  # seconds
+PATIENCE, COMPILING = 0.1, 6.0  # seconds
 _numba = Path(__file__).parent / "numba"
 
 

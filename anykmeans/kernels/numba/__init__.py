@@ -76,9 +76,19 @@ def magnitudes(matrix: Matrix, select: slice, w: np.ndarray | None) -> tuple[np.
 
     d = matrix.shape[1]
     x = _read(matrix, select)
-    high, smallest = np.zeros(d, x.dtype), np.full(d, np.inf, x.dtype)
-    if not sums.magnitudes(x, high, smallest):
-        high[np.isnan(x).any(axis=0)] = np.nan
+    whole = np.uint32 if x.dtype == np.float32 else np.uint64
+    infinity = np.asarray(np.inf, x.dtype).view(whole)[()]
+    together = max(1, 64 // d)  # rows, that the inner loop be long
+    bits = x.view(whole).ravel()
+    cut = bits.size - bits.size % (together * d)
+    high, smallest = np.zeros((2, together, d), whole), np.full((2, together, d), infinity)
+    for i, (part, width) in enumerate(((bits[:cut], together * d), (bits[cut:], d))):
+        part = part.reshape(-1, width)
+        sums.magnitudes(
+            part, whole(~whole(0) >> whole(1)), high[i].ravel()[:width], smallest[i].ravel()[:width]
+        )
+    high = high.view(x.dtype).max(axis=(0, 1))
+    smallest = smallest.view(x.dtype).min(axis=(0, 1))
     if w is None:
         return high, high, smallest
     largest, least = np.zeros(d + 1), np.full(d + 1, np.inf)

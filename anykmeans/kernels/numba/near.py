@@ -15,7 +15,7 @@ from anykmeans._exact import DOWN, GAP, TINY, UP
 from anykmeans.kernels.numba.simd import LANES, WIDTH, lanes, prefetch
 from anykmeans.kernels.numba.steps import any_minimum, decide, jit, squared_distance
 
-_CHUNK = 8  # centroids searched before looking whether to go on
+_CHUNK = 16  # centroids searched before looking whether to go on
 
 
 @jit

@@ -12,16 +12,17 @@ from anykmeans.kernels.numba.steps import SIDE, any_minimum, jit, squared_distan
 
 
 @jit
-def magnitudes(x, high, smallest):
-    """Raise `high` (d,) to |x| and lower `smallest` (d,) to the nonzero |x|; return whether all are numbers."""
-    strange = 0
-    for row in range(x.shape[0]):
-        for f in range(x.shape[1]):  # without branches: vector code
-            value = abs(x[row, f])
-            strange |= value != value
+def magnitudes(bits, magnitude, high, smallest):
+    """Raise `high` (d,) to |x| and lower `smallest` (d,) to the nonzero |x|, all given by their bits.
+
+    `magnitude` is the bits but the sign. As whole numbers, bits have the order of the floats, NaN above all.
+    """
+    for row in range(bits.shape[0]):
+        for f in range(bits.shape[1]):
+            value = bits[row, f] & magnitude
             high[f] = value if value > high[f] else high[f]
-            smallest[f] = value if (value > 0) & (value < smallest[f]) else smallest[f]
-    return strange == 0
+            value = magnitude if value == 0 else value
+            smallest[f] = value if value < smallest[f] else smallest[f]
 
 
 @jit
