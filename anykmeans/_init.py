@@ -122,10 +122,8 @@ def plus_plus(rows: Rows, k: int, rng: Draws, trials: int | None = None) -> np.n
     if k > 1:
         draws = rng.uniform(size=(k - 1, trials))
         if rows.kernel.seeds is not None:
-            w, frame = (
-                rows.relative_weight(slice(0, rows.shape[0])),
-                Frame(rows.matrix, rows.largest),
-            )
+            w = rows.relative_weight(slice(0, rows.shape[0]))
+            frame = Frame(rows.matrix, rows.largest)
             found = rows.kernel.seeds(frame, rows.work, w, int(picks[0]), draws)
             if found is not None:
                 return found

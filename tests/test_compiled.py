@@ -95,6 +95,7 @@ CASES = {  # n, d, k, bounds, max_bytes
     "near": (700, 3, 40, "auto", None),
     "near, one panel": (300, 2, 7, "auto", None),
     "near, many features": (300, 30, 40, "hamerly", None),
+    "near, few rows a centroid": (900, 8, 150, "auto", None),
     "a bound for every panel": (700, 20, 70, "auto", None),
     "few features in groups": (700, 3, 70, "groups", None),
     "a bound for several panels": (3000, 20, 100, "auto", 60_000),
@@ -120,6 +121,7 @@ def test_bounds_hold_and_labels_are_nearest(many, case, dtype, offset):
         search.settle(c)
         assert (search._subspace is not None) == (case == "a first look" and turn > 2)
         check(search, x, c)
+        assert not search._every or case.startswith("near")
         labels = search.labels
         c = np.stack(
             [x[labels == j].mean(axis=0) if (labels == j).any() else c[j] for j in range(k)]
@@ -166,6 +168,18 @@ def test_a_first_look_is_between_the_bounds(many, scale):
         slack = 4 * subspace.ERROR * ((y**2).sum(axis=1) + (y[j] ** 2).sum())
         assert (low <= true + slack).all()
         assert (true <= low + 4.0 * few[:, -1] * few[j, -1] + slack).all()
+
+
+def test_all_centroids_are_searched_where_few_rows_share_one(many):
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(2000, 8)).astype(np.float32)
+    x[:1000, :2] += 40 * rng.integers(5, size=(1000, 2))  # half of them in 25 places
+    for k, x_k, wanted in [(50, x[:1000], False), (500, x[1000:], True)]:
+        rows, c = Rows.over(x_k, kernel="numba"), x_k[:k]
+        rows.begin(c)
+        for _ in range(4):
+            c = rows.update(rows.sweep(c), c, "keep")
+        assert rows._search._every is wanted
 
 
 def test_centroids_in_all_directions_get_no_first_look():

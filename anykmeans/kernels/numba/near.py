@@ -15,6 +15,7 @@ from anykmeans._exact import DOWN, GAP, TINY, UP
 from anykmeans.kernels.numba.simd import LANES, WIDTH, lanes, prefetch
 from anykmeans.kernels.numba.steps import any_minimum, decide, jit, squared_distance
 
+_SORTED = 8  # centroids a row up to which sorting them pays
 _CHUNK = 16  # centroids searched before looking whether to go on
 
 
@@ -186,9 +187,9 @@ def near(
     exact,
     changes,
 ):
-    """Search the centroids near each row's own; return how many labels changed, and rows not proven by scores.
+    """Search the centroids near each row's own, or all if `first`.
 
-    Changed rows, their old and new labels go to the rows of `changes` (3, m), unless that is empty.
+    Returns how many labels changed, rows not proven by scores, and scores made. Changed rows, their old and new labels go to the rows of `changes` (3, m), unless that is empty.
 
     Exponion (Newling and Fleuret, "Fast k-means with accurate bounds", ICML 2016): from a row at
     distance u of its centroid c, no centroid farther from c than u + v can be at less than v. Rows of
@@ -222,7 +223,7 @@ def near(
         visit[j] = j
     candidates, squared = np.empty(k, np.int64), np.empty(k)
     room = np.empty(d + WIDTH)
-    hard = changed = 0
+    hard = changed = scored = 0
     for a in range(1 if first else k):
         start, stop = begin[a], begin[a + 1]
         if start == stop:
@@ -231,7 +232,7 @@ def near(
         if not first:
             radius = (2 * farthest[a] + apart[a]) * UP
             visits, beyond = _nearby(
-                wide, ids, place, low_corner, high_corner, a, radius, visit, reach
+                wide, ids, place, low_corner, high_corner, a, radius, stop - start, visit, reach
             )
         for b in range(start, stop, WIDTH):
             used = stop - b if stop - b < WIDTH else WIDTH
@@ -242,9 +243,8 @@ def near(
                 prefetch(lower, rows[i])
             for r in range(used):
                 i = order[b + r]
-                row = at[
-                    i
-                ]  # once, as for all the compiler knows writing to `columns` may change it
+                # Read once: for all the compiler knows, writing to `columns` may change it.
+                row = at[i]
                 for f in range(d):
                     columns[f, r] = x[row, f] * scale - offset[f]
                 above[r] = 0.0 if first else upper[rows[i]]
@@ -262,6 +262,7 @@ def near(
                 q = until
                 if q < visits:
                     limit = _farthest(norm, second, above, beta, eta, room)
+            scored += q * WIDTH
             unseen = reach[q] if q < visits else beyond
             _interval(norm, best, second, above, unseen, beta, eta, ups, downs)
             for r in range(used):
@@ -290,26 +291,41 @@ def near(
                         changes[2, changed] = label
                         changed += 1
                     labels[row] = label
-    return changed, hard
+    return changed, hard, scored
 
 
 @jit
-def _nearby(wide, ids, place, low_corner, high_corner, a, radius, visit, reach):
-    """List the centroids within `radius` of `a`, nearest first, itself at the head.
+def _nearby(wide, ids, place, low_corner, high_corner, a, radius, rows, visit, reach):
+    """List the centroids within `radius` of `a` and perhaps some more, nearest first, itself among the first.
 
-    Returns how many, and at least how far all others are.
+    Returns how many, and at least how far all others are. No centroid from ``visit[q]`` on is nearer than
+    ``reach[q]``. For few `rows` whole panels are listed, as sorting their centroids would not pay.
     """
-    k = wide.shape[0]
-    visits, outside, square = 0, np.inf, radius * radius
-    for p in range(low_corner.shape[0]):
-        away = _to_panel(wide, a, low_corner, high_corner, p)
-        if away > square:
-            outside = away if away < outside else outside
-            continue
-        for slot in range(p * LANES, (p + 1) * LANES):
+    k, p_count = wide.shape[0], low_corner.shape[0]
+    panels, away = np.empty(p_count, np.int64), np.empty(p_count)
+    listed, outside, square = 0, np.inf, radius * radius
+    for p in range(p_count):
+        squared = _to_panel(wide, a, low_corner, high_corner, p)
+        if squared > square:
+            outside = squared if squared < outside else outside
+        else:
+            panels[listed], away[listed] = p, squared
+            listed += 1
+    whole, visits = listed * LANES > _SORTED * rows, 0
+    if whole:
+        own = place[a] // LANES
+        for q in range(listed):
+            away[q] = -1.0 if panels[q] == own else math.sqrt(away[q]) * DOWN - TINY
+        _sort(away, panels, listed)
+    for q in range(listed):
+        for slot in range(panels[q] * LANES, (panels[q] + 1) * LANES):
             j = ids[slot]
             if j == k:
                 break
+            if whole:
+                visit[visits], reach[visits] = j, away[q]
+                visits += 1
+                continue
             squared = _between(wide, a, j)
             if squared > square:
                 outside = squared if squared < outside else outside
@@ -317,17 +333,23 @@ def _nearby(wide, ids, place, low_corner, high_corner, a, radius, visit, reach):
             visit[visits] = j
             reach[visits] = -1.0 if j == a else math.sqrt(squared) * DOWN - TINY
             visits += 1
-    # Shell sort.
+    if not whole:
+        _sort(reach, visit, visits)
+    return visits, math.sqrt(outside) * DOWN - TINY
+
+
+@jit
+def _sort(keys, values, count):
+    """Sort the first `count` of `values` by their `keys`: Shell's way, with few of either."""
     gap = 1
-    while 3 * gap < visits:
+    while 3 * gap < count:
         gap = 3 * gap + 1
     while gap:
-        for i in range(gap, visits):
-            key, j = reach[i], visit[i]
+        for i in range(gap, count):
+            key, value = keys[i], values[i]
             q = i
-            while q >= gap and reach[q - gap] > key:
-                reach[q], visit[q] = reach[q - gap], visit[q - gap]
+            while q >= gap and keys[q - gap] > key:
+                keys[q], values[q] = keys[q - gap], values[q - gap]
                 q -= gap
-            reach[q], visit[q] = key, j
+            keys[q], values[q] = key, value
         gap //= 3
-    return visits, math.sqrt(outside) * DOWN - TINY

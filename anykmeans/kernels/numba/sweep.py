@@ -110,6 +110,7 @@ class Search:
         self._grouped = bounds == "groups" or (bounds != "hamerly" and d > _FEW)
         self._lowers, self._moved, self._share = np.empty((n, 0), np.float32), np.zeros(0), 1
         self._farthest = np.asarray([np.inf], np.float32)
+        self._every = False  # whether to search all centroids, as those near the own are no fewer
         self._subspace: tuple[np.ndarray, np.ndarray] | None = None
         self._looked = n
         self._long_blocks = work.tiles(step=-(-n // work.threads))
@@ -140,13 +141,16 @@ class Search:
             slots = np.append(drift, 0.0)[self._panels.ids]
             starts = np.arange(0, slots.size, self._share * LANES)
             self._moved = (self._moved + np.maximum.reduceat(slots, starts)) * UP + TINY
-        sweep = _Sweep(self, wide, drift, first, fresh)
+        every = self._every and not renew
+        sweep = _Sweep(self, wide, drift, first, fresh, every)
         # Rows of one centroid go side by side: where few are in doubt, together from longer blocks.
         few = not self._grouped and self._looked < _FULL * c.shape[0] * len(self._blocks)
         found = self.work.map(sweep.block, self._long_blocks if few else self._blocks)
         self._centroids = c
         hard, scored, looked, deferred = (sum(part[i] for part in found) for i in range(1, 5))
         self._looked = looked
+        if not (self._grouped or fresh or every):
+            self._every = scored > looked * c.shape[0]
         if deferred > _POINTLESS * looked:
             self._subspace = None
         if self._narrow and hard > self.matrix.shape[0] // 5:
@@ -219,8 +223,10 @@ class _Sweep:
         drift: np.ndarray,
         first: bool,
         fresh: bool,
+        every: bool,
     ) -> None:
         self.search, self.wide, self.first, self.fresh = search, wide, first, fresh
+        self.every = every or fresh
         frame, panels = search.frame, search._panels
         self.panels, self.grouped = panels, search._grouped
         k, d = wide.shape
@@ -244,17 +250,20 @@ class _Sweep:
                     panels, few, np.float32, np.float32(1), np.zeros(p, np.float32),
                     few[:, -1].copy(), errors,
                 )  # fmt: skip
+        else:
+            self.minus_2c = (centred * -2.0).astype(self.dtype)
+            self.norms = (centred * centred).sum(axis=1).astype(self.dtype)
+            search._farthest = search._farthest + self.drift
+        if self.grouped or (every and k * _FULL > frame.matrix.shape[0]):
             # How far the other centroids moved at most, by label.
             others = np.full(k, self.drift.max())
             top = int(self.drift.argmax())
             others[top] = np.delete(self.drift, top).max(initial=0.0)
             none = np.zeros(k, np.float32)
+            self.corners, self.apart = (np.empty((0, d)), np.empty((0, d))), none
             self.pairs = _pairs(self.drift, others), _pairs(none, none + np.float32(np.inf))
         else:
             self.corners = near.boxes(wide, panels.ids)
-            self.minus_2c = (centred * -2.0).astype(self.dtype)
-            self.norms = (centred * centred).sum(axis=1).astype(self.dtype)
-            search._farthest = search._farthest + self.drift
             nearest, self.apart, drifts, beyond = near.surroundings(
                 wide, panels.ids, panels.place, self.corners, self.drift, search._farthest
             )
@@ -263,7 +272,7 @@ class _Sweep:
     def block(self, block: slice) -> tuple[list[Change], int, int, int, int]:
         """Bring a block up to date.
 
-        Returns what changed, rows not proven, panels scored, rows given a first look, and of these
+        Returns what changed, rows not proven, panels (near: centroids) scored, rows given a first look, and of these
         those that needed a second.
         """
         counts = np.zeros(4, np.int64)
@@ -299,13 +308,13 @@ class _Sweep:
         if not self.grouped:
             x, at = search.matrix.readable(rows)
             errors, moves = self.errors, room(rows)
-            changed, hard = near.near(
+            changed, hard, scored = near.near(
                 x, at, rows, self.scale, self.offset, frame.unit, self.minus_2c, self.norms,
                 panels.ids, panels.place, *self.corners, self.wide, self.apart, *state,
-                errors.beta, errors.eta, errors.tie, self.fresh, search._exact, moves,
+                errors.beta, errors.eta, errors.tie, self.every, search._exact, moves,
             )  # fmt: skip
             changes.append(tuple(moves[:, :changed]))
-            return hard, 0, rows.size, 0
+            return hard, scored, rows.size, 0
 
         def look(
             x: np.ndarray, at: np.ndarray, rows: np.ndarray, view: _View, deferred: np.ndarray
