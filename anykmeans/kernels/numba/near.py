@@ -45,8 +45,8 @@ def boxes(wide, ids):
 
 
 @jit
-def surroundings(wide, ids, place, corners, drift, farthest):
-    """Return what surrounds each centroid, four float32 arrays (k,).
+def surroundings(wide, ids, place, corners, drift, farthest, start, stop):
+    """Return what surrounds each centroid from `start` to `stop`, four float32 arrays.
 
     At least and at most how far the nearest other centroid is; at most how far the others moved that
     a row may get nearest to, if it is no farther from its centroid than `farthest`; and at least how
@@ -54,13 +54,12 @@ def surroundings(wide, ids, place, corners, drift, farthest):
     """
     low_corner, high_corner = corners
     k, p_count = wide.shape[0], low_corner.shape[0]
-    least, most = np.empty(k, np.float32), np.empty(k, np.float32)
-    drifts, beyond = np.empty(k, np.float32), np.empty(k, np.float32)
+    found = np.empty((4, stop - start), np.float32)
     away, fastest = np.empty(p_count), np.zeros(p_count, np.float32)
     for j in range(k):
         p = place[j] // LANES
         fastest[p] = drift[j] if drift[j] > fastest[p] else fastest[p]
-    for a in range(k):
+    for a in range(start, stop):
         own = place[a] // LANES
         nearest = np.inf
         for turn in range(p_count):
@@ -73,7 +72,7 @@ def surroundings(wide, ids, place, corners, drift, farthest):
                         squared = _between(wide, a, j)
                         nearest = squared if squared < nearest else nearest
         root = math.sqrt(nearest)
-        least[a], most[a] = root * DOWN - TINY, root * UP + TINY
+        found[0, a - start], found[1, a - start] = root * DOWN - TINY, root * UP + TINY
         radius = (2 * np.float64(farthest[a]) + root) * UP
         moved, outside = np.float32(0.0), np.inf
         for slot in range(own * LANES, (own + 1) * LANES):
@@ -87,8 +86,8 @@ def surroundings(wide, ids, place, corners, drift, farthest):
                 outside = away[p] if away[p] < outside else outside
             else:
                 moved = fastest[p] if fastest[p] > moved else moved
-        drifts[a], beyond[a] = moved, math.sqrt(outside) * DOWN - TINY
-    return least, most, drifts, beyond
+        found[2, a - start], found[3, a - start] = moved, math.sqrt(outside) * DOWN - TINY
+    return found
 
 
 @jit

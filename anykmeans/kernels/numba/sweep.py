@@ -23,6 +23,7 @@ from anykmeans.kernels.numba.simd import BLOCK, LANES, ROWS
 _FEW = 12  # features up to which boxes around panels rule out more than bounds of their own
 _POINTLESS = 0.8  # of the rows: so many not proven by a first look, and it is given up
 _LISTED = 1 << 15  # rows listed at once where all are looked at
+_MANY = 512  # centroids whose surroundings take longer to find than it takes to call another thread
 _FULL = 64  # rows in doubt for each centroid in each block, as many as fill vectors
 _ROOMY = 0.6  # of all panels: a pass that scores more may as well score all, and choose new panels
 
@@ -264,9 +265,16 @@ class _Sweep:
             self.pairs = _pairs(self.drift, others), _pairs(none, none + np.float32(np.inf))
         else:
             self.corners = near.boxes(wide, panels.ids)
-            nearest, self.apart, drifts, beyond = near.surroundings(
-                wide, panels.ids, panels.place, self.corners, self.drift, search._farthest
-            )
+            work = search.work
+            step = -(-k // work.threads) if k >= _MANY else k
+            parts = work.map(
+                lambda part: near.surroundings(
+                    wide, panels.ids, panels.place, self.corners, self.drift, search._farthest,
+                    part.start, part.stop,
+                ),
+                work.tiles(0, k, step),
+            )  # fmt: skip
+            nearest, self.apart, drifts, beyond = np.concatenate(parts, axis=1)
             self.pairs = _pairs(self.drift, drifts), _pairs(nearest, beyond)
 
     def block(self, block: slice) -> tuple[list[Change], int, int, int, int]:
