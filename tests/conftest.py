@@ -182,6 +182,7 @@ def kernel(request, monkeypatch):
     """The name of a kernel, which is made to take the way that its variant names."""
     if request.param == SKIPPING:
         monkeypatch.setattr("anykmeans.kernels.numba.SMALL", 0)
+        monkeypatch.setattr("anykmeans.kernels.numba.subspace.LONG", 0)
         return "numba"
     return request.param
 

@@ -89,6 +89,7 @@ def test_groups_share_all_out(k):
 def many(monkeypatch):
     """However few the rows, they are searched as many are."""
     monkeypatch.setattr(compiled, "SMALL", 0)
+    monkeypatch.setattr(subspace, "LONG", 0)
 
 
 CASES = {  # n, d, k, bounds, max_bytes
@@ -182,7 +183,7 @@ def test_all_centroids_are_searched_where_few_rows_share_one(many):
         assert rows._search._every is wanted
 
 
-def test_centroids_in_all_directions_get_no_first_look():
+def test_centroids_in_all_directions_get_no_first_look(many):
     x = np.random.default_rng(0).normal(size=(500, 200)).astype(np.float32)
     rows = Rows.over(x, kernel="numba")
     rows.begin(x[:5])

@@ -17,7 +17,7 @@ import numpy as np
 from anykmeans.kernels.numba.simd import LANES, ROWS, tile
 from anykmeans.kernels.numba.steps import jit, squared_norm
 
-WIDE = 64  # features from which on fewer coordinates pay
+WIDE, LONG = 64, 8192  # features and rows from which on fewer coordinates pay
 _SHARE = 4  # features a coordinate, at least
 _SAMPLE = 512  # rows the directions are found from
 _LEFT = 0.1  # of the centroids' squared norms: where more is left out, bounds are too far apart
@@ -96,7 +96,7 @@ def of_rows(frame: Any, work: Any, c: np.ndarray) -> tuple[np.ndarray, np.ndarra
     k = c.shape[0]
     # k means span k - 1 directions, and those of the data hold most of them.
     p = LANES * max(2, min(d // _SHARE // LANES, 1 + k // LANES))
-    if d < WIDE or 16 * p * n > work.max_bytes:
+    if d < WIDE or n < LONG or 16 * p * n > work.max_bytes:
         return None
 
     every = np.arange(0, n, -(-n // _SAMPLE))

@@ -178,6 +178,8 @@ class Search:
         """Return whether to choose panels anew: centroids move most in the first passes."""
         if self._grouped:
             return len(self._panels) > 1 and self._passes in (1, 4, 16) and self._scored > _ROOMY
+        if self._every:  # look again now and then whether those near the own have become fewer
+            return self._passes in (16, 64, 256)
         return self._passes & (self._passes - 1) == 0  # 1, 2, 4, 8, ...
 
 
