@@ -269,7 +269,7 @@ class Rows:
         xp, k = self.xp, int(c.shape[0])
         changes = self._search.settle(c)
         moved = sum(int(rows.shape[0]) for rows, _, _ in changes)
-        if self._stats is None or 2 * moved > self.shape[0]:
+        if self._stats is None or 3 * moved > self.shape[0]:  # in order, and once a row
             self._stats = self.stats(self._search.labels, k)
         elif moved:
             rows, old, new = changes[0]

@@ -10,7 +10,14 @@ from __future__ import annotations
 
 import numpy as np
 
-from anykmeans.kernels.numba.steps import SIDE, any_order, jit, side_by_side
+from anykmeans.kernels.numba.steps import (
+    SIDE,
+    any_order,
+    jit,
+    quarter,
+    side_by_side,
+    squared_distance,
+)
 
 
 @jit
@@ -32,11 +39,9 @@ def few(y, c, closest, owner, reach, w, scale, saved, won):
     """
     m, d = y.shape
     t = c.shape[0]
-    quarter = 1
-    while 4 * quarter < d:
-        quarter *= 2
-    columns, sums = np.zeros((4 * quarter, SIDE)), np.zeros((quarter, SIDE))
-    far = np.zeros((t, 4 * quarter))
+    left = quarter(d)
+    columns, sums = np.zeros((4 * left, SIDE)), np.zeros((left, SIDE))
+    far = np.zeros((t, 4 * left))
     for j in range(t):
         for f in range(d):
             far[j, f] = c[j, f]
@@ -112,27 +117,12 @@ def many(y, c, closest, owner, reach, w, saved, won):
 @jit
 def settle(y, c, closest, owner, pick, won):
     """Update what is closest, for rows that the pick at `c` (1, d) may be nearer to."""
-    m, d = y.shape
-    largest = 1
-    while 2 * largest < d:
-        largest *= 2
-    t, b = np.empty(largest), c[0]
-    for row in range(m):
+    room = np.empty(y.shape[1])
+    for row in range(y.shape[0]):
         if won[row]:
-            a = y[row]
-            for f in range(d - largest):
-                p, q = a[f] - b[f], a[f + largest] - b[f + largest]
-                t[f] = p * p + q * q
-            for f in range(d - largest, largest):
-                p = a[f] - b[f]
-                t[f] = p * p
-            half = largest
-            while half > 1:
-                half //= 2
-                for f in range(half):
-                    t[f] += t[f + half]
-            if t[0] < closest[row]:
-                closest[row], owner[row] = t[0], pick
+            squared = squared_distance(y, row, 1.0, c, 0, room)
+            if squared < closest[row]:
+                closest[row], owner[row] = squared, pick
 
 
 @jit

@@ -21,7 +21,7 @@ WIDTH = 2 * LANES  # rows side by side
 # Rows a tile: as many as the registers hold sums of.
 ROWS = 8 if llvmlite.binding.get_host_cpu_features().get("avx512f") else 4
 
-_INDEX, _SHORT, _MASK = ir.IntType(64), ir.IntType(32), ir.IntType(LANES)
+_INDEX, _SHORT = ir.IntType(64), ir.IntType(32)
 
 
 @intrinsic

@@ -14,17 +14,14 @@ import numpy as np
 
 from anykmeans._exact import GAP, Bounds, Grid
 from anykmeans.kernels.numba import seeding, sums
-from anykmeans.kernels.numba.steps import SIDE, halve, jit, side_by_side, squared_distance
+from anykmeans.kernels.numba.steps import SIDE, halve, jit, quarter, side_by_side, squared_distance
 
 
 @jit
 def by_lanes(x, unit):
     """Return rows (n, d) in the frame as `side_by_side` takes them (blocks, padded d, SIDE)."""
     n, d = x.shape
-    quarter = 1
-    while 4 * quarter < d:
-        quarter *= 2
-    columns = np.zeros((-(-n // SIDE), 4 * quarter, SIDE))
+    columns = np.zeros((-(-n // SIDE), 4 * quarter(d), SIDE))
     for row in range(n):
         for f in range(d):
             columns[row // SIDE, f, row % SIDE] = x[row, f] * unit
@@ -171,7 +168,7 @@ def seeds(y, w, draws, picks):
         seeding.settle(y, c[best : best + 1], closest, owner, pick, won)
         high = seeding.costs(closest, w, scale, block, blocks)
         exponent = math.frexp(high)[1]
-        if scale == 0.0 or exponent != last:
+        if scale == 0.0 or exponent != last:  # the first fold of `Grid.plan`
             last, coarse = exponent, 52 - bits - exponent
             scale = math.ldexp(1.0, coarse if coarse < 1023 else 1023)
             seeding.costs(closest, w, scale, block, blocks)

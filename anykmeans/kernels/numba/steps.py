@@ -102,10 +102,19 @@ def squared_norm(y, r):
 
 
 @jit
+def quarter(d):
+    """Return the rows of `side_by_side`'s room for `d` features, a quarter of what they are padded to."""
+    found = 1
+    while 4 * found < d:
+        found *= 2
+    return found
+
+
+@jit
 def side_by_side(columns, c, j, room):
     """Write `squared_distance` of SIDE rows, ``columns[:, i]``, to row `j` of `c`, to ``room[0]``.
 
-    Features are padded with zeros to four times a power of two, which is how many rows `room` has.
+    Features are padded with zeros to four times the rows of `room`.
     """
     left = room.shape[0]
     for f in range(left):
