@@ -222,7 +222,7 @@ class Matrix:
     source : array of shape (n, d)
         The array as given (detached, CSR), for the library and device of results.
     data : array of shape (n, d)
-        The same memory as the work sees it: a NumPy view on the CPU, else `source` itself.
+        The same memory as the work sees it: a view of another library, or `source` itself.
     xp : namespace
         Where the work is done.
     device : object
@@ -238,10 +238,11 @@ class Matrix:
     dtype: str
 
     @classmethod
-    def of(cls, x: Array, *, host: bool) -> Matrix:
-        """Return a Matrix over `x`, in NumPy if `host` (its memory must be reachable then)."""
+    def of(cls, x: Array, library: str | None) -> Matrix:
+        """Return a Matrix over `x` as `library`, which must be able to reach its memory, sees it."""
         dtype = dtype_name(x)
         data = x
+        host = library == "numpy"
         if host and not isinstance(x, np.ndarray) and not is_sparse(x):
             if array_api_compat.is_torch_array(x):
                 import torch
@@ -250,8 +251,12 @@ class Matrix:
                 data = (x.view(torch.int16) if dtype == "bfloat16" else x).numpy()
             else:
                 data = np.asarray(x)
-        xp = np_compat if host else namespace(x)
-        return cls(x, data, xp, "cpu" if host else device_of(x), dtype)
+        elif library == "torch" and array_api_compat.is_cupy_array(x):
+            import torch
+
+            data = torch.from_dlpack(x)
+        xp = np_compat if host else namespace(data)
+        return cls(x, data, xp, "cpu" if host else device_of(data), dtype)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -331,9 +336,11 @@ class Matrix:
 
     def give(self, a: Array) -> Array:
         """Return a result in the library and on the device of the user's array."""
-        if self.xp is np_compat and not isinstance(self.source, np.ndarray):
-            return a if is_sparse(self.source) else like(a, self.source)
-        return a
+        if self.data is self.source:
+            return a
+        if array_api_compat.is_cupy_array(self.source):
+            return namespace(self.source).from_dlpack(a)
+        return like(a, self.source)
 
 
 def supported_dtype(x: Array) -> bool:

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from anykmeans._array import Array, Matrix, Selection
+from anykmeans._array import Array, Matrix, Selection, to_numpy
 from anykmeans._exact import power_of_two
 
 
@@ -20,10 +20,12 @@ class Frame:
     ----------
     exponent : int
         Everything is multiplied by ``2**-exponent``.
+    largest : float
+        The largest magnitude of rows and centroids, before that.
     """
 
     def __init__(self, matrix: Matrix, largest: float, offset: np.ndarray | None = None) -> None:
-        self.matrix, self.xp = matrix, matrix.xp
+        self.matrix, self.xp, self.largest = matrix, matrix.xp, largest
         self.exponent = power_of_two(largest)
         self._offset: Array | None = None
         if offset is not None:
@@ -62,10 +64,11 @@ class Frame:
         return 2.0**-self.exponent
 
     def affine(self, narrow: bool) -> tuple[Any, np.ndarray]:
-        """Return scale and offset (d,): what makes `centred` of a row of NumPy, in its dtype."""
+        """Return scale and offset (d,): what makes `centred` of a row, in its dtype, on the host."""
         dtype = np.float32 if self._single(narrow) else np.float64
-        offset = np.zeros(self.matrix.shape[1]) if self._offset is None else self._offset
-        return dtype(self.unit), offset.astype(dtype)
+        if self._offset is None:
+            return dtype(self.unit), np.zeros(self.matrix.shape[1], dtype)
+        return dtype(self.unit), to_numpy(self._offset).astype(dtype)
 
     def _single(self, narrow: bool) -> bool:
         """Return whether rows are centred in float32: 2**126 is one, and must hold the scale."""

@@ -342,8 +342,8 @@ def parallel(rows: Rows, k: int, rng: Draws) -> Array:
     if picked.size <= k:  # hardly more distinct rows than clusters
         return rows.rows(matrix.asarray(plus_plus(rows, k, rng)))
     _, mass = _nearest_pick(rows, picked)
-    candidates = Matrix.of(rows.rows(matrix.asarray(picked)), host=rows.kernel.host)
-    weights = Matrix.of(mass[:, None], host=rows.kernel.host)
+    candidates = Matrix.of(rows.rows(matrix.asarray(picked)), rows.kernel.library)
+    weights = Matrix.of(mass[:, None], rows.kernel.library)
     few = Rows(candidates, weights, rows.kernel, max_bytes=rows.work.max_bytes)
     with few.work:
         c = few.rows(matrix.asarray(plus_plus(few, k, rng)))

@@ -348,7 +348,7 @@ def cluster_sums(x: Any, labels: Any, k: int, *, sample_weight: Any = None) -> t
     x = check.matrix(x)
     rows = Rows.over(x, check.weights(sample_weight, x))
     with rows.work:
-        work = rows.matrix.asarray(to_numpy(labels)) if rows.kernel.host else labels
+        work = labels if rows.matrix.data is x else rows.matrix.asarray(to_numpy(labels))
         sums, mass = (a * 2.0**rows.heaviest for a in rows.totals(rows.stats(work, k)))
     return rows.matrix.give(sums), rows.matrix.give(mass)
 

@@ -14,8 +14,8 @@ from anykmeans._stats import ClusterStats
 class Source(Protocol):
     """Rows in memory, blocks of a stream, a cluster's workers: anything that can be swept."""
 
-    def leap(self, c: Array, passes: int, tol: float) -> tuple[Array, int, float]:
-        """Return the centroids after the first passes of the loop, how many, and the last shift.
+    def leap(self, c: Array, passes: int, tol: float, empty: str) -> tuple[Array, int, float]:
+        """Return the centroids after the next passes of the loop, how many, and the last shift.
 
         At most `passes`, and as many as the source can make at once: often none.
         """
@@ -38,14 +38,18 @@ def lloyd(
     `tol` is the squared move at which to stop, in the source's unit. As sums are exact, labels that
     repeat give centroids that repeat: zero shift is scikit-learn's strict convergence.
     """
-    c, done, shift = source.leap(c, max_iter, tol)
-    if shift <= tol:
-        return c, done, True
-    for n_iter in range(done + 1, max_iter + 1):
+    done = 0
+    while done < max_iter:
+        c, made, shift = source.leap(c, max_iter - done, tol, empty)
+        done += made
+        if shift <= tol:
+            return c, done, True
+        if done == max_iter:
+            break
         stats = source.sweep(c)
         c_new = source.update(stats, c, empty)
         shift = source.shift(c_new, c)
-        c = c_new
+        c, done = c_new, done + 1
         if shift <= tol:
-            return c, n_iter, True
+            return c, done, True
     return c, max_iter, False

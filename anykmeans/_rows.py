@@ -83,8 +83,8 @@ class Rows:
         chosen = choose(x, kernel)
         weights = None
         if sample_weight is not None:
-            weights = Matrix.of(sample_weight[:, None], host=chosen.host)
-        matrix = Matrix.of(x, host=chosen.host)
+            weights = Matrix.of(sample_weight[:, None], chosen.library)
+        matrix = Matrix.of(x, chosen.library)
         return cls(matrix, weights, chosen, max_bytes=max_bytes, precision=precision, name=name)
 
     # -- rows ---------------------------------------------------------------------------------
@@ -278,14 +278,14 @@ class Rows:
             self._stats = self._stats + self.stats(new, k, rows, old)
         return self._stats
 
-    def leap(self, c: Array, passes: int, tol: float) -> tuple[Array, int, float]:
+    def leap(self, c: Array, passes: int, tol: float, empty: str) -> tuple[Array, int, float]:
         """Return the centroids after as many passes as its search can make at once, how many, and the shift."""
         leap = getattr(self._search, "leap", None)
         if leap is None:
             return c, 0, math.nan
-        found: tuple[Array, int, float] = leap(
-            c, passes, tol, self.relative_weight(slice(0, self.shape[0])), self.grid
-        )
+        self._stats = None  # which are of other labels now
+        w = self.relative_weight(slice(0, self.shape[0]))
+        found: tuple[Array, int, float] = leap(c, passes, tol, w, self.grid, keep=empty == "keep")
         return found
 
     # -- decisions ----------------------------------------------------------------------------
@@ -338,7 +338,7 @@ class Rows:
         xp = self.xp
 
         if self.kernel.own_distances is not None:
-            found = xp.empty(self.shape[0], dtype=xp.float64)
+            found = xp.empty(self.shape[0], dtype=xp.float64, device=self.matrix.device)
             unit, write = self.frame.unit, self.kernel.own_distances
             self.work.map(
                 lambda tile: write(self.matrix, tile, unit, wide, labels[tile], found[tile]),

@@ -246,7 +246,7 @@ def test_magnitudes_see_the_smallest_and_largest(dtype, n_d):
     x = (rng.normal(size=n_d) * 2.0 ** rng.integers(-60, 60, size=n_d)).astype(dtype)
     x[rng.random(n_d) < 0.3] = -0.0
     x[:, 0] = 0
-    matrix, select = Matrix.of(x, host=True), slice(0, len(x))
+    matrix, select = Matrix.of(x, "numpy"), slice(0, len(x))
     high, largest, smallest = compiled.magnitudes(matrix, select, None)
     np.testing.assert_array_equal(high, np.abs(x).max(axis=0))
     np.testing.assert_array_equal(largest, high)

@@ -32,7 +32,7 @@ class Steps:
     def see(self, a, dtype=None):
         """The namespace and the array as the kernel sees it."""
         a = self.backend.make(a, dtype)
-        matrix = Matrix.of(a[:, None] if a.ndim == 1 else a, host=self.kernel.host)
+        matrix = Matrix.of(a[:, None] if a.ndim == 1 else a, self.kernel.library)
         return matrix.xp, matrix.data[:, 0] if a.ndim == 1 else matrix.data
 
     def read(self, a):

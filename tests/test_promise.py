@@ -173,7 +173,7 @@ def test_bounds_survive_long_walks(monkeypatch, n_d_k, step):
     x = np.round(rng.normal(size=(n, d)) * 64) / 64
     c = np.round(rng.normal(size=(k, d)) * 64) / 64  # many rows start near a tie
     moves = rng.normal(size=(k, d)) * step  # always the same way: nothing cancels
-    matrix = Matrix.of(x, host=True)
+    matrix = Matrix.of(x, "numpy")
 
     def source(bounds, c):
         monkeypatch.setattr(_rows, "BOUNDS", bounds)
@@ -201,7 +201,7 @@ def test_bounds_survive_a_jump_after_many_tiny_steps(monkeypatch, bounds):
     sums = {}
     for which in ["off", bounds]:
         monkeypatch.setattr(_rows, "BOUNDS", which)
-        rows = _rows.Rows(Matrix.of(x, host=True), None, choose(x, "cpu"))
+        rows = _rows.Rows(Matrix.of(x, "numpy"), None, choose(x, "cpu"))
         rows.begin(np.array(path[0])[:, None])
         sums[which] = [rows.sweep(np.array(c)[:, None]).sums for c in path][-1]
     np.testing.assert_array_equal(sums[bounds], sums["off"])

@@ -37,8 +37,8 @@ A kernel is a module of this package. It may define
 ``pairwise(frame, wide) -> write``
     what writes distances (m, k) of rows to all centroids, ``write(select, distances)``, for `transform`;
 
-and must define ``why_not(x) -> str | None``, the reason it cannot run on the array `x`, and ``HOST``,
-whether it works on the NumPy view of `x`. ``LEAN`` says that its `gains` writes out nothing a row. What it
+and must define ``why_not(x) -> str | None``, the reason it cannot run on the array `x`, and ``LIBRARY``,
+the library whose view of `x` it works on, or None for that of `x`. ``LEAN`` says that its `gains` writes out nothing a row. What it
 lacks comes from ``agnostic``. Adding a kernel is one file and one word in `TABLE`.
 """
 
@@ -56,7 +56,7 @@ import numpy as np
 from anykmeans._array import Array
 from anykmeans._work import seconds
 
-TABLE = ("numba", "cpu", "torch", "cupy", "agnostic")  # in order of preference
+TABLE = ("numba", "cpu", "triton", "torch", "cupy", "agnostic")  # in order of preference
 # Numbers in `x` from which on a kernel is chosen unasked. Loading it takes longer than small work, but is worth
 # it if much small work is done: once it has taken nearly as long, or as compiling takes where nothing is compiled.
 LEAST = {"numba": 1 << 16}
@@ -81,8 +81,8 @@ class Kernel:
     ----------
     name : str
         Its name in `TABLE`.
-    host : bool
-        Whether it works on NumPy views.
+    library : str or None
+        The library whose view of an array it works on; None for the array's own.
     nearest, interval, wear, segment_sum, squared_distances, gains, settle, costs : callable
         The steps.
     lean : bool
@@ -92,7 +92,7 @@ class Kernel:
     """
 
     name: str
-    host: bool
+    library: str | None
     nearest: Callable[..., tuple[Array, Array, Array]]
     interval: Callable[..., tuple[Array, Array]]
     wear: Callable[..., tuple[Array, Array, Array]]
@@ -113,6 +113,11 @@ class Kernel:
     own_distances: Callable[..., None] | None
     cost: Callable[..., float] | None
     pairwise: Callable[..., Callable[..., None]] | None
+
+    @property
+    def host(self) -> bool:
+        """Whether it works on NumPy views."""
+        return self.library == "numpy"
 
 
 def why_not(name: str, x: Array) -> str | None:
@@ -150,7 +155,7 @@ def choose(x: Array, name: str = "auto") -> Kernel:
 
     return Kernel(
         name,
-        own.HOST,
+        own.LIBRARY,
         nearest=step("nearest"),
         interval=step("interval"),
         wear=step("wear"),
@@ -161,7 +166,7 @@ def choose(x: Array, name: str = "auto") -> Kernel:
         costs=step("costs"),
         lean=getattr(own, "LEAN", False),
         one_hot=not hasattr(own, "segment_sum") or own is agnostic,
-        compiled=hasattr(own, "search"),
+        compiled=hasattr(own, "accumulate"),
         search=getattr(own, "search", None),
         seeds=getattr(own, "seeds", None),
         magnitudes=getattr(own, "magnitudes", None),

@@ -27,7 +27,7 @@ __all__ = [
     "why_not",
 ]
 
-HOST = False
+LIBRARY = None
 
 
 def why_not(x: Array) -> str | None:

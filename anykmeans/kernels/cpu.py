@@ -7,7 +7,7 @@ import numpy as np
 from anykmeans import _array as arrays
 from anykmeans._array import Array, Namespace
 
-HOST = True
+LIBRARY = "numpy"
 
 
 def why_not(x: Array) -> str | None:

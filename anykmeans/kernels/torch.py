@@ -5,7 +5,7 @@ from __future__ import annotations
 from anykmeans import _array as arrays
 from anykmeans._array import Array, Namespace
 
-HOST = False
+LIBRARY = None
 
 
 def why_not(x: Array) -> str | None:

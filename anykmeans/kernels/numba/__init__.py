@@ -19,7 +19,7 @@ from anykmeans._array import Array, Matrix, Namespace, Selection
 from anykmeans._exact import Grid
 from anykmeans.kernels import cpu
 
-HOST, LEAN = True, True
+LIBRARY, LEAN = "numpy", True
 segment_sum = cpu.segment_sum
 
 # Distances of a pass, or of a pick, times features: up to so many, all are computed, and in one call.

@@ -57,10 +57,11 @@ def assign(columns, wide, tie, labels):
 
 
 @jit
-def passes(columns, x, w, c, single, unit, tie, scale, step, folds, labels, most, tol):
+def passes(columns, x, w, c, single, unit, tie, scale, step, folds, labels, most, tol, keep):
     """Move the centroids `c` (k, d), float64, by up to `most` passes; return how many, and the last shift.
 
-    Stops after a shift of at most `tol`, and before a pass that would leave a cluster without weight.
+    Stops after a shift of at most `tol`, and before a pass that would leave a cluster without weight, unless
+    to `keep` its centroid is what to do then.
     With `single` centroids are float32. `labels` are those of the last pass.
     """
     n, (k, d) = x.shape[0], c.shape
@@ -89,10 +90,10 @@ def passes(columns, x, w, c, single, unit, tie, scale, step, folds, labels, most
         total = sums.total(whole, scale, step, folds)
         for j in range(k):
             mass = total[j, d]
-            if mass == 0.0:
+            if mass == 0.0 and not keep:
                 return done, shift
             for f in range(d):
-                mean = total[j, f] / mass
+                mean = total[j, f] / mass if mass != 0.0 else c[j, f]
                 new[j, f] = np.float64(np.float32(mean)) if single else mean
         for j in range(k):
             moves[j] = squared_distance(new, j, unit, wide, j, room)
@@ -193,12 +194,12 @@ class Search:
         return [(rows, before[rows], self.labels[rows])]
 
     def leap(
-        self, c: np.ndarray, most: int, tol: float, w: np.ndarray | None, grid: Grid
+        self, c: np.ndarray, most: int, tol: float, w: np.ndarray | None, grid: Grid, *, keep: bool
     ) -> tuple[np.ndarray, int, float]:
         """Return the centroids after up to `most` passes from `c`, how many those were, and the last shift."""
         moved = c.astype(np.float64)
         done, shift = passes(
             self._columns, self._x, np.ones(1) if w is None else w, moved, c.dtype == np.float32,
-            self.frame.unit, self._tie, grid.scale, grid.step, grid.folds, self.labels, most, tol,
+            self.frame.unit, self._tie, grid.scale, grid.step, grid.folds, self.labels, most, tol, keep,
         )  # fmt: skip
         return moved.astype(c.dtype), done, shift

@@ -1,0 +1,62 @@
+"""Triton kernels for CUDA tensors, and for CuPy arrays through DLPack: a pass without the host.
+
+`screen` scores rows in half precision and proves labels, `resolve` decides what is left in float64, `sums`
+adds by integer atomics and ends the pass; `passes` launches them. Whatever needs Triton is imported when
+first called. With ``TRITON_INTERPRET=1`` they run on CPU tensors, slowly, for tests.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from typing import Any
+
+from anykmeans import _array as arrays
+from anykmeans._array import Array, Matrix
+from anykmeans.kernels import torch as plain
+
+LIBRARY = "torch"
+segment_sum = plain.segment_sum
+
+_FEATURES = 1 << 19  # a row must fit the differences of one tile
+
+
+def why_not(x: Array) -> str | None:
+    """Return None for dense CUDA tensors and CuPy arrays where Triton is installed."""
+    library = arrays.library_of(x)
+    if library not in ("torch", "cupy"):
+        return f"x is {arrays.where_is(x)}, neither a tensor nor a CuPy array"
+    for needed in ("torch", "triton"):
+        if importlib.util.find_spec(needed) is None:
+            return f"{needed} is not installed (`pip install {needed}`)"
+    if arrays.dtype_name(x) == "bool":
+        return "x is of dtype bool"
+    if x.shape[-1] > _FEATURES:
+        return f"x has more than {_FEATURES} features"
+    if library == "torch" and x.device.type == "cpu":
+        if os.environ.get("TRITON_INTERPRET") == "1":
+            return None
+        return "x is torch on cpu, where Triton runs only with TRITON_INTERPRET=1"
+    import torch
+
+    if torch.version.cuda is None:
+        return "PyTorch is not built for CUDA"
+    if torch.cuda.get_device_capability(getattr(x.device, "index", x.device.id if library == "cupy" else 0)) < (8, 0):
+        return "the GPU is older than compute capability 8.0"
+    return None
+
+
+def search(frame: Any, work: Any, k: int, *, bounds: str, exact: bool) -> Any:
+    """Return the search of all rows, see `anykmeans.kernels.triton.passes`."""
+    from anykmeans.kernels.triton.passes import Search
+
+    return Search(frame, work, k, exact=exact)
+
+
+def own_distances(
+    matrix: Matrix, select: slice, unit: float, wide: Array, labels: Array, distances: Array
+) -> None:
+    """Write the squared `distances` (m,) of rows to their own centroids of `wide` (k, d)."""
+    from anykmeans.kernels.triton import passes
+
+    passes.own_distances(matrix.data[select], unit, wide, labels, distances)

@@ -1,0 +1,390 @@
+# mypy: allow-untyped-defs, allow-untyped-calls
+"""The fused pass: scores in half precision on tensor cores, the two lowest of a row, and what they prove.
+
+Rows and centroids are shifted and scaled by a power of two, rounded to float16, and what that leaves of each
+is measured. So a row's scores err by no more than its own residual and the centroids' say; ``docs/design.md``
+has the proof. Rows that are not proven go to a list; those are scored once more with rows and centroids split
+into two halves, and what is left then is for `resolve`.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+ROWS, LANES = 128, 64  # of a tile of scores
+FEW, NARROW = 64, 32  # of one where rows and centroids are in two halves: more would not fit the registers
+HELD = 256  # features up to which a tile of rows is read once for all centroids
+CHUNK = 64  # features of a product, where they are more
+LARGEST = 12  # the binary exponent of the largest coordinate: squares of 2^20 features fit float32
+# Columns of the table of a problem, float64.
+UNIT, SCREEN, STEP, TIE, TOL, FOLDS = range(6)
+COLUMNS = 6
+# Columns of a problem's state, int64.
+DONE, PASSES, EMPTY, MOST, FIRST, SECOND = range(6)
+STATES = 6
+RUNNING, STOPPED, VACANT = range(3)  # what DONE says
+
+
+@triton.jit(do_not_specialize=["k", "d", "slots"])
+def prepare(
+    c,
+    offset,
+    table,
+    state,
+    high,
+    low,
+    norms,
+    worst,
+    k,
+    d,
+    slots,
+    COLUMNS: tl.constexpr,
+    STATES: tl.constexpr,
+    ROWS: tl.constexpr,
+    WIDTH: tl.constexpr,
+    CHUNK: tl.constexpr,
+):
+    """Write centroids (slots, WIDTH) as two float16 halves, their squared norms, and what is lost at most.
+
+    `worst` takes the largest of: a norm, and what one half, and both, leave of a centroid in relation to
+    its norm, or to where float16 has no more relative precision; as the bits of float32.
+    """
+    problem = tl.program_id(1).to(tl.int64)
+    state += problem * STATES
+    if tl.load(state) != 0:
+        return
+    table += problem * COLUMNS
+    unit, scale = tl.load(table), tl.load(table + 1)
+    c += (problem * 2 + tl.load(state + 1) % 2) * k * d
+    offset += problem * d
+    rows = (tl.program_id(0) * ROWS + tl.arange(0, ROWS)).to(tl.int64)
+    norm = tl.zeros((ROWS,), tl.float64)
+    once = tl.zeros((ROWS,), tl.float64)
+    twice = tl.zeros((ROWS,), tl.float64)
+    out = (problem * slots + rows[:, None]) * WIDTH
+    for start in range(0, WIDTH, CHUNK):
+        cols = start + tl.arange(0, CHUNK)
+        there = (rows[:, None] < k) & (cols[None, :] < d)
+        at = tl.load(c + rows[:, None] * d + cols[None, :], mask=there, other=0.0).to(tl.float64)
+        off = tl.load(offset + cols, mask=cols < d, other=0.0)
+        near = tl.where(there, (at * unit - off[None, :]) * scale, 0.0)
+        first = near.to(tl.float32).to(tl.float16)
+        left = near - first.to(tl.float64)
+        second = left.to(tl.float32).to(tl.float16)
+        rest = left - second.to(tl.float64)
+        norm += tl.sum(near * near, 1)
+        once += tl.sum(left * left, 1)
+        twice += tl.sum(rest * rest, 1)
+        tl.store(high + out + cols[None, :], first)
+        tl.store(low + out + cols[None, :], second)
+    tl.store(
+        norms + problem * slots + rows, tl.where(rows < k, norm, 3e38).to(tl.float32)
+    )
+    length = tl.sqrt(norm)
+    floor = tl.maximum(length, tl.sqrt(d * 1.0) * 2.0**-12)
+    worst += problem * 3
+    up = 1.0 + 2.0**-20
+    bits = (tl.max(length, 0) * up).to(tl.float32).to(tl.int32, bitcast=True)
+    tl.atomic_max(worst, bits, sem="relaxed")
+    bits = (tl.max(tl.sqrt(once) / floor, 0) * up).to(tl.float32).to(tl.int32, bitcast=True)
+    tl.atomic_max(worst + 1, bits, sem="relaxed")
+    bits = (tl.max(tl.sqrt(twice) / floor, 0) * up).to(tl.float32).to(tl.int32, bitcast=True)
+    tl.atomic_max(worst + 2, bits, sem="relaxed")
+
+
+@triton.jit
+def _centred(x, rows, cols, valid, d, across, along, offset, unit, scale, WIDE: tl.constexpr):
+    """Return rows of `x` less the offset, scaled, float32: one rounding, or two where they are wide."""
+    there = valid[:, None] & (cols[None, :] < d)
+    at = rows[:, None] * across + cols[None, :].to(tl.int64) * along
+    values = tl.load(x + at, mask=there, other=0)
+    off = tl.load(offset + cols, mask=cols < d, other=0.0)
+    if WIDE:
+        return ((values.to(tl.float64) * unit - off[None, :]) * scale).to(tl.float32)
+    return values.to(tl.float32) * (unit * scale).to(tl.float32) - (off[None, :] * scale).to(
+        tl.float32
+    )
+
+
+@triton.jit(do_not_specialize=["n", "d", "room", "first", "stop"])
+def halve(
+    x,
+    offset,
+    table,
+    halves,
+    lengths,
+    n,
+    d,
+    room,
+    first,
+    stop,
+    apart,
+    across,
+    along,
+    COLUMNS: tl.constexpr,
+    ROWS: tl.constexpr,
+    WIDTH: tl.constexpr,
+    CHUNK: tl.constexpr,
+    WIDE: tl.constexpr,
+    KEEP: tl.constexpr,
+):
+    """Write rows from `first` to `stop` as float16 `halves` (room, WIDTH), if they are to be kept.
+
+    And into `lengths` (2, n) how long they, and what is lost of them, are at most.
+    """
+    problem = tl.program_id(1).to(tl.int64)
+    x += problem * apart
+    offset += problem * d
+    table += problem * COLUMNS
+    unit, scale = tl.load(table), tl.load(table + 1)
+    place = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    valid = place < stop - first
+    rows = (first + place).to(tl.int64)
+    norm = tl.zeros((ROWS,), tl.float32)
+    rest = tl.zeros((ROWS,), tl.float32)
+    for begin in range(0, WIDTH, CHUNK):
+        cols = begin + tl.arange(0, CHUNK)
+        y = _centred(x, rows, cols, valid, d, across, along, offset, unit, scale, WIDE)
+        half = y.to(tl.float16)
+        left = y - half.to(tl.float32)
+        norm += tl.sum(y * y, 1)
+        rest += tl.sum(left * left, 1)
+        if KEEP:
+            at = (problem * room + place[:, None]) * WIDTH + cols[None, :]
+            tl.store(halves + at, half, mask=valid[:, None])
+    length, residual = _at_most(norm, rest, d)
+    lengths += problem * 2 * n
+    tl.store(lengths + rows, length, mask=valid)
+    tl.store(lengths + n + rows, residual, mask=valid)
+
+
+@triton.jit
+def _at_most(norm, rest, d):
+    """Return a row's length and its residual at most, of the sums of squares that float32 made."""
+    up = 1.0 + (d + 64.0) * 2.0**-22
+    length = tl.sqrt(norm) * up
+    return length, tl.sqrt(rest) * up + length * 2.0**-23 + 2.0**-60
+
+
+@triton.jit
+def _proven(lowest, runner, length, error, floor, farthest, rounding):
+    """Return which rows' lowest score is surely that of the nearest centroid: see ``docs/design.md``.
+
+    The product of a row and a centroid of norm C errs by at most `error` times C, or `floor` if that is more.
+    """
+    # How far the row's own centroid is at most, and so those that may be nearer from the origin.
+    q = error + 2 * length * rounding
+    squared = length * length + lowest + 2 * q * (length + floor) + 2 * rounding * length * length
+    far = (q + tl.sqrt(q * q + tl.maximum(squared, 0.0))) * (1.0 + 2.0**-10 + 2 * rounding)
+    reach = tl.minimum(farthest, (length + far) * (1.0 + 2.0**-20) + 2.0**-60)
+    most = 2 * tl.maximum(reach, floor) * error
+    most += rounding * (reach * reach + 2 * length * reach)
+    return runner - lowest > 2.02 * most + far * far * 2.0**-40
+
+
+@triton.jit
+def _push(rows, unproven, count, listed):
+    """Append the `rows` that are `unproven` to those `listed`."""
+    found = tl.sum(unproven.to(tl.int32), 0)
+    if found > 0:
+        before = tl.atomic_add(count, found.to(tl.int64), sem="relaxed")
+        slot = before + tl.cumsum(unproven.to(tl.int32), 0) - 1
+        tl.store(listed + slot, rows.to(tl.int32), mask=unproven)
+
+
+@triton.jit
+def _tagged(score, tag, mask):
+    """Return scores with their last bits, those of `mask`, replaced by `tag`."""
+    return ((score.to(tl.int32, bitcast=True) & ~mask) | tag).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def _two_lowest(best, second, tile, lanes):
+    """Return each row's lowest and second lowest score and the number of the lowest, of those of its lanes."""
+    lowest = tl.min(best, 1)
+    lane = tl.argmin(best, 1)
+    mine = lanes[None, :] == lane[:, None]
+    label = tl.sum(tl.where(mine, tile, 0), 1) + lane
+    runner = tl.minimum(tl.min(second, 1), tl.min(tl.where(mine, float("inf"), best), 1))
+    return lowest, runner, label
+
+
+@triton.jit(do_not_specialize=["n", "k", "d", "first", "stop", "mask"])
+def screen(
+    halves,
+    lengths,
+    state,
+    high,
+    norms,
+    worst,
+    labels,
+    listed,
+    n,
+    k,
+    d,
+    slots,
+    first,
+    stop,
+    apart,
+    across,
+    mask,
+    gamma,
+    rounding,
+    STATES: tl.constexpr,
+    ROWS: tl.constexpr,
+    LANES: tl.constexpr,
+    WIDTH: tl.constexpr,
+    CHUNK: tl.constexpr,
+    EXACT: tl.constexpr,
+):
+    """Write the labels of the rows from `first` to `stop`, whose `halves` are given; list those not proven.
+
+    A score's product errs by at most `gamma` ``|y| |c|`` in its sum, and the score by `rounding` times
+    ``|c|^2 + 2 |y| |c|``: its last bits, those of `mask`, say which tile of centroids it is of, which saves a
+    comparison and a register for each.
+    """
+    problem = tl.program_id(1).to(tl.int64)
+    state += problem * STATES
+    if tl.load(state) != 0:
+        return
+    halves += problem * apart
+    norms += problem * slots
+    high += problem * slots * WIDTH
+    lanes = tl.arange(0, LANES)
+    place = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    valid = place < stop - first
+    # Rows beyond the last are the last once more: no mask, which would keep loads from being vectors.
+    inside = halves + tl.minimum(place, stop - first - 1)[:, None].to(tl.int64) * across
+    best = tl.full((ROWS, LANES), 3e38, tl.float32)
+    second = tl.full((ROWS, LANES), 3e38, tl.float32)
+    if WIDTH == CHUNK:
+        cols = tl.arange(0, CHUNK)
+        a = tl.load(inside + cols[None, :])
+        for base in range(0, slots, LANES):
+            b = tl.load(high + (base + lanes)[None, :] * WIDTH + cols[:, None])
+            score = tl.load(norms + base + lanes)[None, :] - 2.0 * tl.dot(a, b)
+            score = _tagged(score, base // LANES, mask)
+            if EXACT:
+                second = tl.minimum(second, tl.maximum(best, score))
+            best = tl.minimum(best, score)
+    else:
+        for base in range(0, slots, LANES):
+            score = tl.zeros((ROWS, LANES), tl.float32) + tl.load(norms + base + lanes)[None, :]
+            for begin in range(0, WIDTH, CHUNK):
+                cols = begin + tl.arange(0, CHUNK)
+                a = tl.load(inside + cols[None, :])
+                b = tl.load(high + (base + lanes)[None, :] * WIDTH + cols[:, None])
+                score -= 2.0 * tl.dot(a, b)
+            score = _tagged(score, base // LANES, mask)
+            if EXACT:
+                second = tl.minimum(second, tl.maximum(best, score))
+            best = tl.minimum(best, score)
+    tile = (best.to(tl.int32, bitcast=True) & mask) * LANES
+    lowest, runner, label = _two_lowest(best, second, tile, lanes)
+    rows = (first + place).to(tl.int64)
+    tl.store(labels + problem * n + rows, label, mask=valid)
+    if EXACT:
+        lengths += problem * 2 * n
+        length = tl.load(lengths + rows, mask=valid, other=0.0)
+        residual = tl.load(lengths + n + rows, mask=valid, other=0.0)
+        worst += problem * 3
+        farthest = tl.load(worst).to(tl.float32, bitcast=True)
+        loss = tl.load(worst + 1).to(tl.float32, bitcast=True)
+        floor = tl.sqrt(d * 1.0) * 2.0**-12
+        error = residual + length * (loss + gamma)
+        proven = _proven(lowest, runner, length, error, floor, farthest, rounding)
+        _push(rows, valid & (proven == 0), state + 4, listed + problem * n)
+
+
+@triton.jit(do_not_specialize=["n", "k", "d", "slots"])
+def again(
+    x,
+    offset,
+    table,
+    state,
+    high,
+    low,
+    norms,
+    worst,
+    labels,
+    listed,
+    left,
+    n,
+    k,
+    d,
+    slots,
+    apart,
+    across,
+    along,
+    gamma,
+    rounding,
+    COLUMNS: tl.constexpr,
+    STATES: tl.constexpr,
+    ROWS: tl.constexpr,
+    LANES: tl.constexpr,
+    WIDTH: tl.constexpr,
+    CHUNK: tl.constexpr,
+    WIDE: tl.constexpr,
+):
+    """Score the listed rows with rows and centroids in two halves; write labels, and list what is `left`."""
+    problem = tl.program_id(1).to(tl.int64)
+    state += problem * STATES
+    if tl.load(state) != 0:
+        return
+    x += problem * apart
+    offset += problem * d
+    labels += problem * n
+    listed += problem * n
+    norms += problem * slots
+    high += problem * slots * WIDTH
+    low += problem * slots * WIDTH
+    table += problem * COLUMNS
+    unit, scale = tl.load(table), tl.load(table + 1)
+    worst += problem * 3
+    farthest = tl.load(worst).to(tl.float32, bitcast=True)
+    loss = tl.load(worst + 1).to(tl.float32, bitcast=True)
+    loss_of_two = tl.load(worst + 2).to(tl.float32, bitcast=True)
+    lanes = tl.arange(0, LANES)
+    count = tl.load(state + 4).to(tl.int32)
+    for start in range(tl.program_id(0) * ROWS, count, tl.num_programs(0) * ROWS):
+        place = start + tl.arange(0, ROWS)
+        valid = place < count
+        rows = tl.load(listed + place, mask=valid, other=0).to(tl.int64)
+        norm = tl.zeros((ROWS,), tl.float32)
+        once = tl.zeros((ROWS,), tl.float32)
+        twice = tl.zeros((ROWS,), tl.float32)
+        for begin in range(0, WIDTH, CHUNK):
+            cols = begin + tl.arange(0, CHUNK)
+            y = _centred(x, rows, cols, valid, d, across, along, offset, unit, scale, WIDE)
+            rest = y - y.to(tl.float16).to(tl.float32)
+            norm += tl.sum(y * y, 1)
+            once += tl.sum(rest * rest, 1)
+            rest -= rest.to(tl.float16).to(tl.float32)
+            twice += tl.sum(rest * rest, 1)
+        best = tl.full((ROWS, LANES), float("inf"), tl.float32)
+        second = tl.full((ROWS, LANES), float("inf"), tl.float32)
+        tile = tl.zeros((ROWS, LANES), tl.int32)
+        for base in range(0, slots, LANES):
+            score = tl.zeros((ROWS, LANES), tl.float32) + tl.load(norms + base + lanes)[None, :]
+            for begin in range(0, WIDTH, CHUNK):
+                cols = begin + tl.arange(0, CHUNK)
+                at = (base + lanes)[None, :] * WIDTH + cols[:, None]
+                y = _centred(x, rows, cols, valid, d, across, along, offset, unit, scale, WIDE)
+                a, b = y.to(tl.float16), tl.load(high + at)
+                rest = (y - a.to(tl.float32)).to(tl.float16)
+                fine = tl.dot(a, tl.load(low + at), tl.dot(rest, b))
+                score -= 2.0 * tl.dot(a, b)
+                score -= 2.0 * fine
+            second = tl.minimum(second, tl.maximum(best, score))
+            tile = tl.where(score < best, base, tile)
+            best = tl.minimum(best, score)
+        lowest, runner, label = _two_lowest(best, second, tile, lanes)
+        tl.store(labels + rows, label, mask=valid)
+        length, residual = _at_most(norm, twice, d)
+        # The product of what the first halves of both leave is not made.
+        residual += _at_most(norm, once, d)[1] * loss
+        error = residual + length * (loss_of_two + gamma)
+        floor = tl.sqrt(d * 1.0) * 2.0**-12
+        proven = _proven(lowest, runner, length, error, floor, farthest, rounding)
+        _push(rows, valid & (proven == 0), state + 5, left + problem * n)

@@ -1,0 +1,222 @@
+# mypy: allow-untyped-defs, allow-untyped-calls
+"""Exact sums by integer atomics, and what a pass ends with: means, the shift, whether to stop.
+
+Whole numbers of grid steps may be added in any order, so atomics make the same bits every time.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+COPIES = 64  # of the sums, at most: blocks that add to the same number wait for each other
+ROWS, WIDTH = 16, 64  # of a tile
+
+
+@triton.jit
+def _rint(a):
+    """Return float64 `a`, below 2^52 in magnitude, rounded to whole numbers, halves to even."""
+    low = tl.floor(a)
+    part = a - low
+    half = low * 0.5
+    odd = half != tl.floor(half)
+    return tl.where((part > 0.5) | ((part == 0.5) & odd), low + 1.0, low)
+
+
+@triton.jit(do_not_specialize=["n", "k", "d", "copies"])
+def accumulate(
+    x,
+    w,
+    scale,
+    table,
+    state,
+    old,
+    new,
+    sums,
+    n,
+    k,
+    d,
+    folds,
+    copies,
+    apart,
+    across,
+    along,
+    COLUMNS: tl.constexpr,
+    STATES: tl.constexpr,
+    WEIGHTED: tl.constexpr,
+    ROWS: tl.constexpr,
+    WIDTH: tl.constexpr,
+):
+    """Add rows whose label changed to `sums` (copies, k, folds, d + 1), int64; `old` becomes `new`.
+
+    An old label below 0 is none.
+    """
+    problem = tl.program_id(1).to(tl.int64)
+    if tl.load(state + problem * STATES) != 0:
+        return
+    place = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    valid = place < n
+    rows = place.to(tl.int64)
+    before = tl.load(old + problem * n + rows, mask=valid, other=0)
+    after = tl.load(new + problem * n + rows, mask=valid, other=0)
+    changed = before != after
+    if tl.max(changed.to(tl.int32), 0) > 0:
+        tl.store(old + problem * n + rows, after, mask=changed)
+        x += problem * apart
+        scale += problem * (d + 1)
+        step = tl.load(table + problem * COLUMNS + 2)
+        width = folds * (d + 1)
+        copy = (problem * copies + tl.program_id(0) % copies) * k
+        to = sums + ((copy + after) * width)[:, None]
+        off = sums + ((copy + before) * width)[:, None]
+        leaves = changed & (before >= 0)
+        weight = tl.full((ROWS,), 1.0, tl.float64)
+        if WEIGHTED:
+            weight = tl.load(w + problem * n + rows, mask=changed, other=0.0)
+        for start in range(0, d + 1, WIDTH):
+            cols = start + tl.arange(0, WIDTH)
+            at = rows[:, None] * across + cols[None, :].to(tl.int64) * along
+            value = tl.load(x + at, mask=changed[:, None] & (cols[None, :] < d), other=0)
+            value = tl.where(cols[None, :] == d, 1.0, value.to(tl.float64)) * weight[:, None]
+            rest = value * tl.load(scale + cols, mask=cols < d + 1, other=1.0)[None, :]
+            there = cols[None, :] < d + 1
+            for fold in range(0, folds):
+                part = _rint(rest)
+                whole = part.to(tl.int64)
+                column = fold * (d + 1) + cols[None, :]
+                there_now = there & (whole != 0)
+                tl.atomic_add(to + column, whole, mask=there_now & changed[:, None], sem="relaxed")
+                tl.atomic_add(off + column, -whole, mask=there_now & leaves[:, None], sem="relaxed")
+                rest = (rest - part) * step
+
+
+@triton.jit
+def _halve(s, count, BLOCK: tl.constexpr):
+    """Add the numbers (count,) at `s` by halving; the sum ends up in the first."""
+    half = count * 0 + 1
+    while half * 2 < count:
+        half *= 2
+    while count > 1:
+        for start in range(0, count - half, BLOCK):
+            cols = start + tl.arange(0, BLOCK)
+            there = cols < count - half
+            a = tl.load(s + cols, mask=there, other=0.0)
+            b = tl.load(s + half + cols, mask=there, other=0.0)
+            tl.store(s + cols, a + b, mask=there)
+        tl.debug_barrier()  # one block's threads read what others have written
+        count = half
+        half = half // 2
+
+
+@triton.jit
+def _total(sums, copies, between, cols, stop, folds, d, step, COPIES: tl.constexpr):
+    """Return what whole numbers of all folds mean, times their scale: `anykmeans._exact.Grid.total`."""
+    every = tl.arange(0, COPIES)
+    there = (every[:, None] < copies) & (cols[None, :] < stop)
+    carry = tl.zeros((cols.shape[0],), tl.float64)
+    tail = tl.zeros((cols.shape[0],), tl.float64)
+    part = tl.zeros((cols.shape[0],), tl.float64)
+    for back in range(0, folds):
+        fold = folds - 1 - back
+        at = sums + every[:, None].to(tl.int64) * between + fold * (d + 1) + cols[None, :]
+        part = tl.sum(tl.load(at, mask=there, other=0), 0).to(tl.float64) + carry
+        if fold > 0:
+            carry = _rint(part / step)
+            part -= carry * step
+            tail = (part + tail) / step
+    return part + tail + 0.0
+
+
+@triton.jit(do_not_specialize=["k", "d", "copies"])
+def means(
+    c,
+    scale,
+    table,
+    state,
+    sums,
+    scratch,
+    moves,
+    k,
+    d,
+    folds,
+    copies,
+    COLUMNS: tl.constexpr,
+    STATES: tl.constexpr,
+    WIDTH: tl.constexpr,
+    COPIES: tl.constexpr,
+    KEEP: tl.constexpr,
+):
+    """Write the mean of a cluster, and the squared distance that its centroid moves; or that it is empty.
+
+    If an empty one is to KEEP its centroid, that is its mean.
+    """
+    problem = tl.program_id(1).to(tl.int64)
+    state += problem * STATES
+    if tl.load(state) != 0:
+        return
+    table += problem * COLUMNS
+    cluster = tl.program_id(0).to(tl.int64)
+    width = folds * (d + 1)
+    between = k * width.to(tl.int64)
+    sums += problem * copies * between + cluster * width
+    scale += problem * (d + 1)
+    now = (problem * 2 + tl.load(state + 1) % 2) * k + cluster
+    then = (problem * 2 + (tl.load(state + 1) + 1) % 2) * k + cluster
+    unit, step = tl.load(table), tl.load(table + 2)
+    scratch += (problem * k + cluster) * d
+    at_mass = d + tl.arange(0, 1)
+    mass = _total(sums, copies, between, at_mass, d + 1, folds, d, step, COPIES)
+    mass = tl.sum(mass, 0) / tl.load(scale + d)
+    if (mass == 0.0) & (not KEEP):
+        tl.store(state + 2, 1)
+    else:
+        for start in range(0, d, WIDTH):
+            cols = start + tl.arange(0, WIDTH)
+            there = cols < d
+            total = _total(sums, copies, between, cols, d, folds, d, step, COPIES)
+            total = total / tl.load(scale + cols, mask=there, other=1.0)
+            before = tl.load(c + now * d + cols, mask=there, other=0.0)
+            mean = (total / mass).to(before.dtype)
+            if KEEP:
+                mean = tl.where(mass == 0.0, before, mean)
+            tl.store(c + then * d + cols, mean, mask=there)
+            t = mean.to(tl.float64) * unit - before.to(tl.float64) * unit
+            tl.store(scratch + cols, t * t, mask=there)
+        tl.debug_barrier()
+        _halve(scratch, d, WIDTH)
+        tl.store(moves + problem * k + cluster, tl.load(scratch))
+
+
+@triton.jit(do_not_specialize=["k"])
+def advance(
+    table,
+    state,
+    worst,
+    moves,
+    shifts,
+    k,
+    COLUMNS: tl.constexpr,
+    STATES: tl.constexpr,
+    WIDTH: tl.constexpr,
+):
+    """End the pass: the new centroids become the present ones, unless a cluster is empty; stop if still."""
+    problem = tl.program_id(0).to(tl.int64)
+    state += problem * STATES
+    if tl.load(state) != 0:
+        return
+    worst += problem * 3
+    for i in tl.static_range(3):
+        tl.store(worst + i, 0)
+    tl.store(state + 4, tl.zeros((), tl.int64))
+    tl.store(state + 5, tl.zeros((), tl.int64))
+    if tl.load(state + 2) != 0:
+        tl.store(state, tl.full((), 2, tl.int64))
+    else:
+        moves += problem * k
+        _halve(moves, k, WIDTH)
+        shift = tl.load(moves)
+        tl.store(shifts + problem, shift)
+        passes = tl.load(state + 1) + 1
+        tl.store(state + 1, passes)
+        if (shift <= tl.load(table + problem * COLUMNS + 4)) | (passes >= tl.load(state + 3)):
+            tl.store(state, tl.full((), 1, tl.int64))
