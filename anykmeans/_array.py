@@ -41,6 +41,11 @@ def is_sparse(x: object) -> bool:
 def as_array(x: Any, name: str = "x") -> Array:
     """Return `x` as an array of its own library: lists and frames become NumPy, tensors detached."""
     if is_sparse(x):
+        if len(x.shape) > 2:
+            raise ValueError(
+                f"`{name}` must have at most 2 dimensions where it is sparse; got shape {tuple(x.shape)}. "
+                f"Make it dense with `{name}.toarray()`."
+            )
         return x.tocsr()
     if array_api_compat.is_torch_array(x):
         return x.detach().resolve_neg()

@@ -16,8 +16,8 @@ EMPTY = ("relocate", "keep", "error")
 PRECISIONS = ("exact", "fast")
 
 
-def matrix(x: Any, name: str = "x") -> Array:
-    """Return `x` as an array of shape (n, d) of real numbers with n, d >= 1."""
+def matrix(x: Any, name: str = "x", *, batch: bool = False) -> Array:
+    """Return `x` as an array of real numbers (n, d), or also (b, n, d) if `batch`, with b, n, d >= 1."""
     x = arrays.as_array(x, name)
     if (reason := arrays.not_dense(x)) is not None:
         raise TypeError(f"`{name}` must be a dense array; got {reason}.")
@@ -37,14 +37,17 @@ def matrix(x: Any, name: str = "x") -> Array:
             f"`{name}` must hold real numbers (float64, float32, float16, bfloat16, integers or "
             f"booleans); got dtype {arrays.dtype_name(x)}. Convert it to one of these."
         )
-    if len(x.shape) != 2:
+    dimensions = len(x.shape)
+    if dimensions != 2 and not (batch and dimensions == 3):
+        more = ", or 3, (problems, rows, features)" if batch else ""
         raise ValueError(
-            f"`{name}` must have 2 dimensions, (rows, features); got shape {tuple(x.shape)}. "
+            f"`{name}` must have 2 dimensions, (rows, features){more}; got shape {tuple(x.shape)}. "
             f"Reshape one feature to (n, 1), one row to (1, d)."
         )
     if 0 in x.shape:
+        least = "one row and one feature" if dimensions == 2 else "one problem, row and feature"
         raise ValueError(
-            f"`{name}` must have at least one row and one feature; got shape {tuple(x.shape)}. "
+            f"`{name}` must have at least {least}; got shape {tuple(x.shape)}. "
             f"There is nothing to cluster."
         )
     if not arrays.has_float64(x):
@@ -99,10 +102,11 @@ def whole(value: Any, name: str, least: int) -> int:
 def clusters(k: Any, x: Array, name: str = "k") -> int:
     """Return `k` as an int between 1 and the number of rows."""
     number = whole(k, name, 1)
-    if number > x.shape[0]:
+    n = x.shape[-2]
+    if number > n:
         raise ValueError(
             f"`{name}` must be between 1 and the number of rows; got {name}={k} with x of shape "
-            f"{tuple(x.shape)} (n_samples={x.shape[0]} should be >= n_clusters={k})."
+            f"{tuple(x.shape)} (n_samples={n} should be >= n_clusters={k})."
         )
     return number
 
@@ -143,22 +147,38 @@ def budget(max_bytes: Any, row_bytes: int) -> int | None:
 
 
 def weights(w: Any, x: Array, name: str = "sample_weight") -> Array | None:
-    """Return sample weights (n,) in the library of `x`: finite, not negative, not all zero."""
+    """Return sample weights in the library of `x`: finite, not negative, not all zero.
+
+    Their shape is (n,), or also (b, n) where `x` is (b, n, d).
+    """
     if w is None:
         return None
     w = arrays.as_array(w, name)
     if isinstance(w, np.ndarray) and w.dtype.kind == "O":
         w = _numbers(w, name)
-    n = x.shape[0]
+    if arrays.is_sparse(w):
+        raise TypeError(f"`{name}` must be a dense array; got a sparse one. Use its `toarray()`.")
+    *b, n, _ = x.shape
     if not arrays.supported_dtype(w):
         raise TypeError(f"`{name}` must hold real numbers; got dtype {arrays.dtype_name(w)}.")
     if w.ndim == 0:  # as in scikit-learn, one number weighs every row
         w = arrays.like(np.full(n, float(w)), x)
-    if tuple(w.shape) != (n,):
+    if tuple(w.shape) not in ((n,), (*b, n)):
+        every = f" for all problems, or ({b[0]}, {n})" if b else ""
         raise ValueError(
-            f"`{name}` must have shape ({n},), one weight a row; got shape {tuple(w.shape)}."
+            f"`{name}` must have shape ({n},){every}, one weight a row; got shape {tuple(w.shape)}."
         )
     w = _beside(w, x, name)
+    if w.ndim == 1:
+        _weigh(w, name)
+    else:
+        for i in range(w.shape[0]):
+            _weigh(w[i, ...], f"{name}[{i}]")
+    return w
+
+
+def _weigh(w: Array, name: str) -> None:
+    """Raise if weights (n,) are not finite, negative or all zero."""
     xp = arrays.namespace(w)
     high, low = float(xp.max(w)), float(xp.min(w))
     if not (math.isfinite(high) and math.isfinite(low)):
@@ -170,36 +190,42 @@ def weights(w: Any, x: Array, name: str = "sample_weight") -> Array | None:
         )
     if high == 0:
         raise ValueError(f"`{name}` must not be all zero; got zero for every sample weight.")
-    return w
 
 
 def centroids(c: Any, x: Array, name: str, k: int | None = None) -> Array:
-    """Return given centroids (k, d) in the library of `x`, finite."""
+    """Return given centroids in the library of `x`, finite.
+
+    Their shape is (k, d), or also (b, k, d) where `x` is (b, n, d).
+    """
     c = arrays.as_array(c, name)
     if isinstance(c, np.ndarray) and c.dtype.kind == "O":
         c = _numbers(c, name)
     if not arrays.supported_dtype(c):
         raise TypeError(f"`{name}` must hold real numbers; got dtype {arrays.dtype_name(c)}.")
-    d = x.shape[1]
+    *b, _, d = x.shape
+    shape = tuple(c.shape)
     if (
-        len(c.shape) != 2
-        or c.shape[1] != d
-        or c.shape[0] < 1
-        or (k is not None and c.shape[0] != k)
+        len(shape) < 2
+        or shape[:-2] not in ((), tuple(b))
+        or shape[-1] != d
+        or shape[-2] < 1
+        or (k is not None and shape[-2] != k)
     ):
-        wanted = f"({k if k is not None else 'k'}, {d})"
+        wanted = f"{k if k is not None else 'k'}, {d}"
+        every = f" for all problems, or ({b[0]}, {wanted})" if b else ""
         raise ValueError(
-            f"`{name}` must have shape {wanted}, (clusters, features of x); got shape "
-            f"{tuple(c.shape)}."
+            f"`{name}` must have shape ({wanted}){every}, (clusters, features of x); got shape {shape}."
         )
     c = _beside(c, x, name)
-    if not np.isfinite(np.asarray(_host(c), dtype=np.float64)).all():
-        raise ValueError(f"`{name}` must be finite; got NaN or infinity among the centroids.")
+    finite = np.isfinite(np.asarray(_host(c), dtype=np.float64))
+    if not finite.all():
+        at = f"[{np.argwhere(~finite)[0, 0]}]" if len(shape) == 3 else ""
+        raise ValueError(f"`{name}{at}` must be finite; got NaN or infinity among the centroids.")
     return c
 
 
 def start(init: Any, x: Array, k: int) -> Any:
-    """Return `init`: a word, a function, or given centroids (k, d)."""
+    """Return `init`: a word, a function, or given centroids (k, d) or (b, k, d)."""
     if isinstance(init, str):
         return word(init, "init", INITS)
     return init if callable(init) else centroids(init, x, "init", k)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -10,30 +11,37 @@ from typing import Any
 import numpy as np
 
 from anykmeans import _check as check
-from anykmeans._array import Array, put, to_numpy
+from anykmeans._array import Array, Namespace, put, to_numpy
 from anykmeans._exact import squared_distances
 from anykmeans._init import Draws, Init, generator, plus_plus, start
 from anykmeans._lloyd import lloyd
 from anykmeans._rows import Rows
+from anykmeans.kernels import choose
+
+# Inertia, centroids, labels, passes and whether it stopped: of one run, or stacked.
+_Run = tuple[Any, Array, Array, Any, Any]
 
 
 @dataclass(frozen=True, eq=False)  # arrays have no single truth to compare by
 class KMeansResult:
-    """A clustering. It unpacks: ``centroids, labels, *_ = kmeans(x, 3)``.
+    """A clustering, or one of each problem of a batch. It unpacks: ``centroids, labels, *_ = kmeans(x, 3)``.
+
+    Of a batch of b problems all but `kernel` and `precision` have b entries. Counts and inertia stay with
+    the host, as Python's numbers do: in NumPy arrays, whatever the library of `x`.
 
     Attributes
     ----------
-    centroids : array of shape (k, d)
+    centroids : array of shape (k, d) or (b, k, d)
         Means of their rows, from exact sums, in the library and on the device of `x`; float32 for
         half and single precision, float64 otherwise.
-    labels : array of shape (n,), int64
+    labels : array of shape (n,) or (b, n), int64
         The nearest centroid of each row, of the centroids returned.
-    inertia : float
+    inertia : float, or NumPy array of shape (b,), float64
         Weighted sum of the rows' squared distances to their centroid, in squared units of `x`
         (infinite where float64 cannot hold it).
-    n_iter : int
+    n_iter : int, or NumPy array of shape (b,), int64
         Passes of the best run.
-    converged : bool
+    converged : bool, or NumPy array of shape (b,), bool
         Whether that run stopped by itself rather than at `max_iter`.
     kernel : str
         The kernel that did the work.
@@ -43,9 +51,9 @@ class KMeansResult:
 
     centroids: Array
     labels: Array
-    inertia: float
-    n_iter: int
-    converged: bool
+    inertia: float | np.ndarray
+    n_iter: int | np.ndarray
+    converged: bool | np.ndarray
     kernel: str
     precision: str
 
@@ -71,19 +79,23 @@ def kmeans(
     """Return the k-means clustering of the rows of `x`, where `x` lives.
 
     The same data, weights and seed give the same bits on every library, device, memory budget and
-    number of threads.
+    number of threads. An `x` of three dimensions is a batch of problems, each clustered by itself: the
+    bits are those of a loop over ``kmeans(x[i], k, ...)`` with one generator for all.
 
     Parameters
     ----------
-    x : array of shape (n, d)
-        Rows of any real dtype and strides: NumPy, PyTorch, CuPy, JAX or any other Array API library,
-        lists, frames, SciPy sparse matrices. Never written to, never copied whole.
+    x : array of shape (n, d) or (b, n, d)
+        Rows, or b problems of n rows, of any real dtype and strides: NumPy, PyTorch, CuPy, JAX or any
+        other Array API library, lists, frames, and SciPy sparse matrices (n, d). Never written to, never
+        copied whole.
     k : int
         Number of clusters, between 1 and n.
-    sample_weight : array of shape (n,), optional
-        Weight of each row, not negative, beside `x`. A weight of 2 is the row twice.
-    init : {"k-means++", "k-means||", "random"}, array of shape (k, d) or callable
-        Initial centroids, or how to draw them. A callable is called as ``init(x, k, rng)``.
+    sample_weight : array of shape (n,) or (b, n), optional
+        Weight of each row, not negative, beside `x`. A weight of 2 is the row twice. Weights (n,) are
+        those of every problem.
+    init : {"k-means++", "k-means||", "random"}, array of shape (k, d) or (b, k, d), or callable
+        Initial centroids, or how to draw them. A callable is called as ``init(x, k, rng)``, for each
+        problem with its rows (n, d); centroids (k, d) are those of every problem.
     n_init : "auto" or int
         Runs, of which the one of lowest inertia is returned. ``"auto"`` is 10 for ``"random"`` and
         callables, else 1.
@@ -94,6 +106,7 @@ def kmeans(
         mean variance of the features.
     rng : None, int, SeedSequence, BitGenerator, Generator or RandomState
         Where draws come from, always on the host. A RandomState is drawn from as scikit-learn does.
+        A batch draws problem after problem, all runs of one before the next.
     empty : {"relocate", "keep", "error"}
         What becomes of a cluster without rows: it takes the row farthest from its centroid (lowest
         row number first) unless all distances are zero, stays where it is, or raises.
@@ -116,7 +129,8 @@ def kmeans(
     TypeError
         If an argument is of the wrong type.
     ValueError
-        If `x` is not a finite matrix with at least `k` rows.
+        If `x` is not a finite matrix with at least `k` rows, or a batch of such. A problem is named, as
+        in ``x[3]``, and a value that is not finite is found when the turn comes to its problem.
     ValueError
         If weights are negative, all zero, not finite or not one a row.
     ValueError
@@ -129,7 +143,8 @@ def kmeans(
     Warns
     -----
     ConvergenceWarning
-        If fewer than `k` clusters have rows, as when fewer than `k` rows are distinct.
+        If fewer than `k` clusters have rows, as when fewer than `k` rows are distinct. Once for a
+        batch, with the number of such problems and the first of them.
 
     Notes
     -----
@@ -151,23 +166,47 @@ def kmeans(
     >>> centroids, labels, *_ = kmeans(x, 2, rng=0)
     >>> sorted(centroids[:, 0].tolist())
     [0.5, 9.5]
+
+    Two problems at once, the second ten times as large:
+
+    >>> result = kmeans(np.stack([x, 10 * x]), 2, rng=0)
+    >>> result.centroids.shape, result.labels.shape
+    ((2, 2, 1), (2, 4))
+    >>> result.inertia
+    array([  1., 100.])
     """
-    x = check.matrix(x)
+    x = check.matrix(x, batch=True)
     k = check.clusters(k, x)
     sample_weight = check.weights(sample_weight, x)
     max_iter = check.whole(max_iter, "max_iter", 1)
     tol = check.tolerance(tol)
     check.word(empty, "empty", check.EMPTY)
     check.word(precision, "precision", check.PRECISIONS)
-    max_bytes = check.budget(max_bytes, 64 * (x.shape[1] + k))
+    max_bytes = check.budget(max_bytes, 64 * (x.shape[-1] + k))
     draws = generator(rng)
     init = check.start(init, x, k)
     runs = _runs(n_init, init)
 
-    rows = Rows.over(x, sample_weight, kernel=kernel, max_bytes=max_bytes, precision=precision)
-    with rows.work:
-        results = (_run(rows, k, init, draws, max_iter, tol, empty) for _ in range(runs))
-        inertia, c, labels, n_iter, converged = min(results, key=lambda result: result[0])
+    def best(rows: Rows, init: Init) -> _Run:
+        with rows.work:
+            found = (_run(rows, k, init, draws, max_iter, tol, empty) for _ in range(runs))
+            return min(found, key=lambda run: run[0])
+
+    over = functools.partial(Rows.over, max_bytes=max_bytes, precision=precision)
+    if len(x.shape) == 2:
+        rows = over(x, sample_weight, kernel=kernel)
+        inertia, c, labels, n_iter, converged = best(rows, init)
+    else:
+        kernel = choose(x, kernel).name  # once, as what pays depends on how many problems there are
+        found = []
+        for name, one, weights, first in _problems(x, sample_weight, init):
+            rows = over(one, weights, kernel=kernel, name=name)
+            try:
+                found.append(best(rows, first))
+            except Exception as error:  # that of a callable, too
+                error.add_note(f"This was while clustering `{name}`.")
+                raise
+        inertia, c, labels, n_iter, converged = _stacked(rows.xp, found)
     _warn_if_few(labels, k)
     give = rows.matrix.give
     labels = rows.xp.astype(labels, rows.xp.int64)
@@ -176,9 +215,28 @@ def kmeans(
     )
 
 
+def _problems(
+    x: Array, sample_weight: Array | None, init: Init
+) -> Iterator[tuple[str, Array, Array | None, Init]]:
+    """Yield the name, rows (n, d), weights (n,) and init of each problem of `x` (b, n, d), as views."""
+
+    def own(a: Any, dimensions: int, i: int) -> Any:
+        return a[i, ...] if len(getattr(a, "shape", ())) == dimensions else a
+
+    for i in range(x.shape[0]):
+        yield f"x[{i}]", x[i, ...], own(sample_weight, 2, i), own(init, 3, i)
+
+
+def _stacked(xp: Namespace, runs: list[_Run]) -> _Run:
+    """Return the runs as one, with an axis of their own in front; numbers in NumPy."""
+    inertia, c, labels, n_iter, converged = zip(*runs, strict=True)
+    passes = np.asarray(n_iter, dtype=np.int64)
+    return np.asarray(inertia), xp.stack(c), xp.stack(labels), passes, np.asarray(converged)
+
+
 def _run(
     rows: Rows, k: int, init: Init, draws: Draws, max_iter: int, tol: float, empty: str
-) -> tuple[float, Array, Array, int, bool]:
+) -> _Run:
     """Return inertia, centroids, labels, passes and whether it stopped, of one run."""
     c = start(rows, k, init, draws)
     rows.begin(c)
@@ -202,19 +260,29 @@ def _runs(n_init: int | str, init: Init) -> int:
 
 
 def _warn_if_few(labels: Array, k: int) -> None:
-    seen = np.zeros(k, bool)
-    seen[to_numpy(labels)] = True
-    used = int(seen.sum())
-    if used < k:
+    """Warn, once, if labels (n,) or (b, n) leave some of `k` clusters out."""
+    host = to_numpy(labels)
+    used = [_distinct(one, k) for one in np.atleast_2d(host)]
+    few = [i for i, number in enumerate(used) if number < k]
+    if few:
         from sklearn.exceptions import ConvergenceWarning
 
+        where = f" in {len(few)} of {len(used)} problems, first in x[{few[0]}]"
         warnings.warn(
-            f"Number of distinct clusters ({used}) found smaller than k ({k}): (a) fewer than k "
+            f"Number of distinct clusters ({used[few[0]]}) found smaller than k ({k})"
+            f"{where if host.ndim == 2 else ''}: (a) fewer than k "
             f"distinct rows, (b) empty='keep' with centroids far from the data, or (c) max_iter "
             f"too low.",
             ConvergenceWarning,
             stacklevel=3,
         )
+
+
+def _distinct(labels: np.ndarray, k: int) -> int:
+    """Return how many of `k` clusters have rows."""
+    seen = np.zeros(k, bool)
+    seen[labels] = True
+    return int(seen.sum())
 
 
 def assign(x: Any, centroids: Any) -> tuple[Array, Array]:

@@ -47,7 +47,7 @@ BAD_X = [
     (np.arange(8.0), ValueError, r"\(8,\)"),
     (np.float64(3), ValueError, r"\(\)"),
     (3.5, ValueError, r"\(\)"),
-    (good()[None], ValueError, r"\(1, 8, 2\)"),
+    (good()[None, None], ValueError, r"\(1, 1, 8, 2\)"),
     (np.empty((0, 2)), ValueError, r"\(0, 2\)"),
     (np.empty((8, 0)), ValueError, r"\(8, 0\)"),
     ([], ValueError, r"\(0,\)"),

@@ -45,6 +45,7 @@ lacks comes from ``agnostic``. Adding a kernel is one file and one word in `TABL
 from __future__ import annotations
 
 import importlib
+import math
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -135,7 +136,7 @@ def choose(x: Array, name: str = "auto") -> Kernel:
         If `name` is unknown, or that kernel cannot run on `x`.
     """
     if name == "auto":
-        size = x.shape[0] * x.shape[1]
+        size = math.prod(x.shape)
         name = next(each for each in TABLE if _pays(each, size) and why_not(each, x) is None)
     elif name not in TABLE:
         raise ValueError(
