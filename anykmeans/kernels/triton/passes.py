@@ -55,7 +55,7 @@ class Search:
             and x.stride(1) == 1
             and not offset.any()
             and unit == 1
-            and 0 <= reach <= 15
+            and -4 <= reach <= 15
         )
         scale = 1.0 if self._direct else 2.0 ** (screen.LARGEST - reach)
         # In float32 the scaling must be exact, and one rounding follows.

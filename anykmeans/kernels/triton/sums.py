@@ -176,7 +176,7 @@ def means(
             total = _total(sums, copies, between, cols, d, folds, d, step, COPIES)
             total = total / tl.load(scale + cols, mask=there, other=1.0)
             before = tl.load(c + now * d + cols, mask=there, other=0.0)
-            mean = (total / mass).to(before.dtype)
+            mean = (total / tl.where(mass == 0.0, 1.0, mass)).to(before.dtype)
             if KEEP:
                 mean = tl.where(mass == 0.0, before, mean)
             tl.store(c + then * d + cols, mean, mask=there)

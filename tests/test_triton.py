@@ -1,0 +1,228 @@
+"""The Triton kernels: NumPy's bits, on a GPU or, interpreted, on a CPU."""
+
+import os
+
+import numpy as np
+import pytest
+import referee
+
+from anykmeans import _rows, assign, kmeans
+from anykmeans.kernels import why_not
+
+torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+pytest.importorskip("triton", reason="Triton is not installed")
+GPU = torch.cuda.is_available()
+if not GPU and os.environ.get("TRITON_INTERPRET") != "1":
+    pytest.skip("no GPU, and TRITON_INTERPRET is not 1", allow_module_level=True)
+ON = "cuda" if GPU else "cpu"
+
+# Triton's interpreter makes scalars of arrays of one entry, which NumPy 2.4 refuses.
+pytestmark = pytest.mark.filterwarnings("ignore:Conversion of an array with ndim > 0")
+EMPTY = "ignore:Number of distinct clusters"
+
+
+def tensor(a, dtype=None):
+    t = torch.as_tensor(np.ascontiguousarray(a), device=ON)
+    return t if dtype is None else t.to(getattr(torch, dtype))
+
+
+def host(t):
+    t = t.cpu()
+    return (t.float() if t.dtype == torch.bfloat16 else t).numpy()
+
+
+def both(x, k, *, dtype=None, **options):
+    """The bits of kmeans by the NumPy kernel and by the Triton kernel."""
+    there = tensor(x, dtype)
+    moved = {
+        name: tensor(value) if isinstance(value, np.ndarray) else value
+        for name, value in options.items()
+    }
+    # Without Triton, in half precision, too: on the tensor's own bits.
+    theirs = kmeans(there.cpu(), k, kernel="cpu", **{n: getattr(v, "cpu", lambda v=v: v)() for n, v in moved.items()})
+    ours = kmeans(there, k, kernel="triton", **moved)
+    assert ours.kernel == "triton"
+    return referee.bits(theirs, host), referee.bits(ours, host)
+
+
+def search(x, c, **options):
+    """What has searched the rows `x` for the nearest of `c`."""
+    rows = _rows.Rows.over(tensor(x), None, kernel="triton", **options)
+    centroids = rows.matrix.asarray(c, rows.matrix.state_dtype)
+    rows.begin(centroids)
+    rows.label(centroids)
+    return rows._search
+
+
+def data(kind, n, d, dtype="float32"):
+    """Rows of one of the kinds that have misled others."""
+    rng = np.random.default_rng(n + d)
+    if kind == "uniform":
+        x = rng.random((n, d))
+    elif kind == "blobs":
+        x = rng.normal(size=(8, d))[rng.integers(8, size=n)] * 10 + rng.normal(size=(n, d))
+    elif kind == "offset":
+        x = rng.normal(100, 1, (n, d))
+    elif kind == "lattice":
+        x = rng.integers(0, 3, (n, d)).astype(float)
+    elif kind == "duplicates":
+        x = rng.normal(size=(max(1, n // 8), d))[rng.integers(max(1, n // 8), size=n)]
+    elif kind == "huge":
+        x = rng.normal(size=(n, d))
+        x[::7] *= 1e4
+    else:
+        x = rng.normal(size=(n, d)) * 10.0 ** rng.integers(-6, 6, (n, 1))
+    return x.astype(dtype)
+
+
+KINDS = ["uniform", "blobs", "offset", "lattice", "duplicates", "huge", "spread"]
+
+
+def true_labels(x, c):
+    """The labels that float64 differences give, ties to the lowest; see `referee`."""
+    return assign(x.astype(np.float64), c.astype(np.float64))[0]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("n", "d", "k"), [(1, 3, 1), (63, 17, 9), (123, 128, 70), (100, 200, 20)])
+def test_labels_are_those_of_float64(kind, n, d, k):
+    x = data(kind, n, d)
+    c = x[np.random.default_rng(0).integers(n, size=k)] * np.float32(1 - 2**-12)
+    np.testing.assert_array_equal(host(search(x, c).labels), true_labels(x, c))
+
+
+@pytest.mark.parametrize("d", [1, 768, 1025])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_any_number_of_features(d, dtype):
+    x = data("offset", 100, d, dtype)
+    c = x[:13] + np.asarray(0.25, dtype)
+    np.testing.assert_array_equal(host(search(x, c).labels), true_labels(x, c))
+
+
+def test_many_rows():
+    x = data("blobs", 65537, 1)
+    c = data("blobs", 9, 1)
+    np.testing.assert_array_equal(host(search(x, c).labels), true_labels(x, c))
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64", "int32", "uint8"])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_bits_of_a_fit(dtype, weighted):
+    rng = np.random.default_rng(1)
+    x = np.round(np.clip(rng.normal(size=(300, 5)) * 20 + rng.choice([20, 60, 90], (300, 1)), 0, 127))
+    x = x + rng.integers(0, 4, x.shape) / 4 if "float" in dtype else x
+    w = rng.lognormal(0, 2, 300) if weighted else None
+    theirs, ours = both(x, 9, dtype=dtype, rng=0, sample_weight=w)
+    assert ours == theirs
+
+
+@pytest.mark.filterwarnings(EMPTY)
+@pytest.mark.parametrize("empty", ["relocate", "keep"])
+def test_bits_with_empty_clusters(empty):
+    rng = np.random.default_rng(2)
+    x = rng.normal(size=(200, 2)).astype(np.float32)
+    start = (rng.normal(size=(30, 2)) * 4).astype(np.float32)
+    theirs, ours = both(x, 30, init=start, empty=empty, tol=0.0, max_iter=12)
+    assert ours == theirs
+
+
+@pytest.mark.parametrize("exponent", [-300, -130, -30, 0, 30, 100, 300])
+def test_bits_at_every_scale(exponent):
+    x = np.ldexp(data("blobs", 150, 3, "float64"), exponent)
+    theirs, ours = both(x, 6, init=x[:6].copy(), max_iter=4)
+    assert ours == theirs
+    if -120 < exponent < 120:
+        theirs, ours = both(x, 6, dtype="float32", init=x[:6].astype(np.float32), max_iter=4)
+        assert ours == theirs
+
+
+@pytest.mark.parametrize("max_bytes", [20_000, 200_000, None])
+def test_a_small_budget_halves_rows_a_part_at_a_time(max_bytes):
+    x = data("blobs", 500, 20)
+    made = search(x, x[:5], max_bytes=max_bytes)
+    assert made._kept == (max_bytes is None or 500 * 32 * 2 <= max_bytes // 2)
+    theirs, ours = both(x, 5, init=x[:5].copy(), max_bytes=max_bytes, max_iter=3)
+    assert ours == theirs
+
+
+def test_half_precision_rows_are_read_where_they_are():
+    x = data("uniform", 200, 16, "float16") - np.float16(0.5)
+    made = search(x, x[:5])
+    assert made._direct
+    assert made._halves.data_ptr() == made._x.data_ptr()
+    assert not search(x + np.float16(50), x[:5] + np.float16(50))._direct  # an offset is taken off
+    theirs, ours = both(x, 5, init=x[:5].copy(), max_iter=5)
+    assert ours == theirs
+
+
+def test_rows_of_any_strides():
+    x = data("blobs", 160, 12)
+    wide = tensor(np.repeat(np.ascontiguousarray(x.T), 2, axis=1))[:, ::2].T
+    assert wide.stride() == (2, 320)
+    ours = kmeans(wide, 4, rng=0, kernel="triton")
+    assert referee.bits(ours, host) == referee.bits(kmeans(x, 4, rng=0, kernel="cpu"))
+
+
+def test_nothing_is_left_to_what_memory_held(monkeypatch):
+    empty = torch.empty
+
+    def poisoned(*shape, **options):
+        made = empty(*shape, **options)
+        return made.fill_(torch.nan if made.is_floating_point() else -7)
+
+    x = data("duplicates", 150, 20)
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "empty", poisoned)
+        theirs, ours = both(x, 12, init=x[:12].copy(), max_iter=4)
+        assert ours == theirs
+
+
+def test_few_rows_need_a_second_look():
+    x = data("uniform", 400, 128)
+    made = search(x, x[:64].copy())
+    first, second = made._state.cpu()[0, 4:].tolist()
+    assert first < 100
+    assert second < 10
+
+
+@pytest.mark.skipif(GPU, reason="the sums of tensor cores are what they are")
+@pytest.mark.parametrize("kind", KINDS)
+def test_products_as_wrong_as_the_bound_allows_change_no_label(monkeypatch, kind):
+    from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
+
+    exact, rng = InterpreterBuilder.create_dot, np.random.default_rng(0)
+    calls = []
+
+    def wrong(self, a, b, d, *options):
+        made = exact(self, a, b, d, *options)
+        norms = np.linalg.norm(a.data.astype(np.float64), axis=1)[:, None]
+        norms = norms * np.linalg.norm(b.data.astype(np.float64), axis=0)
+        most = (a.data.shape[1] + 16) * 2.0**-22 * norms
+        calls.append(1)
+        found = made.data + rng.choice([-1, 1], size=norms.shape) * most
+        return TensorHandle(found.astype(np.float32), made.dtype)
+
+    monkeypatch.setattr(InterpreterBuilder, "create_dot", wrong)
+    x = data(kind, 120, 60)
+    c = x[np.random.default_rng(0).integers(120, size=40)] * np.float32(1 - 2**-12)
+    np.testing.assert_array_equal(host(search(x, c).labels), true_labels(x, c))
+    assert calls
+
+
+def test_fast_takes_the_lowest_score():
+    x = data("blobs", 300, 8)
+    ours = kmeans(tensor(x), 8, init=tensor(x[:8]), precision="fast", kernel="triton")
+    exact = kmeans(tensor(x), 8, init=tensor(x[:8]), kernel="triton")
+    assert ours.precision == "fast"
+    assert ours.inertia == pytest.approx(exact.inertia, rel=1e-4)
+
+
+def test_why_it_cannot_run():
+    assert why_not("triton", np.zeros((3, 2))) == "x is numpy on cpu, neither a tensor nor a CuPy array"
+    assert why_not("triton", torch.zeros((3, 2), dtype=torch.bool, device=ON)) == "x is of dtype bool"
+    assert why_not("triton", torch.zeros((1, (1 << 19) + 1), device=ON)) is not None
+    assert why_not("triton", torch.zeros((3, 2), device=ON)) is None
+
+
+def test_a_cpu_tensor_is_not_interpreted_unasked():
+    assert kmeans(torch.zeros((3, 2)) + torch.arange(3)[:, None], 2).kernel != "triton"

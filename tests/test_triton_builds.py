@@ -1,0 +1,86 @@
+"""The Triton kernels compile for GPUs, of which none is needed: as they are launched, and hardly spill."""
+
+import os
+import re
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from anykmeans import _rows
+
+torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+triton = pytest.importorskip("triton", reason="Triton is not installed")
+if os.environ.get("TRITON_INTERPRET") == "1":
+    pytest.skip("TRITON_INTERPRET is 1: nothing is compiled", allow_module_level=True)
+
+
+class NoDriver:
+    """Just enough of a driver for `JITFunction.warmup`, which compiles what a call would launch."""
+
+    def __init__(self, capability):
+        from triton.backends.compiler import GPUTarget
+
+        self._target = GPUTarget("cuda", capability, 32)
+
+    def get_current_device(self):
+        return 0
+
+    def get_current_stream(self, device):
+        return 0
+
+    def get_current_target(self):
+        return self._target
+
+
+@pytest.fixture(params=[80, 90])
+def built(request, monkeypatch, tmp_path):
+    """The kernels compiled so far: (name, kernel)."""
+    from triton.runtime.jit import JITFunction, driver
+
+    found, run = [], JITFunction.run
+
+    def compile_only(self, *arguments, grid, warmup, **options):
+        found.append((self.__name__, run(self, *arguments, grid=grid, warmup=True, **options)))
+
+    monkeypatch.setattr(JITFunction, "run", compile_only)
+    monkeypatch.setattr("anykmeans.kernels.triton.why_not", lambda x: None)
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(driver, "_active", NoDriver(request.param))
+    return found
+
+
+def resources(kernel, folder):
+    """Registers, and bytes of stack, that a kernel takes a thread."""
+    path = folder / "kernel.cubin"
+    path.write_bytes(kernel.asm["cubin"])
+    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    said = subprocess.run(
+        [tool, "--dump-resource-usage", path], capture_output=True, text=True, check=True
+    ).stdout
+    return tuple(int(re.search(rf"{name}:(\d+)", said)[1]) for name in ("REG", "STACK"))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "d"),
+    [("float32", 128), ("float16", 128), ("bfloat16", 256), ("float64", 3), ("float32", 768)],
+)
+def test_all_that_a_fit_launches(built, tmp_path, dtype, d):
+    x = torch.as_tensor(np.random.default_rng(0).normal(size=(200, d))).to(getattr(torch, dtype))
+    rows = _rows.Rows.over(x, None, kernel="triton")
+    c = rows.rows(slice(0, 70))
+    rows.begin(c)
+    rows.leap(c, 1, 0.0, "relocate")
+    rows.distances(c)
+    assert {name for name, _ in built} >= {
+        *("prepare", "halve", "screen", "again", "resolve", "accumulate", "means", "advance", "own"),
+    }
+    for name, kernel in built:
+        registers, stack = resources(kernel, tmp_path)
+        if name not in ("again", "resolve"):
+            assert stack <= 32, f"{name} spills"
+        if name == "screen" and d <= 128:
+            assert registers <= 128  # two blocks on a multiprocessor
+        if name == "screen" and kernel.metadata.target.arch == 90:
+            assert "wgmma" in kernel.asm["ptx"]  # tensor cores
