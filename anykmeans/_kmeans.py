@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import warnings
 from collections.abc import Iterator
@@ -15,7 +16,7 @@ from anykmeans._array import Array, Namespace, put, to_numpy
 from anykmeans._exact import squared_distances
 from anykmeans._init import Draws, Init, generator, plus_plus, start
 from anykmeans._lloyd import lloyd
-from anykmeans._rows import Rows
+from anykmeans._rows import Rows, leap_together
 from anykmeans.kernels import choose
 
 # Inertia, centroids, labels, passes and whether it stopped: of one run, or stacked.
@@ -187,25 +188,25 @@ def kmeans(
     init = check.start(init, x, k)
     runs = _runs(n_init, init)
 
-    def best(rows: Rows, init: Init) -> _Run:
-        with rows.work:
-            found = (_run(rows, k, init, draws, max_iter, tol, empty) for _ in range(runs))
-            return min(found, key=lambda run: run[0])
-
+    best = functools.partial(
+        _best, k=k, runs=runs, draws=draws, max_iter=max_iter, tol=tol, empty=empty
+    )
     over = functools.partial(Rows.over, max_bytes=max_bytes, precision=precision)
     if len(x.shape) == 2:
         rows = over(x, sample_weight, kernel=kernel)
-        inertia, c, labels, n_iter, converged = best(rows, init)
+        ((inertia, c, labels, n_iter, converged),) = best([_Problem("", rows, init)])
     else:
-        kernel = choose(x, kernel).name  # once, as what pays depends on how many problems there are
+        chosen = choose(x, kernel)  # once, as what pays depends on how many problems there are
+        problems = (
+            _Problem(name, over(one, weights, kernel=chosen.name, name=name), first)
+            for name, one, weights, first in _problems(x, sample_weight, init)
+        )
+        # Those that can share launches are clustered together; others one after the other, as they need room.
+        groups = ([each] for each in problems) if chosen.together is None else [list(problems)]
         found = []
-        for name, one, weights, first in _problems(x, sample_weight, init):
-            rows = over(one, weights, kernel=kernel, name=name)
-            try:
-                found.append(best(rows, first))
-            except Exception as error:  # that of a callable, too
-                error.add_note(f"This was while clustering `{name}`.")
-                raise
+        for group in groups:
+            found += best(group)
+            rows = group[0].rows
         inertia, c, labels, n_iter, converged = _stacked(rows.xp, found)
     _warn_if_few(labels, k)
     give = rows.matrix.give
@@ -234,16 +235,64 @@ def _stacked(xp: Namespace, runs: list[_Run]) -> _Run:
     return np.asarray(inertia), xp.stack(c), xp.stack(labels), passes, np.asarray(converged)
 
 
+@dataclass(frozen=True)
+class _Problem:
+    """Rows to cluster, where to start, and what they are called if they are not all of `x`."""
+
+    name: str
+    rows: Rows
+    init: Init
+
+    @contextlib.contextmanager
+    def named(self) -> Iterator[None]:
+        """Tell of an error, that of a callable too, which problem it was."""
+        try:
+            yield
+        except Exception as error:
+            if self.name:
+                error.add_note(f"This was while clustering `{self.name}`.")
+            raise
+
+
+def _best(
+    problems: list[_Problem],
+    k: int,
+    runs: int,
+    draws: Draws,
+    max_iter: int,
+    tol: float,
+    empty: str,
+) -> list[_Run]:
+    """Return the best of the runs of each problem."""
+    with contextlib.ExitStack() as stack:
+        starts = []
+        for problem in problems:
+            stack.enter_context(problem.rows.work)
+            with problem.named():
+                starts.append([start(problem.rows, k, problem.init, draws) for _ in range(runs)])
+        found = [_run(problems, list(c), max_iter, tol, empty) for c in zip(*starts, strict=True)]
+    return [min(each, key=lambda run: run[0]) for each in zip(*found, strict=True)]
+
+
 def _run(
-    rows: Rows, k: int, init: Init, draws: Draws, max_iter: int, tol: float, empty: str
-) -> _Run:
-    """Return inertia, centroids, labels, passes and whether it stopped, of one run."""
-    c = start(rows, k, init, draws)
-    rows.begin(c)
-    stop = tol * rows.variance() if tol else 0.0
-    c, n_iter, converged = lloyd(rows, c, max_iter=max_iter, tol=stop, empty=empty)
-    labels, _, inertia = rows.finish(c)
-    return inertia, c, labels, n_iter, converged
+    problems: list[_Problem], starts: list[Array], max_iter: int, tol: float, empty: str
+) -> list[_Run]:
+    """Return inertia, centroids, labels, passes and whether it stopped, of one run of each problem."""
+    stops = []
+    for problem, c in zip(problems, starts, strict=True):
+        with problem.named():
+            problem.rows.begin(c)
+            stops.append(tol * problem.rows.variance() if tol else 0.0)
+    begun = leap_together([problem.rows for problem in problems], starts, max_iter, stops, empty)
+    found = []
+    for problem, stop, (c, done, shift) in zip(problems, stops, begun, strict=True):
+        with problem.named():
+            c, n_iter, converged = lloyd(
+                problem.rows, c, max_iter=max_iter, tol=stop, empty=empty, done=done, shift=shift
+            )
+            labels, _, inertia = problem.rows.finish(c)
+            found.append((inertia, c, labels, n_iter, converged))
+    return found
 
 
 def _runs(n_init: int | str, init: Init) -> int:

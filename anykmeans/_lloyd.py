@@ -5,6 +5,7 @@ It knows nothing of libraries, devices, tiles or bounds: a source answers what t
 
 from __future__ import annotations
 
+import math
 from typing import Protocol
 
 from anykmeans._array import Array
@@ -31,25 +32,27 @@ class Source(Protocol):
 
 
 def lloyd(
-    source: Source, c: Array, *, max_iter: int, tol: float, empty: str
+    source: Source,
+    c: Array,
+    *,
+    max_iter: int,
+    tol: float,
+    empty: str,
+    done: int = 0,
+    shift: float = math.nan,
 ) -> tuple[Array, int, bool]:
     """Return the centroids (k, d) that Lloyd's loop reaches from `c`, its passes, and whether it stopped.
 
     `tol` is the squared move at which to stop, in the source's unit. As sums are exact, labels that
-    repeat give centroids that repeat: zero shift is scikit-learn's strict convergence.
+    repeat give centroids that repeat: zero shift is scikit-learn's strict convergence. If passes are `done`
+    already, they ended with the last `shift`.
     """
-    done = 0
-    while done < max_iter:
+    while done < max_iter and not shift <= tol:
         c, made, shift = source.leap(c, max_iter - done, tol, empty)
         done += made
-        if shift <= tol:
-            return c, done, True
-        if done == max_iter:
-            break
-        stats = source.sweep(c)
-        c_new = source.update(stats, c, empty)
-        shift = source.shift(c_new, c)
-        c, done = c_new, done + 1
-        if shift <= tol:
-            return c, done, True
-    return c, max_iter, False
+        if done < max_iter and not shift <= tol:
+            stats = source.sweep(c)
+            c_new = source.update(stats, c, empty)
+            shift = source.shift(c_new, c)
+            c, done = c_new, done + 1
+    return c, done, shift <= tol

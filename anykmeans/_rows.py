@@ -403,3 +403,23 @@ class Rows:
                 if part:  # in four steps, as 2**exponent itself may be out of range
                     distances = distances * 2.0**part
         return labels, distances, inertia
+
+
+def leap_together(
+    sources: list[Rows], centroids: list[Array], passes: int, tol: list[float], empty: str
+) -> list[tuple[Array, int, float]]:
+    """Return what each source's `leap` gives, of launches they share if their kernel knows how; else no pass."""
+    together = sources[0].kernel.together
+    if together is None or len(sources) == 1:
+        return [(c, 0, math.nan) for c in centroids]
+    weights = [source.relative_weight(slice(0, source.shape[0])) for source in sources]
+    found: list[tuple[Array, int, float]] = together(
+        [source._search for source in sources],
+        centroids,
+        passes,
+        tol,
+        weights,
+        [source.grid for source in sources],
+        keep=empty == "keep",
+    )
+    return found

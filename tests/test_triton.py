@@ -1,5 +1,6 @@
 """The Triton kernels: NumPy's bits, on a GPU or, interpreted, on a CPU."""
 
+import dataclasses
 import os
 
 import numpy as np
@@ -27,6 +28,8 @@ def tensor(a, dtype=None):
 
 
 def host(t):
+    if isinstance(t, np.ndarray):
+        return t
     t = t.cpu()
     return (t.float() if t.dtype == torch.bfloat16 else t).numpy()
 
@@ -51,7 +54,7 @@ def search(x, c, **options):
     centroids = rows.matrix.asarray(c, rows.matrix.state_dtype)
     rows.begin(centroids)
     rows.label(centroids)
-    return rows._search
+    return rows._search.passes
 
 
 def data(kind, n, d, dtype="float32"):
@@ -88,7 +91,7 @@ def true_labels(x, c):
 def test_labels_are_those_of_float64(kind, n, d, k):
     x = data(kind, n, d)
     c = x[np.random.default_rng(0).integers(n, size=k)] * np.float32(1 - 2**-12)
-    np.testing.assert_array_equal(host(search(x, c).labels), true_labels(x, c))
+    np.testing.assert_array_equal(host(search(x, c).labels[0]), true_labels(x, c))
 
 
 @pytest.mark.parametrize("d", [1, 768, 1025])
@@ -96,13 +99,13 @@ def test_labels_are_those_of_float64(kind, n, d, k):
 def test_any_number_of_features(d, dtype):
     x = data("offset", 100, d, dtype)
     c = x[:13] + np.asarray(0.25, dtype)
-    np.testing.assert_array_equal(host(search(x, c).labels), true_labels(x, c))
+    np.testing.assert_array_equal(host(search(x, c).labels[0]), true_labels(x, c))
 
 
 def test_many_rows():
     x = data("blobs", 65537, 1)
     c = data("blobs", 9, 1)
-    np.testing.assert_array_equal(host(search(x, c).labels), true_labels(x, c))
+    np.testing.assert_array_equal(host(search(x, c).labels[0]), true_labels(x, c))
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64", "int32", "uint8"])
@@ -205,7 +208,7 @@ def test_products_as_wrong_as_the_bound_allows_change_no_label(monkeypatch, kind
     monkeypatch.setattr(InterpreterBuilder, "create_dot", wrong)
     x = data(kind, 120, 60)
     c = x[np.random.default_rng(0).integers(120, size=40)] * np.float32(1 - 2**-12)
-    np.testing.assert_array_equal(host(search(x, c).labels), true_labels(x, c))
+    np.testing.assert_array_equal(host(search(x, c).labels[0]), true_labels(x, c))
     assert calls
 
 
@@ -226,3 +229,41 @@ def test_why_it_cannot_run():
 
 def test_a_cpu_tensor_is_not_interpreted_unasked():
     assert kmeans(torch.zeros((3, 2)) + torch.arange(3)[:, None], 2).kernel != "triton"
+
+
+def each(result):
+    """The bits of each problem of a batch."""
+    names = ("centroids", "labels", "inertia", "n_iter", "converged")
+    return [
+        referee.bits(dataclasses.replace(result, **{n: getattr(result, n)[i] for n in names}), host)
+        for i in range(len(result.inertia))
+    ]
+
+
+@pytest.mark.filterwarnings(EMPTY)
+@pytest.mark.parametrize("init", ["random", "given"])
+def test_a_batch_shares_its_launches(monkeypatch, init):
+    from anykmeans.kernels.triton import passes
+
+    x = np.stack([data(kind, 90, 3, "float64") for kind in KINDS])
+    options = {"rng": 0, "n_init": 2, "max_iter": 20, "init": init}
+    if init == "given":  # far away: clusters are empty at first
+        options["init"] = np.stack([rows[:7] for rows in x]) * np.linspace(1, 9, 7)[:, None]
+    theirs = kmeans(x, 7, kernel="cpu", **options)
+    launched = []
+    run = passes.Passes._run
+    monkeypatch.setattr(
+        passes.Passes, "_run", lambda self, n: (launched.append(self._b), run(self, n))
+    )
+    if init == "given":
+        options["init"] = tensor(options["init"])
+    ours = kmeans(tensor(x), 7, kernel="triton", **options)
+    assert each(ours) == each(theirs)
+    assert launched.count(len(x)) >= (2 if init == "random" else 1)
+
+
+def test_a_batch_in_half_precision_with_weights():
+    x = np.stack([data("uniform", 80, 16) + shift for shift in (0, 0, 3)]).astype(np.float16)
+    w = np.random.default_rng(0).random((3, 80))
+    theirs = kmeans(x, 4, rng=0, kernel="cpu", sample_weight=w)
+    assert each(kmeans(tensor(x), 4, rng=0, kernel="triton", sample_weight=tensor(w))) == each(theirs)

@@ -20,6 +20,8 @@ A kernel is a module of this package. It may define
     the whole-number costs of blocks of rows, to draw from;
 ``search(frame, work, k, bounds, exact) -> search``
     all that `anykmeans._search.Search` does, in place of the first three steps; it may `leap`;
+``together(searches, centroids, passes, tol, w, grids, keep) -> leaps``
+    what the `leap` of each search returns, of launches that problems of one shape share;
 ``seeds(frame, work, w, first, draws) -> picks``
     all picks of k-means++, or None, in place of the three steps before, where rows are few;
 ``magnitudes(matrix, select, w) -> high, largest, smallest``
@@ -106,6 +108,7 @@ class Kernel:
     one_hot: bool
     compiled: bool
     search: Callable[..., Any] | None
+    together: Callable[..., list[Any]] | None
     seeds: Callable[..., np.ndarray | None] | None
     magnitudes: Callable[..., tuple[np.ndarray, ...]] | None
     accumulate: Callable[..., Array] | None
@@ -169,6 +172,7 @@ def choose(x: Array, name: str = "auto") -> Kernel:
         one_hot=not hasattr(own, "segment_sum") or own is agnostic,
         compiled=hasattr(own, "accumulate"),
         search=getattr(own, "search", None),
+        together=getattr(own, "together", None),
         seeds=getattr(own, "seeds", None),
         magnitudes=getattr(own, "magnitudes", None),
         accumulate=getattr(own, "accumulate", None),

@@ -53,6 +53,25 @@ def search(frame: Any, work: Any, k: int, *, bounds: str, exact: bool) -> Any:
     return Search(frame, work, k, exact=exact)
 
 
+def together(
+    searches: list[Any],
+    centroids: list[Array],
+    passes: int,
+    tol: list[float],
+    w: list[Array | None],
+    grids: list[Any],
+    *,
+    keep: bool,
+) -> list[tuple[Array, int, float]]:
+    """Return what `leap` of each search returns, of launches that all share."""
+    from anykmeans.kernels.triton.passes import Passes
+
+    shared = Passes(searches)
+    for i, one in enumerate(searches):
+        one.join(shared, i)
+    return shared.leap(dict(enumerate(centroids)), passes, tol, w, grids, keep=keep)
+
+
 def own_distances(
     matrix: Matrix, select: slice, unit: float, wide: Array, labels: Array, distances: Array
 ) -> None:

@@ -1,5 +1,5 @@
 # mypy: allow-untyped-defs, allow-untyped-calls
-"""The search on a GPU: buffers, launches, and passes that the host only watches."""
+"""The search on a GPU: memory, launches, and passes that the host only watches."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _BLOCKS = 4  # for lists of unknown length, on each multiprocessor
 
 
 class Search:
-    """Labels of all rows, found anew in each pass, and passes that end without the host.
+    """The labels of one problem's rows, found anew in each pass.
 
     Parameters
     ----------
@@ -37,67 +37,29 @@ class Search:
     """
 
     def __init__(self, frame: Any, work: Any, k: int, *, exact: bool) -> None:
-        matrix = frame.matrix
-        self._x, self._k, self._exact = matrix.data, k, exact
-        self.frame, self._max_bytes = frame, work.max_bytes
-        (self._n, self._d), on = matrix.shape, {"device": matrix.data.device}
-        self._on = on
-        n, d, b = self._n, self._d, 1
-        self._b = b
-        unit, offset = frame.affine(narrow=False)
-        reach = math.frexp(frame.largest * float(unit) + float(np.abs(offset).max()))[1]
-        self._width, self._chunk = _widths(d)
-        x = matrix.data
-        # Float16 rows are read as they are, if that gives the numbers that would be written.
-        self._direct = (
-            matrix.dtype == "float16"
-            and d == self._width
-            and x.stride(1) == 1
-            and not offset.any()
-            and unit == 1
-            and -4 <= reach <= 15
-        )
-        scale = 1.0 if self._direct else 2.0 ** (screen.LARGEST - reach)
-        # In float32 the scaling must be exact, and one rounding follows.
-        self._wide = not (matrix.narrow and 2.0**-126 <= unit * scale < 2.0**127)
-        table = np.zeros((b, COLUMNS))
-        table[:, screen.UNIT], table[:, screen.SCREEN] = unit, scale
-        table[:, screen.TIE] = Bounds.of(d, 2.0**-53).tie
-        self._table = torch.as_tensor(table, **on)
-        self._offset = torch.as_tensor(np.ascontiguousarray(offset[None, :]), **on)
-        self._state = torch.zeros((b, STATES), dtype=torch.int64, **on)
-        self._worst = torch.zeros((b, 3), dtype=torch.int32, **on)
+        self.frame, self.k, self.exact, self.max_bytes = frame, k, exact, work.max_bytes
+        self._passes: Passes | None = None
+        self._place = 0
 
-        self._slots = -(-k // screen.LANES) * screen.LANES
-        self._c = torch.zeros((b, 2, k, d), dtype=matrix.state_dtype, **on)
-        self._high, self._low = torch.empty(
-            (2, b, self._slots, self._width), dtype=torch.float16, **on
-        )
-        self._norms = torch.empty((b, self._slots), dtype=torch.float32, **on)
-        self._new = torch.zeros((b, n), dtype=torch.int32, **on)
-        self._lists = torch.empty((2, b, n), dtype=torch.int32, **on)
-        self._lengths = torch.empty((b, 2, n), dtype=torch.float32, **on)
-        self._halves, self._room = x, n
-        if not self._direct:
-            # All rows if they fit, else a part at a time that stays in the L2 cache.
-            row = 2 * b * self._width
-            self._room = n if n * row <= self._max_bytes // 2 else max(1, min(_CACHE, self._max_bytes // 2) // row)
-            self._halves = torch.empty((b, self._room, self._width), dtype=torch.float16, **on)
-        self._kept = self._room == n
-        if self._kept:
-            self._halve(0, n)
-        self._sums: torch.Tensor | None = None
+    def join(self, passes: Passes, place: int) -> None:
+        """Be the problem number `place` of those that `passes` are made of."""
+        self._passes, self._place = passes, place
+
+    @property
+    def passes(self) -> Passes:
+        """What finds the labels: of this problem alone, unless it has joined others."""
+        if self._passes is None:
+            self._passes = Passes([self])
+        return self._passes
 
     @property
     def labels(self) -> Array:
         """The labels (n,) of the centroids last settled for."""
-        return self._new[0]
+        return self.passes.labels[self._place]
 
     def settle(self, c: Array) -> list[Any]:
         """Give every row its nearest centroid of `c`; what changed is asked of sources that do not leap."""
-        with _device(self._x):
-            self._begin(c)
-            self._nearest()
+        self.passes.settle({self._place: c})
         return []
 
     def leap(
@@ -108,40 +70,140 @@ class Search:
         It stops before a pass that would leave a cluster without weight, unless to `keep` its centroid is
         what to do then.
         """
+        (found,) = self.passes.leap({self._place: c}, passes, [tol], [w], [grid], keep=keep)
+        return found
+
+
+class Passes:
+    """Passes over b problems of one shape, that end without the host; and all the memory they take.
+
+    Parameters
+    ----------
+    searches : list of Search
+        The problems: their rows must follow each other in memory at one distance.
+    """
+
+    def __init__(self, searches: list[Search]) -> None:
+        frames, one = [search.frame for search in searches], searches[0]
+        matrix = one.frame.matrix
+        self._x, self._k, self._exact, self._max_bytes = matrix.data, one.k, one.exact, one.max_bytes
+        self._b, (self._n, self._d) = len(searches), matrix.shape
+        b, n, d, k, on = self._b, self._n, self._d, self._k, {"device": self._x.device}
+        self._on = on
+        apart = 0
+        if b > 1:
+            distance = frames[1].matrix.data.data_ptr() - self._x.data_ptr()
+            apart = distance // self._x.element_size()
+        self._strides = (apart, *self._x.stride())
+        self._width, self._chunk = _widths(d)
+
+        units, offsets = zip(*(frame.affine(narrow=False) for frame in frames), strict=True)
+        unit, offset = np.asarray(units), np.asarray(offsets)
+        largest = np.asarray([frame.largest for frame in frames])
+        reach = np.frexp(largest * unit + np.abs(offset).max(axis=1))[1]
+        # Float16 rows are read as they are, if that gives the numbers that would be written.
+        self._direct = (
+            matrix.dtype == "float16"
+            and d == self._width
+            and self._x.stride(1) == 1
+            and not offset.any()
+            and bool((unit == 1).all() and (reach >= -4).all() and (reach <= 15).all())
+        )
+        scale = np.ones(b) if self._direct else np.ldexp(1.0, screen.LARGEST - reach)
+        # In float32 the scaling must be exact, and one rounding follows.
+        exact = (unit * scale >= 2.0**-126).all() and (unit * scale < 2.0**127).all()
+        self._wide = not (matrix.narrow and bool(exact))
+        table = np.zeros((b, COLUMNS))
+        table[:, screen.UNIT], table[:, screen.SCREEN] = unit, scale
+        table[:, screen.TIE] = Bounds.of(d, 2.0**-53).tie
+        self._table, self._offset = (torch.as_tensor(a, **on) for a in (table, offset))
+        self._state = torch.zeros((b, STATES), dtype=torch.int64, **on)
+        self._worst = torch.zeros((b, 3), dtype=torch.int32, **on)
+
+        self._slots = -(-k // screen.LANES) * screen.LANES
+        self._c = torch.zeros((b, 2, k, d), dtype=matrix.state_dtype, **on)
+        self._high, self._low = torch.empty(
+            (2, b, self._slots, self._width), dtype=torch.float16, **on
+        )
+        self._norms = torch.empty((b, self._slots), dtype=torch.float32, **on)
+        self.labels = torch.empty((b, n), dtype=torch.int32, **on)
+        self._lists = torch.empty((2, b, n), dtype=torch.int32, **on)
+        self._lengths = torch.empty((b, 2, n), dtype=torch.float32, **on)
+        self._halves, self._room, self._between = self._x, n, apart
+        if not self._direct:
+            # All rows if they fit, else a part at a time that stays in the L2 cache.
+            row, most = 2 * b * self._width, self._max_bytes // 2
+            self._room = n if n * row <= most else max(1, min(_CACHE, most) // row)
+            self._halves = torch.empty((b, self._room, self._width), dtype=torch.float16, **on)
+            self._between = self._halves.stride(0)
+        self._kept = self._room == n
+        if self._kept:
+            with _device(self._x):
+                self._halve(0, n)
+        self._sums: torch.Tensor | None = None
+
+    def settle(self, centroids: dict[int, Array]) -> None:
+        """Label all rows of the problems whose `centroids` are given by their number."""
         with _device(self._x):
-            self._begin(c)
-            self._state[:, screen.MOST] = passes
-            self._table[:, screen.TOL] = tol
+            self._begin(centroids)
+            self._nearest()
+
+    def leap(
+        self,
+        centroids: dict[int, Array],
+        passes: int,
+        tol: list[float],
+        w: list[Array | None],
+        grids: list[Grid],
+        *,
+        keep: bool,
+    ) -> list[tuple[Array, int, float]]:
+        """Return for the problems given what `Search.leap` does, of passes all problems make at once."""
+        with _device(self._x):
+            self._begin(centroids)
             if self._sums is None:
-                self._plan(grid, w)
+                self._plan(grids, w)
+            self._state[:, screen.MOST] = passes
+            at = torch.as_tensor(list(centroids), **self._on)
+            self._table[at, screen.TOL] = torch.as_tensor(tol, dtype=torch.float64, **self._on)
             self._keep = keep
             self._run(passes)
-            state = self._state.cpu()
-            made = int(state[0, screen.PASSES])
-            vacant = int(state[0, screen.DONE]) == screen.VACANT
-            shift = math.nan if made == 0 or vacant else float(self._shifts[0])
-            return self._c[0, made % 2].clone(), made, shift
+            state, shifts = self._state.cpu(), self._shifts.cpu()
+            found = []
+            for i in centroids:
+                made = int(state[i, screen.PASSES])
+                still = made > 0 and int(state[i, screen.DONE]) != screen.VACANT
+                shift = float(shifts[i]) if still else math.nan
+                found.append((self._c[i, made % 2].clone(), made, shift))
+            return found
 
-    def _plan(self, grid: Grid, w: Array | None) -> None:
+    def _plan(self, grids: list[Grid], w: list[Array | None]) -> None:
         """Make room for sums, and for what a pass ends with."""
         b, n, k, d, on = self._b, self._n, self._k, self._d, self._on
-        self._folds = grid.folds
-        width = grid.folds * (d + 1)
+        self._folds = max(grid.folds for grid in grids)  # more than needed change no sum
+        width = self._folds * (d + 1)
         self._copies = max(1, min(sums.COPIES, self._max_bytes // 64 // (b * k * width)))
         self._sums = torch.zeros((b, self._copies, k, width), dtype=torch.int64, **on)
         self._old = torch.full((b, n), -1, dtype=torch.int32, **on)
-        self._scale = torch.as_tensor(grid.scale, **on).reshape(b, d + 1)
-        self._table[:, screen.STEP] = grid.step
-        self._weighted = w is not None
-        self._w = self._scale if w is None else w.contiguous().reshape(b, n)
+        self._scale = torch.as_tensor(np.stack([grid.scale for grid in grids]), **on)
+        self._table[:, screen.STEP] = grids[0].step
+        weights = [each for each in w if each is not None]
+        self._weighted = bool(weights)
+        self._w = torch.stack(weights) if weights else self._scale
         self._scratch = torch.empty((b, k, d), dtype=torch.float64, **on)
         self._moves = torch.empty((b, k), dtype=torch.float64, **on)
         self._shifts = torch.zeros(b, dtype=torch.float64, **on)
 
-    def _begin(self, c: Array) -> None:
-        self._c[0, 0] = c
+    def _begin(self, centroids: dict[int, Array]) -> None:
+        """Take the centroids of some problems; the others wait."""
         self._state.zero_()
         self._worst.zero_()
+        if len(centroids) < self._b:
+            self._state[:, screen.DONE] = screen.STOPPED
+            for i in centroids:
+                self._state[i, screen.DONE] = screen.RUNNING
+        for i, c in centroids.items():
+            self._c[i, 0] = c
 
     def _run(self, passes: int) -> None:
         """Launch passes; look whether they go on one pass late, so that the device never waits."""
@@ -185,8 +247,8 @@ class Search:
         of = {"COLUMNS": COLUMNS, "STATES": STATES}
         exact = {"enable_fp_fusion": False}  # the host rounds every product
         sums.accumulate[(triton.cdiv(n, sums.ROWS), b)](
-            *(self._x, self._w, self._scale, self._table, self._state, self._old, self._new),
-            *(self._sums, n, k, d, self._folds, self._copies, *self._strides()),
+            *(self._x, self._w, self._scale, self._table, self._state, self._old, self.labels),
+            *(self._sums, n, k, d, self._folds, self._copies, *self._strides),
             WEIGHTED=self._weighted,
             ROWS=sums.ROWS,
             WIDTH=sums.WIDTH,
@@ -209,9 +271,6 @@ class Search:
             **of,
         )
 
-    def _strides(self) -> tuple[int, int, int]:
-        return (0, *self._x.stride())
-
     def _nearest(self) -> None:
         """Launch what labels all rows."""
         b, n, k, d, slots, width = self._b, self._n, self._k, self._d, self._slots, self._width
@@ -230,10 +289,9 @@ class Search:
             stop = min(first + self._room, n)
             if not self._kept:
                 self._halve(first, stop)
-            across = self._halves.stride(-2)
             screen.screen[(triton.cdiv(stop - first, screen.ROWS), b)](
                 *(self._halves, self._lengths, self._state, self._high, self._norms, self._worst),
-                *(self._new, self._lists, n, k, d, slots, first, stop, self._room * across, across),
+                *(self.labels, self._lists, n, k, d, slots, first, stop, self._between, self._halves.stride(-2)),
                 mask,
                 (min(d, self._chunk) + 16) * 2.0**-22,
                 (width // self._chunk + 2 + mask) * 2.0**-23,
@@ -249,8 +307,8 @@ class Search:
             )
         if self._exact:
             screen.again[(min(triton.cdiv(n, screen.FEW), self._many(_BLOCKS)), b)](
-                *(self._x, self._offset, self._table, self._state, *centroids, self._new),
-                *(self._lists[0], self._lists[1], n, k, d, slots, *self._strides()),
+                *(self._x, self._offset, self._table, self._state, *centroids, self.labels),
+                *(self._lists[0], self._lists[1], n, k, d, slots, *self._strides),
                 (min(d, chunk) + 16) * 2.0**-22 + 2.0**-28,
                 (width // chunk + 2) * 2.0**-23,
                 ROWS=screen.FEW,
@@ -264,8 +322,8 @@ class Search:
         if self._exact:
             padded = 1 << (d - 1).bit_length()
             resolve.resolve[(min(n, self._many(8 * _BLOCKS)), b)](
-                *(self._x, self._c, self._table, self._state, self._new, self._lists[1]),
-                *(n, k, d, *self._strides(), screen.SECOND),
+                *(self._x, self._c, self._table, self._state, self.labels, self._lists[1]),
+                *(n, k, d, *self._strides, screen.SECOND),
                 WIDTH=padded,
                 IDS=max(1, resolve.TILE // padded),
                 enable_fp_fusion=False,
@@ -276,7 +334,7 @@ class Search:
         """Launch what rounds rows to float16."""
         screen.halve[(triton.cdiv(stop - first, 32), self._b)](
             *(self._x, self._offset, self._table, self._halves, self._lengths),
-            *(self._n, self._d, self._room, first, stop, *self._strides()),
+            *(self._n, self._d, self._room, first, stop, *self._strides),
             COLUMNS=COLUMNS,
             ROWS=32,
             WIDTH=self._width,
