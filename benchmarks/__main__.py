@@ -8,9 +8,9 @@ import argparse
 import sys
 from pathlib import Path
 
-from benchmarks import chart, cpu, growth, load, small
+from benchmarks import chart, cpu, gpu, growth, load, small
 
-COMMANDS = {"cpu": cpu, "growth": growth, "small": small, "load": load, "chart": chart}
+COMMANDS = {"cpu": cpu, "gpu": gpu, "growth": growth, "small": small, "load": load, "chart": chart}
 
 
 def shared() -> argparse.ArgumentParser:

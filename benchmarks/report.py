@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+from collections.abc import Iterable, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -12,12 +13,12 @@ import anykmeans
 PACKAGES = ("numpy", "scipy", "numba", "scikit-learn", "scikit-learn-intelex", "faiss-cpu")
 
 
-def environment() -> dict[str, str | int | None]:
+def environment(packages: Iterable[str] = PACKAGES) -> dict[str, str | int | None]:
     """Return what the numbers depend on."""
     return {
         "python": platform.python_version(),
         "anykmeans": anykmeans.__version__,
-        **{name: installed(name) for name in PACKAGES},
+        **{name: installed(name) for name in packages},
         "processor": processor(),
         "cores": cores(),
     }
@@ -48,9 +49,11 @@ def cores() -> int:
     return os.cpu_count() or 1
 
 
-def heading() -> str:
+def heading(about: Mapping[str, Any] | None = None) -> str:
     """Return the environment on one line."""
-    return ", ".join(f"{name} {value or 'none'}" for name, value in environment().items())
+    return ", ".join(
+        f"{name} {value or 'none'}" for name, value in (about or environment()).items()
+    )
 
 
 def absent(reasons: dict[str, str]) -> None:
@@ -60,7 +63,7 @@ def absent(reasons: dict[str, str]) -> None:
 
 
 def write(file: Path | None, report: dict[str, Any]) -> None:
-    """Write a report as JSON, if there is a file to write to."""
+    """Write a report as JSON, if there is a file to write to; it may bring an environment of its own."""
     if file is not None:
         file.parent.mkdir(parents=True, exist_ok=True)
         text = json.dumps({"environment": environment()} | report, indent=2)
@@ -78,3 +81,10 @@ def table(rows: list[list[str]], left: int = 1) -> str:
         ).rstrip()
         for row in rows
     )
+
+
+def markdown(rows: list[list[str]], left: int = 1) -> str:
+    """Return rows of cells as a table in Markdown, the first `left` columns and the last to the left."""
+    last = len(rows[0]) - 1
+    rule = ["---" if j < left or j == last else "--:" for j in range(len(rows[0]))]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (rows[0], rule, *rows[1:]))

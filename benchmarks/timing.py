@@ -11,6 +11,13 @@ from typing import Generic, TypeVar
 T = TypeVar("T")
 
 
+def wall(run: Callable[[], T]) -> tuple[float, T]:
+    """Return the seconds that a run took, and its result."""
+    begin = time.perf_counter()
+    result = run()
+    return time.perf_counter() - begin, result
+
+
 @dataclass(frozen=True)
 class Timings(Generic[T]):
     """What alternating runs took: the seconds of each, round by round, and their first results.
@@ -40,7 +47,10 @@ class Timings(Generic[T]):
 
 
 def alternate(
-    runs: dict[str, Callable[[], T]], repeats: int, cap: float = float("inf")
+    runs: dict[str, Callable[[], T]],
+    repeats: int,
+    cap: float = float("inf"),
+    clock: Callable[[Callable[[], T]], tuple[float, T]] = wall,
 ) -> Timings[T]:
     """Time the runs in alternation, in up to `repeats` rounds.
 
@@ -57,9 +67,8 @@ def alternate(
         if repeat and spent + last > cap:
             break
         for name in reversed(runs) if repeat % 2 else runs:
-            begin = time.perf_counter()
-            result = runs[name]()
-            seconds[name].append(time.perf_counter() - begin)
+            took, result = clock(runs[name])
+            seconds[name].append(took)
             results.setdefault(name, result)
         last = sum(of_one[-1] for of_one in seconds.values())
         spent += last
