@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from anykmeans import _check as check
-from anykmeans._array import Array, Namespace, put, to_numpy
+from anykmeans._array import Array, Namespace, namespace, on_cpu, put, to_numpy
 from anykmeans._exact import squared_distances
 from anykmeans._init import Draws, Init, generator, plus_plus, start
 from anykmeans._lloyd import lloyd
@@ -310,8 +310,8 @@ def _runs(n_init: int | str, init: Init) -> int:
 
 def _warn_if_few(labels: Array, k: int) -> None:
     """Warn, once, if labels (n,) or (b, n) leave some of `k` clusters out."""
-    host = to_numpy(labels)
-    used = [_distinct(one, k) for one in np.atleast_2d(host)]
+    batch = len(labels.shape) == 2
+    used = [_distinct(labels[i, ...], k) for i in range(labels.shape[0])] if batch else [_distinct(labels, k)]
     few = [i for i, number in enumerate(used) if number < k]
     if few:
         from sklearn.exceptions import ConvergenceWarning
@@ -319,7 +319,7 @@ def _warn_if_few(labels: Array, k: int) -> None:
         where = f" in {len(few)} of {len(used)} problems, first in x[{few[0]}]"
         warnings.warn(
             f"Number of distinct clusters ({used[few[0]]}) found smaller than k ({k})"
-            f"{where if host.ndim == 2 else ''}: (a) fewer than k "
+            f"{where if batch else ''}: (a) fewer than k "
             f"distinct rows, (b) empty='keep' with centroids far from the data, or (c) max_iter "
             f"too low.",
             ConvergenceWarning,
@@ -327,11 +327,13 @@ def _warn_if_few(labels: Array, k: int) -> None:
         )
 
 
-def _distinct(labels: np.ndarray, k: int) -> int:
+def _distinct(labels: Array, k: int) -> int:
     """Return how many of `k` clusters have rows."""
-    seen = np.zeros(k, bool)
-    seen[labels] = True
-    return int(seen.sum())
+    if on_cpu(labels):
+        seen = np.zeros(k, bool)
+        seen[to_numpy(labels)] = True
+        return int(seen.sum())
+    return int(namespace(labels).unique_values(labels).shape[0])  # not all labels to the host
 
 
 def assign(x: Any, centroids: Any) -> tuple[Array, Array]:

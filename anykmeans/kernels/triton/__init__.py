@@ -12,11 +12,10 @@ import os
 from typing import Any
 
 from anykmeans import _array as arrays
-from anykmeans._array import Array, Matrix
-from anykmeans.kernels import torch as plain
+from anykmeans._array import Array, Matrix, Selection
+from anykmeans._exact import Grid
 
 LIBRARY = "torch"
-segment_sum = plain.segment_sum
 
 _FEATURES = 1 << 19  # a row must fit the differences of one tile
 
@@ -59,7 +58,7 @@ def together(
     passes: int,
     tol: list[float],
     w: list[Array | None],
-    grids: list[Any],
+    grids: list[Grid],
     *,
     keep: bool,
 ) -> list[tuple[Array, int, float]]:
@@ -70,6 +69,21 @@ def together(
     for i, one in enumerate(searches):
         one.join(shared, i)
     return shared.leap(dict(enumerate(centroids)), passes, tol, w, grids, keep=keep)
+
+
+def accumulate(
+    matrix: Matrix,
+    select: Selection,
+    w: Array | None,
+    new: Array,
+    old: Array | None,
+    grid: Grid,
+    k: int,
+) -> Array:
+    """Return the whole-number sums (k, columns) of the selected rows by label `new`, less by `old`."""
+    from anykmeans.kernels.triton import passes
+
+    return passes.accumulate(matrix.data[select], w, new, old, grid, k)
 
 
 def own_distances(

@@ -182,7 +182,7 @@ class Passes:
         b, n, k, d, on = self._b, self._n, self._k, self._d, self._on
         self._folds = max(grid.folds for grid in grids)  # more than needed change no sum
         width = self._folds * (d + 1)
-        self._copies = max(1, min(sums.COPIES, self._max_bytes // 64 // (b * k * width)))
+        self._copies = _copies(b * k * width, self._max_bytes)
         self._sums = torch.zeros((b, self._copies, k, width), dtype=torch.int64, **on)
         self._old = torch.full((b, n), -1, dtype=torch.int32, **on)
         self._scale = torch.as_tensor(np.stack([grid.scale for grid in grids]), **on)
@@ -356,6 +356,39 @@ def _widths(d: int) -> tuple[int, int]:
     if padded <= screen.HELD:
         return padded, padded
     return -(-d // screen.CHUNK) * screen.CHUNK, screen.CHUNK
+
+
+def _copies(numbers: int, max_bytes: int) -> int:
+    """Return how many copies to keep of sums of so many numbers."""
+    return max(1, min(sums.COPIES, max_bytes // 64 // numbers))
+
+
+def accumulate(
+    x: Array, w: Array | None, new: Array, old: Array | None, grid: Grid, k: int
+) -> Array:
+    """Return the sums (k, columns), float64, of rows `x` (m, d) by label `new`, less by `old`."""
+    (m, d), on = x.shape, {"device": x.device}
+    width = grid.folds * (d + 1)
+    copies = _copies(k * width, 1 << 28)
+    made = torch.zeros((copies, k, width), dtype=torch.int64, **on)
+    scale = torch.as_tensor(grid.scale, **on)
+    table = torch.zeros(COLUMNS, dtype=torch.float64, **on)
+    table[screen.STEP] = grid.step
+    state = torch.zeros(STATES, dtype=torch.int64, **on)
+    # The kernel notes there that rows are where they belong.
+    left = torch.full((m,), -1, dtype=torch.int32, **on) if old is None else old.to(torch.int32, copy=True)
+    with _device(x):
+        sums.accumulate[(triton.cdiv(m, sums.ROWS),)](
+            *(x, scale if w is None else w.contiguous(), scale, table, state, left),
+            *(new.to(torch.int32), made, m, k, d, grid.folds, copies, 0, *x.stride()),
+            COLUMNS=COLUMNS,
+            STATES=STATES,
+            WEIGHTED=w is not None,
+            ROWS=sums.ROWS,
+            WIDTH=sums.WIDTH,
+            enable_fp_fusion=False,
+        )
+    return made.sum(dim=0).to(torch.float64)
 
 
 def own_distances(x: Array, unit: float, wide: Array, labels: Array, distances: Array) -> None:
