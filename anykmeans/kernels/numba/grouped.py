@@ -13,7 +13,14 @@ import numpy as np
 
 from anykmeans._exact import DOWN, GAP, TINY, UP
 from anykmeans.kernels.numba.simd import LANES, ROWS, prefetch, tile
-from anykmeans.kernels.numba.steps import any_minimum, any_order, decide, jit, squared_distance
+from anykmeans.kernels.numba.steps import (
+    any_minimum,
+    any_order,
+    decide,
+    inner,
+    jit,
+    squared_distance,
+)
 
 
 @any_order
@@ -31,7 +38,7 @@ def _centre(x, row, scale, offset, y, t, c, j):
     return norm, product
 
 
-@jit
+@inner
 def _at_most(norm, score, beta, eta):
     """Return a distance that the true one does not exceed: `Bounds.at_most`."""
     a = norm + score
@@ -39,7 +46,7 @@ def _at_most(norm, score, beta, eta):
     return np.float32(math.sqrt(squared if squared > 0 else 0.0) * UP + TINY)
 
 
-@jit
+@inner
 def _at_least(norm, score, beta, eta):
     """Return a distance that the true one reaches: `Bounds.at_least`."""
     a = norm + score
@@ -115,7 +122,9 @@ def grouped(
     best, who = np.empty(at_once), np.empty(at_once, np.int64)
     below = np.empty(at_once)
     wanting = np.empty((p_count, at_once + ROWS), np.int64)
-    wants, group = np.empty(p_count, np.int64), np.arange(p_count) // share
+    wants, group = np.empty(p_count, np.int64), np.empty(p_count, np.int64)
+    for p in range(p_count):
+        group[p] = p // share
     lows = np.empty((p_count, at_once + ROWS), panels.dtype)
     seconds = np.empty((p_count, at_once + ROWS), panels.dtype)
     spots = np.empty((p_count, at_once + ROWS), np.int64)
@@ -139,7 +148,9 @@ def grouped(
             if i + 1 < m:  # the next row, while this one is dealt with
                 for f in range(0, d, 64 // x.itemsize):
                     prefetch(x, np.int64(at[i + 1]) * d + f)
-            norm[count], product = _centre(x, at[i], scale, offset, y, count, centred, label)
+            norm[count], product = _centre(
+                x, at[i], scale, offset, y, np.int64(count), centred, label
+            )
             which[count] = i
             i += 1
             if first:
@@ -243,9 +254,11 @@ def grouped(
                     guess = label
                     for q in range(found):
                         squared[q] = squared_distance(
-                            x, at[which[t]], unit, wide, candidates[q], room
+                            x, np.int64(at[which[t]]), unit, wide, candidates[q], room
                         )
-                    label, up, down, left = decide(candidates, squared, found, most, tie, guess)
+                    label, up, down, left = decide(
+                        candidates, squared, np.int64(found), most, tie, guess
+                    )
                     if label != guess:
                         g = who[t] // LANES // share
                         bound = np.float32((left + moved[g]) * DOWN)

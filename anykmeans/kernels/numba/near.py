@@ -13,7 +13,7 @@ import numpy as np
 
 from anykmeans._exact import DOWN, GAP, TINY, UP
 from anykmeans.kernels.numba.simd import LANES, WIDTH, lanes, prefetch
-from anykmeans.kernels.numba.steps import any_minimum, decide, jit, squared_distance
+from anykmeans.kernels.numba.steps import any_minimum, decide, inner, jit, squared_distance
 
 _SORTED = 8  # centroids a row up to which sorting them pays
 _CHUNK = 16  # centroids searched before looking whether to go on
@@ -90,7 +90,7 @@ def surroundings(wide, ids, place, corners, drift, farthest, start, stop):
     return found
 
 
-@jit
+@inner
 def _to_panel(wide, a, low_corner, high_corner, p):
     """Return the squared distance of centroid `a` to the box around panel `p`."""
     squared = 0.0
@@ -102,7 +102,7 @@ def _to_panel(wide, a, low_corner, high_corner, p):
     return squared
 
 
-@jit
+@inner
 def _between(wide, a, j):
     """Return the squared distance of two centroids, in no promised order."""
     squared = 0.0
@@ -280,9 +280,13 @@ def near(
                             if least <= most:
                                 candidates[found] = j
                                 i = at[order[b + r]]
-                                squared[found] = squared_distance(x, i, unit, wide, j, room)
+                                squared[found] = squared_distance(
+                                    x, np.int64(i), unit, wide, j, room
+                                )
                                 found += 1
-                        label, up, down, _ = decide(candidates, squared, found, most, tie, label)
+                        label, up, down, _ = decide(
+                            candidates, squared, np.int64(found), most, tie, label
+                        )
                 upper[row], lower[row] = up, down
                 if first or label != a:
                     if changes.shape[0] and label != labels[row]:
@@ -293,7 +297,7 @@ def near(
     return changed, hard, scored
 
 
-@jit
+@inner
 def _nearby(wide, ids, place, low_corner, high_corner, a, radius, rows, visit, reach):
     """List the centroids within `radius` of `a` and perhaps some more, nearest first, itself among the first.
 
@@ -315,7 +319,7 @@ def _nearby(wide, ids, place, low_corner, high_corner, a, radius, rows, visit, r
         own = place[a] // LANES
         for q in range(listed):
             away[q] = -1.0 if panels[q] == own else math.sqrt(away[q]) * DOWN - TINY
-        _sort(away, panels, listed)
+        _sort(away, panels, np.int64(listed))
     for q in range(listed):
         for slot in range(panels[q] * LANES, (panels[q] + 1) * LANES):
             j = ids[slot]
@@ -333,11 +337,11 @@ def _nearby(wide, ids, place, low_corner, high_corner, a, radius, rows, visit, r
             reach[visits] = -1.0 if j == a else math.sqrt(squared) * DOWN - TINY
             visits += 1
     if not whole:
-        _sort(reach, visit, visits)
+        _sort(reach, visit, np.int64(visits))
     return visits, math.sqrt(outside) * DOWN - TINY
 
 
-@jit
+@inner
 def _sort(keys, values, count):
     """Sort the first `count` of `values` by their `keys`: Shell's way, with few of either."""
     gap = 1

@@ -13,6 +13,7 @@ import numpy as np
 from anykmeans.kernels.numba.steps import (
     SIDE,
     any_order,
+    inner,
     jit,
     quarter,
     side_by_side,
@@ -20,7 +21,7 @@ from anykmeans.kernels.numba.steps import (
 )
 
 
-@jit
+@inner
 def _nearest(reach):
     """Return for each pick within what distance no candidate is nearer to its rows."""
     nearest = np.empty(reach.shape[0])
@@ -120,7 +121,7 @@ def settle(y, c, closest, owner, pick, won):
     room = np.empty(y.shape[1])
     for row in range(y.shape[0]):
         if won[row]:
-            squared = squared_distance(y, row, 1.0, c, 0, room)
+            squared = squared_distance(y, row, 1.0, c, np.int64(0), room)
             if squared < closest[row]:
                 closest[row], owner[row] = squared, pick
 

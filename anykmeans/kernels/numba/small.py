@@ -68,7 +68,7 @@ def passes(columns, x, w, c, single, unit, tie, scale, step, folds, labels, most
     wide, new, moves, room = np.empty((k, d)), np.empty((k, d)), np.empty(k), np.empty(d)
     whole = np.zeros((k, folds * (d + 1)))
     before, none = np.empty(n, np.int32), np.empty(0, np.int32)
-    rows, old, now = np.empty(n, np.int64), np.empty(n, np.int32), np.empty(n, np.int32)
+    rows, old, now = np.empty(n, np.int32), np.empty(n, np.int32), np.empty(n, np.int32)
     weights = np.empty(n)
     done, shift = 0, np.nan
     while done < most and not shift <= tol:

@@ -14,14 +14,18 @@ from numba import njit
 
 from anykmeans._exact import DOWN, GAP, TINY, UP
 
-# On disk after the first time. Compiling that one takes is the price of Numba: NumPy's and Python's own
-# functions, `min` and `max` too, cost much of it, and are spelled out here.
-jit = njit(cache=True, nogil=True, error_model="numpy")
-inline = njit(cache=True, nogil=True, error_model="numpy", forceinline=True)
+# On disk after the first time. Compiling that one takes is the price of Numba: NumPy's and Python's own functions,
+# `min` and `max` too, cost much of it, and are spelled out; and what a variable is passed to that begins as a
+# literal would be compiled once for the literal.
+_options = {"cache": True, "nogil": True, "error_model": "numpy", "no_cfunc_wrapper": True}
+jit = njit(**_options)
+# What compiled code alone calls.
+inner = njit(**_options, no_cpython_wrapper=True)
+inline = njit(**_options, no_cpython_wrapper=True, forceinline=True)
 # Sums whose order of addition is free, as the bounds allow any.
-any_order = njit(cache=True, nogil=True, error_model="numpy", fastmath={"reassoc", "contract"})
+any_order = njit(**_options, fastmath={"reassoc", "contract"})
 # Minima in any order.
-any_minimum = njit(cache=True, nogil=True, error_model="numpy", fastmath={"nnan", "nsz", "reassoc"})
+any_minimum = njit(**_options, fastmath={"nnan", "nsz", "reassoc"})
 
 SIDE = 64  # rows side by side
 _STRETCH = 256  # rows whose bounds are worn before the doubtful ones are listed
@@ -83,7 +87,7 @@ def halve(t, d):
     return t[0]
 
 
-@jit
+@inner
 def squared_distance(x, row, unit, c, j, t):
     """Return the distance of `anykmeans._exact` of a row and a centroid, bit for bit; `t` is room (d,)."""
     for f in range(c.shape[1]):
@@ -101,7 +105,7 @@ def squared_norm(y, r):
     return norm
 
 
-@jit
+@inner
 def quarter(d):
     """Return the rows of `side_by_side`'s room for `d` features, a quarter of what they are padded to."""
     found = 1
@@ -110,7 +114,7 @@ def quarter(d):
     return found
 
 
-@jit
+@inner
 def side_by_side(columns, c, j, room):
     """Write `squared_distance` of SIDE rows, ``columns[:, i]``, to row `j` of `c`, to ``room[0]``.
 
@@ -139,7 +143,7 @@ def distances(a, b):
     return found
 
 
-@jit
+@inner
 def decide(candidates, squared, found, most, tie, guess):
     """Return the label of the shortest of the squared distances, ties to the lowest.
 

@@ -72,7 +72,7 @@ def own_distances(x, unit, wide, labels, distances):
     """Write each row's squared distance to its own centroid of `wide` (k, d), in the frame."""
     room = np.empty(x.shape[1])
     for row in range(x.shape[0]):
-        distances[row] = squared_distance(x, row, unit, wide, labels[row], room)
+        distances[row] = squared_distance(x, row, unit, wide, np.int64(labels[row]), room)
 
 
 @any_minimum
