@@ -131,17 +131,22 @@ def test_steps_of_seeding(steps, m, d, t, dtype, weighted):
         np.testing.assert_array_equal(each.read(numbers), np.where(after < closest, 2, owner), name)
 
 
-def test_the_choice_is_reported_and_can_be_forced(backend, make, monkeypatch):
+def test_the_choice_is_reported_and_can_be_forced(backend, make, monkeypatch, tmp_path):
     x = make(np.arange(24.0).reshape(12, 2))
     can_run = [name for name in kernels.TABLE if kernels.why_not(name, x) is None]
     assert "agnostic" in can_run
     monkeypatch.delitem(sys.modules, "anykmeans.kernels.numba.steps", raising=False)
-    for spent in [0.0, 1e9]:  # much small work pays for the loading of any kernel
-        monkeypatch.setattr(kernels, "seconds", lambda spent=spent: spent)
-        pays = [name for name in can_run if spent or name not in kernels.LEAST]
-        assert kernels.choose(x).name == pays[0]
-        assert kmeans(x, 2, rng=0).kernel == kernels.choose(x).name
+    monkeypatch.setattr(kernels, "_numba", tmp_path)
     monkeypatch.setattr(kernels, "seconds", lambda: 0.0)
+    at_once = next(name for name in can_run if name not in kernels.LEAST)
+    assert kernels.choose(x).name == at_once  # nothing is compiled
+    monkeypatch.setattr(kernels, "seconds", lambda: 1e9)  # but so much small work pays for it
+    assert kernels.choose(x).name == can_run[0]
+    monkeypatch.setattr(kernels, "seconds", lambda: 0.0)
+    assert kmeans(x, 2, rng=0).kernel == kernels.choose(x).name == at_once
+    (tmp_path / "__pycache__").mkdir()
+    (tmp_path / "__pycache__" / "small.passes-80.py311.nbi").touch()
+    assert kmeans(x, 2, rng=0).kernel == can_run[0]
     large = make(np.zeros((max(kernels.LEAST.values()), 1)))
     assert kernels.choose(large).name == can_run[0]
     for name in can_run:

@@ -60,10 +60,10 @@ from anykmeans._array import Array
 from anykmeans._work import seconds
 
 TABLE = ("numba", "cpu", "triton", "torch", "cupy", "agnostic")  # in order of preference
-# Numbers in `x` from which on a kernel is chosen unasked. Loading it takes longer than small work, but is worth
-# it if much small work is done: once it has taken nearly as long, or as compiling takes where nothing is compiled.
+# Numbers in `x` from which on a kernel is chosen unasked. One that is compiled already is chosen for less, too, as who
+# fits twice gains; one that is not, once small work has taken nearly as long as compiling it.
 LEAST = {"numba": 1 << 16}
-PATIENCE, COMPILING = 0.1, 6.0  # seconds
+COMPILING = 5.0  # seconds
 _numba = Path(__file__).parent / "numba"
 
 
@@ -71,8 +71,6 @@ def _pays(name: str, size: int) -> bool:
     """Return whether to choose a kernel unasked for `size` numbers."""
     if size >= LEAST.get(name, 0) or f"{__name__}.{name}.steps" in sys.modules:
         return True
-    if seconds() < PATIENCE:
-        return False
     return seconds() >= COMPILING or any((_numba / "__pycache__").glob("small.*.nbi"))
 
 
