@@ -73,7 +73,9 @@ def as_array(x: Any, name: str = "x") -> Array:
 
 def namespace(x: Array) -> Namespace:
     """Return the Array API namespace of `x` (NumPy's for a sparse matrix)."""
-    return np_compat if is_sparse(x) else array_api_compat.array_namespace(x)
+    if isinstance(x, np.ndarray) or is_sparse(x):
+        return np_compat
+    return array_api_compat.array_namespace(x)
 
 
 def library_of(x: Array) -> str:
@@ -84,7 +86,7 @@ def library_of(x: Array) -> str:
 
 def device_of(x: Array) -> Any:
     """Return the device of `x` (``"cpu"`` for NumPy and sparse matrices)."""
-    return "cpu" if is_sparse(x) else array_api_compat.device(x)
+    return "cpu" if isinstance(x, np.ndarray) or is_sparse(x) else array_api_compat.device(x)
 
 
 def where_is(x: Array) -> str:

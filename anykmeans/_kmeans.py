@@ -406,8 +406,9 @@ def _against(
 def _work_centroids(rows: Rows, c: Array) -> Array:
     """Return given centroids where the work is done, in a float dtype that holds them."""
     host = check.host_float64(c)
-    narrow = bool((host.astype(np.float32) == host).all()) if np.abs(host).max() < 1e38 else False
-    dtype = rows.xp.float32 if narrow and rows.matrix.narrow else rows.xp.float64
+    narrow = rows.matrix.narrow and np.abs(host).max() < 1e38
+    narrow = narrow and bool((host.astype(np.float32) == host).all())
+    dtype = rows.xp.float32 if narrow else rows.xp.float64
     return rows.matrix.asarray(host, dtype)
 
 

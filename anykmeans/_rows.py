@@ -65,7 +65,9 @@ class Rows:
         self.matrix, self.weights, self.kernel = matrix, weights, kernel
         self.xp, self.shape = matrix.xp, matrix.shape
         self.exact = precision == "exact"
-        self.work = Work(*self.shape, host=kernel.host, max_bytes=max_bytes)
+        self.work = Work(
+            *self.shape, host=kernel.host, max_bytes=max_bytes, blas=not kernel.compiled
+        )
         self._plan(name)
 
     @classmethod
@@ -107,7 +109,7 @@ class Rows:
     # -- exact sums ---------------------------------------------------------------------------
 
     def _plan(self, name: str) -> None:
-        """Fix the grids from one pass over the rows, which also finds what is not finite."""
+        """Look at all rows once: for what is not finite, and for what the grids are made from."""
         xp, matrix = self.xp, self.matrix
         self.heaviest = 0
         if self.weights is not None:
@@ -132,24 +134,38 @@ class Rows:
             return tuple(to_numpy(a).astype(np.float64) for a in (high, largest, smallest))
 
         found = self.work.map(magnitudes, self._shares(self.shape[0]))
-        high, largest = (np.max([f[i] for f in found], axis=0) for i in (0, 1))
-        smallest = np.min([f[2] for f in found], axis=0)
+        highs, largests, smallests = zip(*found, strict=True)
+        high, largest = (functools.reduce(np.maximum, each) for each in (highs, largests))
         check.finite(high, name, matrix.dtype)
-        check.finite(largest, f"sample_weight * {name}", "float64")
+        if self.weights is not None:
+            check.finite(largest, f"sample_weight * {name}", "float64")
         check.summable(largest, self.shape[0], name)
+        self._extent = largest, functools.reduce(np.minimum, smallests)
+        self.largest = float(high.max())
+
+    @functools.cached_property
+    def grid(self) -> Grid:
+        """The grids of the sums, which labels alone do not need."""
+        largest, smallest = self._extent
         # Every summand is a multiple of the last bit of the smallest.
-        digits, least = (24, -149) if matrix.narrow and self.weights is None else (53, -1074)
+        digits, least = (24, -149) if self.matrix.narrow and self.weights is None else (53, -1074)
         empty = ~np.isfinite(smallest)
         lowest = np.maximum(np.frexp(np.where(empty, 1.0, smallest))[1] - float(digits), least)
         lowest[empty] = 0.0
         if self.weights is None:
-            if matrix.integral:
+            if self.matrix.integral:
                 lowest[:] = 0.0
             largest, lowest = np.append(largest, 1.0), np.append(lowest, 0.0)
-        self.grid = Grid.plan(largest, self.shape[0], lowest)
-        self._scale = matrix.asarray(self.grid.scale)
-        self.largest = float(high.max())
-        self.frame = Frame(matrix, self.largest)
+        return Grid.plan(largest, self.shape[0], lowest)
+
+    @functools.cached_property
+    def _scale(self) -> Array:
+        return self.matrix.asarray(self.grid.scale)
+
+    @functools.cached_property
+    def frame(self) -> Frame:
+        """The coordinates of comparison; a run from centroids chooses its own."""
+        return Frame(self.matrix, self.largest)
 
     def _shares(self, m: int, width: int = 1) -> list[slice]:
         """Return tiles of `m` rows for work that ends in `width` times a row's numbers a tile."""
@@ -184,14 +200,14 @@ class Rows:
 
         With `old` (m,) labels, the change that moving the rows from those makes.
         """
-        xp, m = self.xp, int(labels.shape[0])
+        xp, m, grid = self.xp, int(labels.shape[0]), self.grid
 
         def added(tile: slice) -> Array:
             rows = tile if select is None else select[tile]
             new, before = labels[tile], None if old is None else old[tile]
             if self.kernel.accumulate is not None:
                 w = self.relative_weight(rows)
-                return self.kernel.accumulate(self.matrix, rows, w, new, before, self.grid, k)
+                return self.kernel.accumulate(self.matrix, rows, w, new, before, grid, k)
             values = self.summands(rows)
             if before is not None:
                 values, new = xp.concat([values, -values]), xp.concat([new, before])
@@ -202,16 +218,16 @@ class Rows:
 
         tiles = self._shares(m, k)
         if len(tiles) == 1:
-            return ClusterStats(added(tiles[0]), self.grid)
+            return ClusterStats(added(tiles[0]), grid)
         runs = [tiles[i :: self.work.threads] for i in range(min(self.work.threads, len(tiles)))]
         if not runs:
             zero = self.xp.zeros(
-                (k, self.grid.folds * (self.shape[1] + 1)),
+                (k, grid.folds * (self.shape[1] + 1)),
                 dtype=self.xp.float64,
                 device=self.matrix.device,
             )
-            return ClusterStats(zero, self.grid)
-        parts = [ClusterStats(sums, self.grid) for sums in self.work.map(run, runs)]
+            return ClusterStats(zero, grid)
+        parts = [ClusterStats(sums, grid) for sums in self.work.map(run, runs)]
         return functools.reduce(ClusterStats.__add__, parts)
 
     def totals(self, stats: ClusterStats) -> tuple[Array, Array]:

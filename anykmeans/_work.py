@@ -92,7 +92,9 @@ class Work:
         Numbers of one piece of elementwise work; on a CPU few enough for the cache.
     """
 
-    def __init__(self, n: int, d: int, *, host: bool, max_bytes: int | None) -> None:
+    def __init__(
+        self, n: int, d: int, *, host: bool, max_bytes: int | None, blas: bool = True
+    ) -> None:
         self.n, self.d, self.host = n, d, host
         self.max_bytes = max_bytes or (_CPU_BYTES if host else _DEVICE_BYTES)
         threads = 1 if n * d < _SMALL else min(_cores(), self.max_bytes // (1 << 20))
@@ -101,6 +103,8 @@ class Work:
         self.threads = max(1, threads) if host else 1
         self.room = max(1, self.max_bytes // self.threads // 64)
         self.tile = min(_CACHE, self.room) if host else self.room
+        # One thread that has no use for BLAS is in nobody's way, and small work would feel the limit.
+        self._limits = host and (blas or self.threads > 1)
         self._pool: ThreadPoolExecutor | None = None
 
     def tiles(self, start: int = 0, stop: int | None = None, step: int = 0) -> list[slice]:
@@ -122,7 +126,7 @@ class Work:
 
         OpenBLAS collapses where its threads wait for a core that another process has.
         """
-        if self.host:
+        if self._limits:
             _one_blas_thread.enter()
         self._since = time.perf_counter()
         return self
@@ -130,7 +134,7 @@ class Work:
     def __exit__(self, *error: object) -> None:
         """Give BLAS its threads back, and end ours."""
         _spent[0] += time.perf_counter() - self._since
-        if self.host:
+        if self._limits:
             _one_blas_thread.leave()
         if self._pool is not None:
             self._pool.shutdown()

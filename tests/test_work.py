@@ -47,6 +47,13 @@ def test_fits_at_the_same_time_share_the_cores(four_cores):
         assert threads_of(one) >= 2
 
 
+def test_one_thread_without_blas_leaves_blas_alone():
+    for blas, users in [(True, 1), (False, 0)]:
+        with Work(100, 4, host=True, max_bytes=None, blas=blas) as one:
+            assert one.threads == 1
+            assert _work._one_blas_thread.users == users
+
+
 def test_an_error_in_any_thread_is_raised(four_cores):
     def fail(item):
         threading.Event().wait(0.002)

@@ -46,6 +46,7 @@ lacks comes from ``agnostic``. Adding a kernel is one file and one word in `TABL
 
 from __future__ import annotations
 
+import functools
 import importlib
 import math
 import sys
@@ -148,6 +149,11 @@ def choose(x: Array, name: str = "auto") -> Kernel:
         raise ValueError(
             f"`kernel`={name!r} cannot run here: {reason}. Use kernel='auto', or one of:\n{others}"
         )
+    return _made(name)
+
+
+@functools.cache
+def _made(name: str) -> Kernel:
     agnostic = importlib.import_module(f"{__name__}.agnostic")
     own = importlib.import_module(f"{__name__}.{name}")
 
