@@ -122,6 +122,20 @@ def tests(session: nox.Session, backend: str) -> None:
     run_tests(session, BACKENDS[backend])
 
 
+@nox.session
+def triton(session: nox.Session) -> None:
+    """Test the Triton kernels: interpreted, and compiled for GPUs that need not be there."""
+    if why_no_gpu() is None:
+        session.skip("with a GPU they are tested as what PyTorch and CuPy tensors use")
+    # Triton's interpreter does what NumPy 2.4 refuses.
+    install(session, *CONSTRAINTS, "-e", ".[test,torch]", "triton==3.6.0", "numpy<2.4")
+    for interpret, tests in (("1", "test_triton*.py"), ("0", "test_triton_builds.py")):
+        paths = sorted(str(path) for path in Path("tests").glob(tests))
+        session.run(
+            "python", "-m", "pytest", *paths, *session.posargs, env={"TRITON_INTERPRET": interpret}
+        )
+
+
 @nox.session(default=False)
 def jax(session: nox.Session) -> None:
     """Test with JAX arrays."""

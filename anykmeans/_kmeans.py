@@ -311,7 +311,11 @@ def _runs(n_init: int | str, init: Init) -> int:
 def _warn_if_few(labels: Array, k: int) -> None:
     """Warn, once, if labels (n,) or (b, n) leave some of `k` clusters out."""
     batch = len(labels.shape) == 2
-    used = [_distinct(labels[i, ...], k) for i in range(labels.shape[0])] if batch else [_distinct(labels, k)]
+    used = (
+        [_distinct(labels[i, ...], k) for i in range(labels.shape[0])]
+        if batch
+        else [_distinct(labels, k)]
+    )
     few = [i for i, number in enumerate(used) if number < k]
     if few:
         from sklearn.exceptions import ConvergenceWarning

@@ -74,7 +74,17 @@ def test_all_that_a_fit_launches(built, tmp_path, dtype, d):
     rows.leap(c, 1, 0.0, "relocate")
     rows.distances(c)
     assert {name for name, _ in built} >= {
-        *("prepare", "halve", "screen", "again", "resolve", "accumulate", "means", "advance", "own"),
+        *(
+            "prepare",
+            "halve",
+            "screen",
+            "again",
+            "resolve",
+            "accumulate",
+            "means",
+            "advance",
+            "own",
+        ),
     }
     for name, kernel in built:
         registers, stack = resources(kernel, tmp_path)

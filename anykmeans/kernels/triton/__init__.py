@@ -40,7 +40,9 @@ def why_not(x: Array) -> str | None:
 
     if torch.version.cuda is None:
         return "PyTorch is not built for CUDA"
-    if torch.cuda.get_device_capability(getattr(x.device, "index", x.device.id if library == "cupy" else 0)) < (8, 0):
+    if torch.cuda.get_device_capability(
+        getattr(x.device, "index", x.device.id if library == "cupy" else 0)
+    ) < (8, 0):
         return "the GPU is older than compute capability 8.0"
     return None
 

@@ -1,4 +1,4 @@
-# mypy: allow-untyped-defs, allow-untyped-calls
+# mypy: allow-untyped-defs, allow-untyped-calls, allow-incomplete-defs
 """The search on a GPU: memory, launches, and passes that the host only watches."""
 
 from __future__ import annotations
@@ -16,7 +16,9 @@ from anykmeans._exact import Bounds, Grid
 from anykmeans.kernels.triton import resolve, screen, sums
 from anykmeans.kernels.triton.screen import COLUMNS, STATES
 
-_GRAPH = 1 << 32  # products of a pass below which launches are what costs: they are replayed as a graph
+_GRAPH = (
+    1 << 32
+)  # products of a pass below which launches are what costs: they are replayed as a graph
 _CACHE = 1 << 24  # bytes of rows in half precision, where not all of them are kept
 _BLOCKS = 4  # for lists of unknown length, on each multiprocessor
 
@@ -86,7 +88,12 @@ class Passes:
     def __init__(self, searches: list[Search]) -> None:
         frames, one = [search.frame for search in searches], searches[0]
         matrix = one.frame.matrix
-        self._x, self._k, self._exact, self._max_bytes = matrix.data, one.k, one.exact, one.max_bytes
+        self._x, self._k, self._exact, self._max_bytes = (
+            matrix.data,
+            one.k,
+            one.exact,
+            one.max_bytes,
+        )
         self._b, (self._n, self._d) = len(searches), matrix.shape
         b, n, d, k, on = self._b, self._n, self._d, self._k, {"device": self._x.device}
         self._on = on
@@ -291,7 +298,18 @@ class Passes:
                 self._halve(first, stop)
             screen.screen[(triton.cdiv(stop - first, screen.ROWS), b)](
                 *(self._halves, self._lengths, self._state, self._high, self._norms, self._worst),
-                *(self.labels, self._lists, n, k, d, slots, first, stop, self._between, self._halves.stride(-2)),
+                *(
+                    self.labels,
+                    self._lists,
+                    n,
+                    k,
+                    d,
+                    slots,
+                    first,
+                    stop,
+                    self._between,
+                    self._halves.stride(-2),
+                ),
                 mask,
                 (min(d, self._chunk) + 16) * 2.0**-22,
                 (width // self._chunk + 2 + mask) * 2.0**-23,
@@ -347,7 +365,8 @@ class Passes:
         """Return how many blocks keep the device busy."""
         if not self._x.is_cuda:
             return 2
-        return each * torch.cuda.get_device_properties(self._x.device).multi_processor_count
+        about = torch.cuda.get_device_properties(self._x.device)
+        return each * int(about.multi_processor_count)
 
 
 def _widths(d: int) -> tuple[int, int]:
@@ -376,7 +395,11 @@ def accumulate(
     table[screen.STEP] = grid.step
     state = torch.zeros(STATES, dtype=torch.int64, **on)
     # The kernel notes there that rows are where they belong.
-    left = torch.full((m,), -1, dtype=torch.int32, **on) if old is None else old.to(torch.int32, copy=True)
+    left = (
+        torch.full((m,), -1, dtype=torch.int32, **on)
+        if old is None
+        else old.to(torch.int32, copy=True)
+    )
     with _device(x):
         sums.accumulate[(triton.cdiv(m, sums.ROWS),)](
             *(x, scale if w is None else w.contiguous(), scale, table, state, left),

@@ -1,4 +1,4 @@
-# mypy: allow-untyped-defs, allow-untyped-calls
+# mypy: allow-untyped-defs, allow-untyped-calls, allow-incomplete-defs
 """The distance whose bits are promised, in float64, and the rows that only it can decide."""
 
 from __future__ import annotations
@@ -89,9 +89,7 @@ def resolve(
 
 
 @triton.jit(do_not_specialize=["n", "d"])
-def own(
-    x, c, labels, found, unit, n, d, across, along, WIDTH: tl.constexpr, ROWS: tl.constexpr
-):
+def own(x, c, labels, found, unit, n, d, across, along, WIDTH: tl.constexpr, ROWS: tl.constexpr):
     """Write the squared distances (n,) of rows to the centroids `c` (k, d), in the frame, of their labels."""
     rows = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     cols = tl.arange(0, WIDTH)

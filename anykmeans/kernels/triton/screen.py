@@ -1,4 +1,4 @@
-# mypy: allow-untyped-defs, allow-untyped-calls
+# mypy: allow-untyped-defs, allow-untyped-calls, allow-incomplete-defs
 """The fused pass: scores in half precision on tensor cores, the two lowest of a row, and what they prove.
 
 Rows and centroids are shifted and scaled by a power of two, rounded to float16, and what that leaves of each
@@ -13,7 +13,10 @@ import triton
 import triton.language as tl
 
 ROWS, LANES = 128, 64  # of a tile of scores
-FEW, NARROW = 64, 32  # of one where rows and centroids are in two halves: more would not fit the registers
+FEW, NARROW = (
+    64,
+    32,
+)  # of one where rows and centroids are in two halves: more would not fit the registers
 HELD = 256  # features up to which a tile of rows is read once for all centroids
 CHUNK = 64  # features of a product, where they are more
 LARGEST = 12  # the binary exponent of the largest coordinate: squares of 2^20 features fit float32
@@ -78,9 +81,7 @@ def prepare(
         twice += tl.sum(rest * rest, 1)
         tl.store(high + out + cols[None, :], first)
         tl.store(low + out + cols[None, :], second)
-    tl.store(
-        norms + problem * slots + rows, tl.where(rows < k, norm, 3e38).to(tl.float32)
-    )
+    tl.store(norms + problem * slots + rows, tl.where(rows < k, norm, 3e38).to(tl.float32))
     length = tl.sqrt(norm)
     floor = tl.maximum(length, tl.sqrt(d * 1.0) * 2.0**-12)
     worst += problem * 3

@@ -1,4 +1,4 @@
-# mypy: allow-untyped-defs, allow-untyped-calls
+# mypy: allow-untyped-defs, allow-untyped-calls, allow-incomplete-defs
 """Exact sums by integer atomics, and what a pass ends with: means, the shift, whether to stop.
 
 Whole numbers of grid steps may be added in any order, so atomics make the same bits every time.
