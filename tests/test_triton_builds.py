@@ -62,35 +62,49 @@ def resources(kernel, folder):
     return tuple(int(re.search(rf"{name}:(\d+)", said)[1]) for name in ("REG", "STACK"))
 
 
-@pytest.mark.parametrize(
-    ("dtype", "d"),
-    [("float32", 128), ("float16", 128), ("bfloat16", 256), ("float64", 3), ("float32", 768)],
-)
-def test_all_that_a_fit_launches(built, tmp_path, dtype, d):
-    x = torch.as_tensor(np.random.default_rng(0).normal(size=(200, d))).to(getattr(torch, dtype))
-    rows = _rows.Rows.over(x, None, kernel="triton")
-    c = rows.rows(slice(0, 70))
-    rows.begin(c)
-    rows.leap(c, 1, 0.0, "relocate")
-    rows.distances(c)
-    assert {name for name, _ in built} >= {
-        *(
-            "prepare",
-            "halve",
-            "screen",
-            "again",
-            "resolve",
-            "accumulate",
-            "means",
-            "advance",
-            "own",
-        ),
-    }
+def check(built, folder, d):
     for name, kernel in built:
-        registers, stack = resources(kernel, tmp_path)
+        registers, stack = resources(kernel, folder)
         if name not in ("again", "resolve"):
             assert stack <= 32, f"{name} spills"
         if name == "screen" and d <= 128:
             assert registers <= 128  # two blocks on a multiprocessor
         if name == "screen" and kernel.metadata.target.arch == 90:
             assert "wgmma" in kernel.asm["ptx"]  # tensor cores
+
+
+ALL = {"prepare", "halve", "screen", "again", "resolve", "accumulate", "means", "advance", "own"}
+
+
+@pytest.mark.parametrize(
+    ("dtype", "d", "k"),
+    [
+        ("float32", 128, 70),
+        ("float16", 128, 70),
+        ("bfloat16", 256, 9),
+        ("float64", 3, 2),
+        ("float32", 768, 130),
+        ("uint8", 17, 1),
+    ],
+)
+def test_all_that_a_fit_launches(built, tmp_path, dtype, d, k):
+    x = torch.as_tensor(np.random.default_rng(0).integers(0, 99, size=(200, d)))
+    rows = _rows.Rows.over(x.to(getattr(torch, dtype)), None, kernel="triton")
+    c = rows.rows(slice(0, k))
+    rows.begin(c)
+    rows.leap(c, 1, 0.0, "relocate")
+    rows.stats(torch.zeros(200, dtype=torch.int32), k)
+    rows.distances(c)
+    assert {name for name, _ in built} >= ALL
+    check(built, tmp_path, d)
+
+
+def test_a_batch_with_weights_that_keeps_its_clusters(built, tmp_path):
+    x, w = torch.rand(3, 500, 40), torch.rand(3, 500)
+    sources = [_rows.Rows.over(x[i], w[i], kernel="triton") for i in range(3)]
+    starts = [rows.rows(slice(0, 5)) for rows in sources]
+    for rows, c in zip(sources, starts, strict=True):
+        rows.begin(c)
+    _rows.leap_together(sources, starts, 1, [0.0] * 3, "keep")
+    assert {name for name, _ in built} >= ALL - {"own"}
+    check(built, tmp_path, 40)

@@ -16,9 +16,8 @@ from anykmeans._exact import Bounds, Grid
 from anykmeans.kernels.triton import resolve, screen, sums
 from anykmeans.kernels.triton.screen import COLUMNS, STATES
 
-_GRAPH = (
-    1 << 32
-)  # products of a pass below which launches are what costs: they are replayed as a graph
+# Products of a pass below which launches are what costs: they are replayed as a graph.
+_GRAPH = 1 << 32
 _CACHE = 1 << 24  # bytes of rows in half precision, where not all of them are kept
 _BLOCKS = 4  # for lists of unknown length, on each multiprocessor
 
@@ -120,12 +119,12 @@ class Passes:
         # In float32 the scaling must be exact, and one rounding follows.
         exact = (unit * scale >= 2.0**-126).all() and (unit * scale < 2.0**127).all()
         self._wide = not (matrix.narrow and bool(exact))
-        table = np.zeros((b, COLUMNS))
-        table[:, screen.UNIT], table[:, screen.SCREEN] = unit, scale
-        table[:, screen.TIE] = Bounds.of(d, 2.0**-53).tie
+        table = np.zeros((b, COLUMNS.value))
+        table[:, screen.UNIT.value], table[:, screen.SCREEN.value] = unit, scale
+        table[:, screen.TIE.value] = Bounds.of(d, 2.0**-53).tie
         self._table, self._offset = (torch.as_tensor(a, **on) for a in (table, offset))
-        self._state = torch.zeros((b, STATES), dtype=torch.int64, **on)
-        self._worst = torch.zeros((b, 3), dtype=torch.int32, **on)
+        self._state = torch.zeros((b, STATES.value), dtype=torch.int64, **on)
+        self._worst = torch.zeros((b, screen.WORST.value), dtype=torch.int32, **on)
 
         self._slots = -(-k // screen.LANES) * screen.LANES
         self._c = torch.zeros((b, 2, k, d), dtype=matrix.state_dtype, **on)
@@ -170,16 +169,18 @@ class Passes:
             self._begin(centroids)
             if self._sums is None:
                 self._plan(grids, w)
-            self._state[:, screen.MOST] = passes
+            self._state[:, screen.MOST.value] = passes
             at = torch.as_tensor(list(centroids), **self._on)
-            self._table[at, screen.TOL] = torch.as_tensor(tol, dtype=torch.float64, **self._on)
+            self._table[at, screen.TOL.value] = torch.as_tensor(
+                tol, dtype=torch.float64, **self._on
+            )
             self._keep = keep
             self._run(passes)
             state, shifts = self._state.cpu(), self._shifts.cpu()
             found = []
             for i in centroids:
-                made = int(state[i, screen.PASSES])
-                still = made > 0 and int(state[i, screen.DONE]) != screen.VACANT
+                made = int(state[i, screen.PASSES.value])
+                still = made > 0 and int(state[i, screen.DONE.value]) != screen.VACANT.value
                 shift = float(shifts[i]) if still else math.nan
                 found.append((self._c[i, made % 2].clone(), made, shift))
             return found
@@ -193,7 +194,7 @@ class Passes:
         self._sums = torch.zeros((b, self._copies, k, width), dtype=torch.int64, **on)
         self._old = torch.full((b, n), -1, dtype=torch.int32, **on)
         self._scale = torch.as_tensor(np.stack([grid.scale for grid in grids]), **on)
-        self._table[:, screen.STEP] = grids[0].step
+        self._table[:, screen.STEP.value] = grids[0].step
         weights = [each for each in w if each is not None]
         self._weighted = bool(weights)
         self._w = torch.stack(weights) if weights else self._scale
@@ -206,9 +207,9 @@ class Passes:
         self._state.zero_()
         self._worst.zero_()
         if len(centroids) < self._b:
-            self._state[:, screen.DONE] = screen.STOPPED
+            self._state[:, screen.DONE.value] = screen.STOPPED.value
             for i in centroids:
-                self._state[i, screen.DONE] = screen.RUNNING
+                self._state[i, screen.DONE.value] = screen.RUNNING.value
         for i, c in centroids.items():
             self._c[i, 0] = c
 
@@ -217,10 +218,10 @@ class Passes:
         if not self._x.is_cuda:
             for _ in range(passes):
                 self._pass()
-                if bool((self._state[:, screen.DONE] != 0).all()):
+                if bool((self._state[:, screen.DONE.value] != 0).all()):
                     return
             return
-        seen = torch.zeros((2, self._b, STATES), dtype=torch.int64, pin_memory=True)
+        seen = torch.zeros((2, self._b, STATES.value), dtype=torch.int64, pin_memory=True)
         events = [torch.cuda.Event(), torch.cuda.Event()]
         launch = self._pass
         for turn in range(passes):
@@ -232,7 +233,7 @@ class Passes:
             events[now].record()
             if turn:
                 events[before].synchronize()
-                if bool((seen[before][:, screen.DONE] != 0).all()):
+                if bool((seen[before][:, screen.DONE.value] != 0).all()):
                     return
 
     def _captured(self) -> Any:
@@ -251,7 +252,6 @@ class Passes:
         """Launch one pass: labels, sums, means, and whether to go on."""
         self._nearest()
         b, n, k, d = self._b, self._n, self._k, self._d
-        of = {"COLUMNS": COLUMNS, "STATES": STATES}
         exact = {"enable_fp_fusion": False}  # the host rounds every product
         sums.accumulate[(triton.cdiv(n, sums.ROWS), b)](
             *(self._x, self._w, self._scale, self._table, self._state, self._old, self.labels),
@@ -259,7 +259,6 @@ class Passes:
             WEIGHTED=self._weighted,
             ROWS=sums.ROWS,
             WIDTH=sums.WIDTH,
-            **of,
             **exact,
         )
         copies = 1 << (self._copies - 1).bit_length()
@@ -269,19 +268,16 @@ class Passes:
             WIDTH=sums.WIDTH,
             COPIES=copies,
             KEEP=self._keep,
-            **of,
             **exact,
         )
         sums.advance[(b,)](
             *(self._table, self._state, self._worst, self._moves, self._shifts, k),
             WIDTH=1024,
-            **of,
         )
 
     def _nearest(self) -> None:
         """Launch what labels all rows."""
         b, n, k, d, slots, width = self._b, self._n, self._k, self._d, self._slots, self._width
-        of = {"COLUMNS": COLUMNS, "STATES": STATES}
         centroids = (self._high, self._low, self._norms, self._worst)
         chunk = min(self._chunk, screen.CHUNK)
         screen.prepare[(slots // 16, b)](
@@ -289,7 +285,6 @@ class Passes:
             ROWS=16,
             WIDTH=width,
             CHUNK=chunk,
-            **of,
         )
         mask = (1 << (slots // screen.LANES - 1).bit_length()) - 1
         for first in range(0, n, self._room):
@@ -313,7 +308,6 @@ class Passes:
                 mask,
                 (min(d, self._chunk) + 16) * 2.0**-22,
                 (width // self._chunk + 2 + mask) * 2.0**-23,
-                STATES=STATES,
                 ROWS=screen.ROWS,
                 LANES=screen.LANES,
                 WIDTH=width,
@@ -335,17 +329,15 @@ class Passes:
                 CHUNK=chunk,
                 WIDE=self._wide,
                 num_warps=4,
-                **of,
             )
         if self._exact:
             padded = 1 << (d - 1).bit_length()
             resolve.resolve[(min(n, self._many(8 * _BLOCKS)), b)](
                 *(self._x, self._c, self._table, self._state, self.labels, self._lists[1]),
-                *(n, k, d, *self._strides, screen.SECOND),
+                *(n, k, d, *self._strides),
                 WIDTH=padded,
                 IDS=max(1, resolve.TILE // padded),
                 enable_fp_fusion=False,
-                **of,
             )
 
     def _halve(self, first: int, stop: int) -> None:
@@ -353,7 +345,6 @@ class Passes:
         screen.halve[(triton.cdiv(stop - first, 32), self._b)](
             *(self._x, self._offset, self._table, self._halves, self._lengths),
             *(self._n, self._d, self._room, first, stop, *self._strides),
-            COLUMNS=COLUMNS,
             ROWS=32,
             WIDTH=self._width,
             CHUNK=min(self._width, screen.CHUNK),
@@ -391,9 +382,9 @@ def accumulate(
     copies = _copies(k * width, 1 << 28)
     made = torch.zeros((copies, k, width), dtype=torch.int64, **on)
     scale = torch.as_tensor(grid.scale, **on)
-    table = torch.zeros(COLUMNS, dtype=torch.float64, **on)
-    table[screen.STEP] = grid.step
-    state = torch.zeros(STATES, dtype=torch.int64, **on)
+    table = torch.zeros(COLUMNS.value, dtype=torch.float64, **on)
+    table[screen.STEP.value] = grid.step
+    state = torch.zeros(STATES.value, dtype=torch.int64, **on)
     # The kernel notes there that rows are where they belong.
     left = (
         torch.full((m,), -1, dtype=torch.int32, **on)
@@ -404,8 +395,6 @@ def accumulate(
         sums.accumulate[(triton.cdiv(m, sums.ROWS),)](
             *(x, scale if w is None else w.contiguous(), scale, table, state, left),
             *(new.to(torch.int32), made, m, k, d, grid.folds, copies, 0, *x.stride()),
-            COLUMNS=COLUMNS,
-            STATES=STATES,
             WEIGHTED=w is not None,
             ROWS=sums.ROWS,
             WIDTH=sums.WIDTH,

@@ -6,6 +6,17 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from anykmeans.kernels.triton.screen import (
+    COLUMNS,
+    DONE,
+    PASSES,
+    RESOLVE,
+    RUNNING,
+    STATES,
+    TIE,
+    UNIT,
+)
+
 TILE = 4096  # numbers of a tile of differences
 MOST = 1 << 19  # features up to which a row fits one
 
@@ -47,25 +58,22 @@ def resolve(
     apart,
     across,
     along,
-    counted,
-    COLUMNS: tl.constexpr,
-    STATES: tl.constexpr,
     WIDTH: tl.constexpr,
     IDS: tl.constexpr,
 ):
     """Write the labels of the listed rows: the lowest of those whose distance is the shortest, or ties with it."""
     problem = tl.program_id(1).to(tl.int64)
     state += problem * STATES
-    if tl.load(state) != 0:
+    if tl.load(state + DONE) != RUNNING:
         return
     table += problem * COLUMNS
-    unit, tie = tl.load(table), tl.load(table + 3)
+    unit, tie = tl.load(table + UNIT), tl.load(table + TIE)
     x += problem * apart
-    c += (problem * 2 + tl.load(state + 1) % 2) * k * d
+    c += (problem * 2 + tl.load(state + PASSES) % 2) * k * d
     labels += problem * n
     rows += problem * n
     cols, lanes = tl.arange(0, WIDTH), tl.arange(0, IDS)
-    for place in range(tl.program_id(0), tl.load(state + counted).to(tl.int32), tl.num_programs(0)):
+    for place in range(tl.program_id(0), tl.load(state + RESOLVE).to(tl.int32), tl.num_programs(0)):
         row = tl.load(rows + place).to(tl.int64)
         y = _row(x, row, cols, d, across, along, unit)
         best = tl.full((), float("inf"), tl.float64)

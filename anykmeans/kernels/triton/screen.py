@@ -20,13 +20,17 @@ FEW, NARROW = (
 HELD = 256  # features up to which a tile of rows is read once for all centroids
 CHUNK = 64  # features of a product, where they are more
 LARGEST = 12  # the binary exponent of the largest coordinate: squares of 2^20 features fit float32
-# Columns of the table of a problem, float64.
-UNIT, SCREEN, STEP, TIE, TOL, FOLDS = range(6)
-COLUMNS = 6
-# Columns of a problem's state, int64.
-DONE, PASSES, EMPTY, MOST, FIRST, SECOND = range(6)
-STATES = 6
-RUNNING, STOPPED, VACANT = range(3)  # what DONE says
+# Columns of the table of a problem, float64: what a coordinate is multiplied by in the frame and then for
+# scores, the grid's step, the relative difference of a tie, and the shift at which to stop.
+COLUMNS = tl.constexpr(5)
+UNIT, SCREEN, STEP, TIE, TOL = (tl.constexpr(i) for i in range(5))
+# Columns of its state, int64: whether it is done, passes made, whether a cluster is empty, the most passes, and
+# rows listed to be scored again and to be resolved.
+STATES = tl.constexpr(6)
+DONE, PASSES, EMPTY, MOST, AGAIN, RESOLVE = (tl.constexpr(i) for i in range(6))
+RUNNING, STOPPED, VACANT = (tl.constexpr(i) for i in range(3))  # what DONE says
+# Columns of the worst that rounding does to its centroids, float32 in the bits of int32: see `prepare`.
+WORST = tl.constexpr(3)
 
 
 @triton.jit(do_not_specialize=["k", "d", "slots"])
@@ -42,8 +46,6 @@ def prepare(
     k,
     d,
     slots,
-    COLUMNS: tl.constexpr,
-    STATES: tl.constexpr,
     ROWS: tl.constexpr,
     WIDTH: tl.constexpr,
     CHUNK: tl.constexpr,
@@ -55,11 +57,11 @@ def prepare(
     """
     problem = tl.program_id(1).to(tl.int64)
     state += problem * STATES
-    if tl.load(state) != 0:
+    if tl.load(state + DONE) != RUNNING:
         return
     table += problem * COLUMNS
-    unit, scale = tl.load(table), tl.load(table + 1)
-    c += (problem * 2 + tl.load(state + 1) % 2) * k * d
+    unit, scale = tl.load(table + UNIT), tl.load(table + SCREEN)
+    c += (problem * 2 + tl.load(state + PASSES) % 2) * k * d
     offset += problem * d
     rows = (tl.program_id(0) * ROWS + tl.arange(0, ROWS)).to(tl.int64)
     norm = tl.zeros((ROWS,), tl.float64)
@@ -84,7 +86,7 @@ def prepare(
     tl.store(norms + problem * slots + rows, tl.where(rows < k, norm, 3e38).to(tl.float32))
     length = tl.sqrt(norm)
     floor = tl.maximum(length, tl.sqrt(d * 1.0) * 2.0**-12)
-    worst += problem * 3
+    worst += problem * WORST
     up = 1.0 + 2.0**-20
     bits = (tl.max(length, 0) * up).to(tl.float32).to(tl.int32, bitcast=True)
     tl.atomic_max(worst, bits, sem="relaxed")
@@ -123,7 +125,6 @@ def halve(
     apart,
     across,
     along,
-    COLUMNS: tl.constexpr,
     ROWS: tl.constexpr,
     WIDTH: tl.constexpr,
     CHUNK: tl.constexpr,
@@ -138,7 +139,7 @@ def halve(
     x += problem * apart
     offset += problem * d
     table += problem * COLUMNS
-    unit, scale = tl.load(table), tl.load(table + 1)
+    unit, scale = tl.load(table + UNIT), tl.load(table + SCREEN)
     place = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     valid = place < stop - first
     rows = (first + place).to(tl.int64)
@@ -232,7 +233,6 @@ def screen(
     mask,
     gamma,
     rounding,
-    STATES: tl.constexpr,
     ROWS: tl.constexpr,
     LANES: tl.constexpr,
     WIDTH: tl.constexpr,
@@ -247,7 +247,7 @@ def screen(
     """
     problem = tl.program_id(1).to(tl.int64)
     state += problem * STATES
-    if tl.load(state) != 0:
+    if tl.load(state + DONE) != RUNNING:
         return
     halves += problem * apart
     norms += problem * slots
@@ -289,13 +289,13 @@ def screen(
         lengths += problem * 2 * n
         length = tl.load(lengths + rows, mask=valid, other=0.0)
         residual = tl.load(lengths + n + rows, mask=valid, other=0.0)
-        worst += problem * 3
+        worst += problem * WORST
         farthest = tl.load(worst).to(tl.float32, bitcast=True)
         loss = tl.load(worst + 1).to(tl.float32, bitcast=True)
         floor = tl.sqrt(d * 1.0) * 2.0**-12
         error = residual + length * (loss + gamma)
         proven = _proven(lowest, runner, length, error, floor, farthest, rounding)
-        _push(rows, valid & (proven == 0), state + 4, listed + problem * n)
+        _push(rows, valid & (proven == 0), state + AGAIN, listed + problem * n)
 
 
 @triton.jit(do_not_specialize=["n", "k", "d", "slots"])
@@ -320,8 +320,6 @@ def again(
     along,
     gamma,
     rounding,
-    COLUMNS: tl.constexpr,
-    STATES: tl.constexpr,
     ROWS: tl.constexpr,
     LANES: tl.constexpr,
     WIDTH: tl.constexpr,
@@ -331,7 +329,7 @@ def again(
     """Score the listed rows with rows and centroids in two halves; write labels, and list what is `left`."""
     problem = tl.program_id(1).to(tl.int64)
     state += problem * STATES
-    if tl.load(state) != 0:
+    if tl.load(state + DONE) != RUNNING:
         return
     x += problem * apart
     offset += problem * d
@@ -341,13 +339,13 @@ def again(
     high += problem * slots * WIDTH
     low += problem * slots * WIDTH
     table += problem * COLUMNS
-    unit, scale = tl.load(table), tl.load(table + 1)
-    worst += problem * 3
+    unit, scale = tl.load(table + UNIT), tl.load(table + SCREEN)
+    worst += problem * WORST
     farthest = tl.load(worst).to(tl.float32, bitcast=True)
     loss = tl.load(worst + 1).to(tl.float32, bitcast=True)
     loss_of_two = tl.load(worst + 2).to(tl.float32, bitcast=True)
     lanes = tl.arange(0, LANES)
-    count = tl.load(state + 4).to(tl.int32)
+    count = tl.load(state + AGAIN).to(tl.int32)
     for start in range(tl.program_id(0) * ROWS, count, tl.num_programs(0) * ROWS):
         place = start + tl.arange(0, ROWS)
         valid = place < count
@@ -388,4 +386,4 @@ def again(
         error = residual + length * (loss_of_two + gamma)
         floor = tl.sqrt(d * 1.0) * 2.0**-12
         proven = _proven(lowest, runner, length, error, floor, farthest, rounding)
-        _push(rows, valid & (proven == 0), state + 5, left + problem * n)
+        _push(rows, valid & (proven == 0), state + RESOLVE, left + problem * n)

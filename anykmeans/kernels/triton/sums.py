@@ -9,6 +9,24 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from anykmeans.kernels.triton.screen import (
+    AGAIN,
+    COLUMNS,
+    DONE,
+    EMPTY,
+    MOST,
+    PASSES,
+    RESOLVE,
+    RUNNING,
+    STATES,
+    STEP,
+    STOPPED,
+    TOL,
+    UNIT,
+    VACANT,
+    WORST,
+)
+
 COPIES = 64  # of the sums, at most: blocks that add to the same number wait for each other
 ROWS, WIDTH = 16, 64  # of a tile
 
@@ -41,8 +59,6 @@ def accumulate(
     apart,
     across,
     along,
-    COLUMNS: tl.constexpr,
-    STATES: tl.constexpr,
     WEIGHTED: tl.constexpr,
     ROWS: tl.constexpr,
     WIDTH: tl.constexpr,
@@ -52,7 +68,7 @@ def accumulate(
     An old label below 0 is none.
     """
     problem = tl.program_id(1).to(tl.int64)
-    if tl.load(state + problem * STATES) != 0:
+    if tl.load(state + problem * STATES + DONE) != RUNNING:
         return
     place = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     valid = place < n
@@ -64,7 +80,7 @@ def accumulate(
         tl.store(old + problem * n + rows, after, mask=changed)
         x += problem * apart
         scale += problem * (d + 1)
-        step = tl.load(table + problem * COLUMNS + 2)
+        step = tl.load(table + problem * COLUMNS + STEP)
         width = folds * (d + 1)
         copy = (problem * copies + tl.program_id(0) % copies) * k
         to = sums + ((copy + after) * width)[:, None]
@@ -140,8 +156,6 @@ def means(
     d,
     folds,
     copies,
-    COLUMNS: tl.constexpr,
-    STATES: tl.constexpr,
     WIDTH: tl.constexpr,
     COPIES: tl.constexpr,
     KEEP: tl.constexpr,
@@ -152,7 +166,7 @@ def means(
     """
     problem = tl.program_id(1).to(tl.int64)
     state += problem * STATES
-    if tl.load(state) != 0:
+    if tl.load(state + DONE) != RUNNING:
         return
     table += problem * COLUMNS
     cluster = tl.program_id(0).to(tl.int64)
@@ -160,15 +174,15 @@ def means(
     between = k * width.to(tl.int64)
     sums += problem * copies * between + cluster * width
     scale += problem * (d + 1)
-    now = (problem * 2 + tl.load(state + 1) % 2) * k + cluster
-    then = (problem * 2 + (tl.load(state + 1) + 1) % 2) * k + cluster
-    unit, step = tl.load(table), tl.load(table + 2)
+    now = (problem * 2 + tl.load(state + PASSES) % 2) * k + cluster
+    then = (problem * 2 + (tl.load(state + PASSES) + 1) % 2) * k + cluster
+    unit, step = tl.load(table + UNIT), tl.load(table + STEP)
     scratch += (problem * k + cluster) * d
     at_mass = d + tl.arange(0, 1)
     mass = _total(sums, copies, between, at_mass, d + 1, folds, d, step, COPIES)
     mass = tl.sum(mass, 0) / tl.load(scale + d)
     if (mass == 0.0) & (not KEEP):
-        tl.store(state + 2, 1)
+        tl.store(state + EMPTY, 1)
     else:
         for start in range(0, d, WIDTH):
             cols = start + tl.arange(0, WIDTH)
@@ -195,28 +209,26 @@ def advance(
     moves,
     shifts,
     k,
-    COLUMNS: tl.constexpr,
-    STATES: tl.constexpr,
     WIDTH: tl.constexpr,
 ):
     """End the pass: the new centroids become the present ones, unless a cluster is empty; stop if still."""
     problem = tl.program_id(0).to(tl.int64)
     state += problem * STATES
-    if tl.load(state) != 0:
+    if tl.load(state + DONE) != RUNNING:
         return
-    worst += problem * 3
-    for i in tl.static_range(3):
+    worst += problem * WORST
+    for i in tl.static_range(WORST):
         tl.store(worst + i, 0)
-    tl.store(state + 4, tl.zeros((), tl.int64))
-    tl.store(state + 5, tl.zeros((), tl.int64))
-    if tl.load(state + 2) != 0:
-        tl.store(state, tl.full((), 2, tl.int64))
+    tl.store(state + AGAIN, 0)
+    tl.store(state + RESOLVE, 0)
+    if tl.load(state + EMPTY) != 0:
+        tl.store(state + DONE, VACANT)
     else:
         moves += problem * k
         _halve(moves, k, WIDTH)
         shift = tl.load(moves)
         tl.store(shifts + problem, shift)
-        passes = tl.load(state + 1) + 1
-        tl.store(state + 1, passes)
-        if (shift <= tl.load(table + problem * COLUMNS + 4)) | (passes >= tl.load(state + 3)):
-            tl.store(state, tl.full((), 1, tl.int64))
+        passes = tl.load(state + PASSES) + 1
+        tl.store(state + PASSES, passes)
+        if (shift <= tl.load(table + problem * COLUMNS + TOL)) | (passes >= tl.load(state + MOST)):
+            tl.store(state + DONE, STOPPED)
