@@ -11,13 +11,16 @@ from __future__ import annotations
 import functools
 import os
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, ParamSpec, TypeVar, cast
 
 import array_api_compat
 import numpy as np
 from array_api_compat import numpy as np_compat
 
+P = ParamSpec("P")
+T = TypeVar("T")
 Array = Any  # an array of any library; the Array API has no static type yet
 Namespace = Any
 Selection = Any  # a slice, or an integer array of row numbers
@@ -27,6 +30,24 @@ _NARROW = {"float32", "float16", "bfloat16", "bool", "int8", "uint8", "int16", "
 _WIDE = {"float64", "int32", "uint32", "int64", "uint64"}
 # Half and single precision stay single; integers and booleans promote to double, as in scikit-learn.
 _SINGLE_STATE = {"float32", "float16", "bfloat16"}
+
+
+def eager(function: Callable[P, T]) -> Callable[P, T]:
+    """Return `function` as one that `torch.compile` calls as it is.
+
+    It would look into it otherwise, and take PyTorch's operations for NumPy's, whose bits are others.
+    """
+
+    @functools.wraps(function)
+    def called(*args: P.args, **kwargs: P.kwargs) -> T:
+        dynamo = sys.modules.get("torch._dynamo")
+        if dynamo is None:  # nothing is being compiled
+            return function(*args, **kwargs)
+        left_alone: Callable[P, T] = dynamo.disable(function)
+        return left_alone(*args, **kwargs)
+
+    called._torchdynamo_disable = True  # type: ignore[attr-defined]
+    return called
 
 
 def is_sparse(x: object) -> bool:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from anykmeans import _check as check
-from anykmeans._array import Array, Namespace, namespace, on_cpu, put, to_numpy
+from anykmeans._array import Array, Namespace, eager, namespace, on_cpu, put, to_numpy
 from anykmeans._exact import squared_distances
 from anykmeans._init import Draws, Init, generator, plus_plus, start
 from anykmeans._lloyd import lloyd
@@ -62,6 +62,7 @@ class KMeansResult:
         return iter(getattr(self, name) for name in self.__dataclass_fields__)
 
 
+@eager
 def kmeans(
     x: Any,
     k: int,
@@ -340,6 +341,7 @@ def _distinct(labels: Array, k: int) -> int:
     return int(namespace(labels).unique_values(labels).shape[0])  # not all labels to the host
 
 
+@eager
 def assign(x: Any, centroids: Any) -> tuple[Array, Array]:
     """Return the nearest centroid of each row and the squared distance to it.
 
@@ -477,6 +479,7 @@ def cluster_sums(x: Any, labels: Any, k: int, *, sample_weight: Any = None) -> t
     return rows.matrix.give(sums), rows.matrix.give(mass)
 
 
+@eager
 def kmeans_plusplus(
     X: Any,
     n_clusters: int,

@@ -29,6 +29,7 @@ from anykmeans._array import (
     Array,
     as_array,
     device_of,
+    eager,
     is_sparse,
     library_of,
     like,
@@ -143,6 +144,7 @@ class _BaseKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixi
         )
         return out
 
+    @eager
     def fit_predict(self, X: Any, y: Any = None, sample_weight: Any = None) -> Any:
         """Label of each row after a fit to the same rows.
 
@@ -163,6 +165,7 @@ class _BaseKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixi
         self.fit(X, sample_weight=sample_weight)
         return self.labels_ if hasattr(self, "labels_") else self.predict(X)
 
+    @eager
     def predict(self, X: Any) -> Any:
         """Label of the centroid nearest to each row.
 
@@ -191,6 +194,7 @@ class _BaseKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixi
         x = self._rows(X, "predict")
         return nearest(x, self.cluster_centers_, max_bytes=self.max_bytes, kernel=self.kernel)
 
+    @eager
     def transform(self, X: Any) -> Any:
         """Distance of each row to each centroid.
 
@@ -215,6 +219,7 @@ class _BaseKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixi
         x = self._rows(X, "transform")
         return distances(x, self.cluster_centers_, max_bytes=self.max_bytes)
 
+    @eager
     def fit_transform(self, X: Any, y: Any = None, sample_weight: Any = None) -> Any:
         """Distance of each row to each centroid after a fit to the same rows.
 
@@ -234,6 +239,7 @@ class _BaseKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixi
         """
         return self.fit(X, sample_weight=sample_weight).transform(X)
 
+    @eager
     def score(self, X: Any, y: Any = None, sample_weight: Any = None) -> float:
         """Minus the inertia of the rows: larger is better.
 
@@ -483,6 +489,7 @@ class KMeans(_BaseKMeans):
         self.max_bytes = max_bytes
         self.kernel = kernel
 
+    @eager
     def fit(self, X: Any, y: Any = None, sample_weight: Any = None) -> Self:
         """Estimator fitted to the rows.
 
@@ -725,6 +732,7 @@ class MiniBatchKMeans(_BaseKMeans):
         self.max_bytes = max_bytes
         self.kernel = kernel
 
+    @eager
     def fit(self, X: Any, y: Any = None, sample_weight: Any = None) -> Self:
         """Estimator fitted to random batches of the rows.
 
@@ -806,6 +814,7 @@ class MiniBatchKMeans(_BaseKMeans):
             self.labels_, _, self.inertia_ = self._evaluate(x, centers, w)
         return self
 
+    @eager
     def partial_fit(self, X: Any, y: Any = None, sample_weight: Any = None) -> Self:
         """Estimator updated with one batch of rows.
 
