@@ -1,8 +1,8 @@
 """Triton kernels for CUDA tensors, and for CuPy arrays through DLPack: a pass without the host.
 
 `screen` scores rows in half precision and proves labels, `resolve` decides what is left in float64, `sums`
-adds by integer atomics and ends the pass; `passes` launches them. Whatever needs Triton is imported when
-first called. With ``TRITON_INTERPRET=1`` they run on CPU tensors, slowly, for tests.
+adds by integer atomics and ends the pass; `passes` launches them. `seeding` is all of k-means++. Whatever needs
+Triton is imported when first called. With ``TRITON_INTERPRET=1`` they run on CPU tensors, slowly, for tests.
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ from __future__ import annotations
 import importlib.util
 import os
 from typing import Any
+
+import numpy as np
 
 from anykmeans import _array as arrays
 from anykmeans._array import Array, Matrix, Selection
@@ -86,6 +88,15 @@ def accumulate(
     from anykmeans.kernels.triton import passes
 
     return passes.accumulate(matrix.data[select], w, new, old, grid, k)
+
+
+def seeds(frame: Any, work: Any, w: Array | None, first: int, draws: np.ndarray) -> Any:
+    """Return the rows that greedy k-means++ picks with `draws` (k - 1, t), or None where a tile is too small."""
+    from anykmeans.kernels.triton import seeding
+
+    if draws.shape[1] > seeding.LANES or frame.matrix.shape[1] > seeding.MOST:
+        return None
+    return seeding.Seeds(frame, w, first, draws).run()
 
 
 def own_distances(

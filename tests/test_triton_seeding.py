@@ -1,0 +1,221 @@
+"""Greedy k-means++ on the device: NumPy's picks, and each launch against plain loops."""
+
+import os
+from importlib.util import find_spec
+
+import numpy as np
+import pytest
+
+from anykmeans import _init, kernels
+from anykmeans._frame import Frame
+from anykmeans._init import initial_centroids
+from anykmeans._rows import Rows
+
+if not (find_spec("torch") and find_spec("triton")):
+    pytest.skip("PyTorch or Triton is not installed", allow_module_level=True)
+
+import torch
+
+from anykmeans.kernels import agnostic
+from anykmeans.kernels.triton import seeding
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+if not (INTERPRETED or torch.cuda.is_available()):
+    pytest.skip("no CUDA device, and TRITON_INTERPRET is not 1", allow_module_level=True)
+
+# The interpreter's own.
+pytestmark = pytest.mark.filterwarnings("ignore:Conversion of an array with ndim > 0")
+DEVICE = "cpu" if INTERPRETED else "cuda"
+
+
+def tensor(a, dtype=None):
+    return torch.tensor(np.ascontiguousarray(a), device=DEVICE, dtype=dtype)
+
+
+def picks_by(x, k, seed, kernel, w=None, trials=None):
+    rows = Rows.over(x, w, kernel=kernel)
+    with rows.work:
+        return _init.plus_plus(rows, k, np.random.RandomState(seed), trials).tolist()
+
+
+def same_picks(x, k, seed, w=None, trials=None, on=None):
+    on = tensor(x) if on is None else on
+    heavy = None if w is None else tensor(w)
+    assert picks_by(on, k, seed, "triton", heavy, trials) == picks_by(x, k, seed, "cpu", w, trials)
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize(
+    ("n", "d", "k", "trials"),
+    [
+        (1, 3, 1, None),
+        (2, 1, 2, None),
+        (300, 1, 6, None),
+        (1100, 2, 4, 2),
+        (70, 5, 9, 16),
+        (60, 16, 6, None),
+        (60, 17, 6, 9),
+        (50, 33, 8, None),
+        (40, 130, 4, None),
+        (20, 300, 3, 2),
+    ],
+)
+def test_picks_are_numpys(n, d, k, trials, weighted):
+    rng = np.random.default_rng([n, d, k])
+    x = rng.normal(size=(8, d))[rng.integers(8, size=n)] * 4 + rng.normal(size=(n, d))
+    w = rng.exponential(size=n) if weighted else None
+    for seed, dtype in enumerate(["float32", "float64"]):
+        same_picks(x.astype(dtype), k, seed, w, trials)
+
+
+@pytest.mark.parametrize("d", [3, 20])
+@pytest.mark.parametrize(
+    "dtype", ["float16", "bfloat16", "float32", "float64", "int8", "uint8", "int32", "int64"]
+)
+def test_every_dtype(dtype, d):
+    x = np.random.default_rng(d).integers(0, 100, size=(50, d))  # which all of them hold
+    for k, seed in [(6, 0), (3, 1)]:
+        same_picks(x.astype(float), k, seed, on=tensor(x, getattr(torch, dtype)))
+
+
+SHAPES = ["lattice", "far", "twice", "one", "uneven", "outlier", "huge", "tiny", "subnormal"]
+
+
+@pytest.mark.parametrize("d", [2, 18])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_hostile_rows(shape, d):
+    rng = np.random.default_rng(d)
+    n = 48
+    x = rng.normal(size=(n, d))
+    if shape == "lattice":  # full of equal distances
+        x = np.rint(x)
+    elif shape == "far":
+        x += 1e6
+    elif shape == "twice":
+        x = x[rng.integers(n // 3, size=n)]
+    elif shape == "one":
+        x = np.repeat(x[:1], n, axis=0)
+    elif shape == "uneven":
+        x *= np.exp(rng.normal(size=(n, 1)) * 4)
+    elif shape == "outlier":  # beside which float32 squares of all others vanish
+        x[7] *= 1e30
+    else:
+        x *= {"huge": 1e200, "tiny": 1e-200, "subnormal": 1e-310}[shape]
+    w = rng.exponential(size=n) * (np.arange(n) % 3 > 0)
+    same_picks(x, 7, 0)
+    same_picks(x, 7, 1, w)
+    if shape not in ("huge", "tiny", "subnormal"):
+        same_picks(x.astype("float32"), 7, 2)
+    same_picks((x / np.abs(x).max() * 3e38).astype("float32"), 5, 3)
+
+
+@pytest.mark.parametrize("d", [3, 20])
+def test_rows_are_read_where_they_are(d):
+    x = np.random.default_rng(d).normal(size=(64, 2 * d)).astype("float32")
+    for view in [
+        x[:, ::2],
+        x[::3, :d],
+        x[5:, d:],
+        x.T[:d],
+        np.broadcast_to(x[0, :, None], (2 * d, d)),
+    ]:
+        rows, columns = (step // 4 for step in view.strides)
+        first = (view.__array_interface__["data"][0] - x.__array_interface__["data"][0]) // 4
+        on = tensor(x).as_strided(view.shape, (rows, columns), first)
+        same_picks(view, 5, 0, on=on)
+
+
+def test_what_a_tile_does_not_hold_is_picked_in_steps():
+    x = np.random.default_rng(0).normal(size=(40, 3))
+    frame = Frame(Rows.over(tensor(x), kernel="triton").matrix, 4.0)
+    kernel = kernels.choose(tensor(x), "triton")
+    assert kernel.seeds(frame, None, None, 0, np.zeros((1, 17))) is None
+    same_picks(x, 5, 0, trials=17)
+    long = Frame(Rows.over(tensor(np.ones((2, 5000))), kernel="triton").matrix, 1.0)
+    assert kernel.seeds(long, None, None, 0, np.zeros((1, 2))) is None
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize(("n", "d", "t"), [(40, 2, 3), (1500, 1, 2), (50, 20, 5), (30, 70, 16)])
+def test_each_launch(n, d, t, weighted):
+    """What two picks leave behind, step by step."""
+    rng = np.random.default_rng([n, d, t])
+    x = rng.normal(size=(n, d)) * 3
+    w = rng.exponential(size=n) if weighted else None
+    draws = rng.uniform(size=(3, t))
+    rows = Rows.over(tensor(x), None if w is None else tensor(w), kernel="triton")
+    on = None if w is None else rows.relative_weight(slice(0, n))
+    weights = None if w is None else on.cpu().numpy()
+    seeds = seeding.Seeds(Frame(rows.matrix, rows.largest), on, 5, draws)
+
+    closest, owner = np.full(n, np.inf), np.zeros(n, np.int32)
+    picks, candidates, best = [5], [5], 0
+    seeds.settle()
+    for pick in range(3):
+        c = x[candidates[best]][None, :]
+        closest, owner = agnostic.settle(np, x, c, closest, owner, pick, np.ones(n))
+        np.testing.assert_array_equal(seeds.closest.cpu(), closest)
+        np.testing.assert_array_equal(seeds.owner.cpu(), owner)
+        assert seeds.picks[: pick + 1].tolist() == picks
+
+        seeds.costs()
+        high = (closest if weights is None else weights * closest).max()
+        scale = float(seeds.scale)
+        assert 2.0**51 < high * scale * 2 ** (n - 1).bit_length() <= 2.0**52
+        sums, largest = agnostic.costs(np, closest, weights, scale, seeding.BLOCK)
+        assert seeds.sums.tolist() == sums.tolist()
+        assert seeds.state[2:].view(torch.float64).item() == largest
+
+        seeds.draw()
+        cumulative = agnostic.whole(np, closest, weights, scale).cumsum()
+        candidates = cumulative.searchsorted(draws[pick] * cumulative[-1])
+        assert seeds.candidates.tolist() == candidates.tolist()
+        np.testing.assert_array_equal(seeds.c.cpu(), x[candidates])
+
+        seeds.reach()
+        free = ((x[picks][:, None] - x[candidates]) ** 2).sum(axis=2).min(axis=1) / 4
+        least = seeds.least[: pick + 1].view(torch.float64).cpu().numpy()
+        assert (least <= free).all()
+        np.testing.assert_allclose(least, free, rtol=2.0**-18)
+
+        seeds.gains()
+        saved = [
+            agnostic.saved(np, x, x[j][None, :], closest, weights, scale, np.ones(n))
+            for j in candidates
+        ]
+        assert seeds.saved.tolist() == saved
+        found = np.stack([agnostic.squared_distances(np, x, x[j][None, :]) for j in candidates])
+        nearer = seeds.won.cpu().numpy()[None, :].astype(np.int32) >> np.arange(t)[:, None] & 1
+        np.testing.assert_array_equal(nearer, found < closest)
+        best = int(np.argmax(saved))
+        picks.append(int(candidates[best]))
+        seeds.settle()
+
+
+@pytest.mark.parametrize("d", [17, 100, 3000])
+def test_estimates_from_factors_of_ten_bits_are_as_near_as_is_said(d):
+    """What tensor cores do to float32: a factor's last 13 bits are dropped."""
+    rng = np.random.default_rng(d)
+
+    def dropped(a):
+        return (a.astype(np.float32).view(np.int32) & ~0x1FFF).view(np.float32)
+
+    for spread in [1.0, 1e-3]:  # rows near the candidate cancel most
+        c = rng.uniform(size=(1, d)).astype(np.float32) * 2.0**12
+        y = (c * (1 + spread * rng.normal(size=(500, d)))).astype(np.float32)
+        norms = (y * y).sum(axis=1) + (c * c).sum()
+        estimate = norms - 2 * (dropped(y) @ dropped(c).T)[:, 0]
+        true = ((y.astype(float) - c) ** 2).sum(axis=1)
+        assert (np.abs(estimate - true) < seeding.gamma(d) * norms).all()
+
+
+@pytest.mark.parametrize(("n", "d", "k"), [(120, 2, 4), (60, 20, 3)])
+def test_parallel_starts_are_numpys(n, d, k):
+    rng = np.random.default_rng(n)
+    x = rng.normal(size=(n, d)).astype("float32")
+    for w in [None, rng.exponential(size=n)]:
+        heavy = None if w is None else tensor(w)
+        options = {"init": "k-means||", "rng": 1}
+        ours = initial_centroids(tensor(x), k, sample_weight=heavy, kernel="triton", **options)
+        theirs = initial_centroids(x, k, sample_weight=w, kernel="cpu", **options)
+        np.testing.assert_array_equal(ours.cpu(), theirs)
