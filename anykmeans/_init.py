@@ -323,7 +323,7 @@ def parallel(rows: Rows, k: int, rng: Draws) -> Array:
         seed = int(rng.randint(0, (1 << 63) - 1, dtype=np.int64))
     picked = np.asarray([rng.choice(n, p=_probabilities(rows))])
     for turn in range(_ROUNDS):
-        distances, _ = _nearest_pick(rows, picked)
+        distances = _distances(rows, picked)
         w = rows.relative_weight(slice(0, n))
         cost = distances if w is None else w * distances
         total = rows.cost(distances)
@@ -341,8 +341,10 @@ def parallel(rows: Rows, k: int, rng: Draws) -> Array:
         picked = np.union1d(picked, new)
     if picked.size <= k:  # hardly more distinct rows than clusters
         return rows.rows(matrix.asarray(plus_plus(rows, k, rng)))
-    _, mass = _nearest_pick(rows, picked)
-    candidates = Matrix.of(rows.rows(matrix.asarray(picked)), rows.kernel.library)
+    c = rows.rows(matrix.asarray(picked))
+    rows.begin(c, "off")
+    mass = rows.totals(rows.sweep(c))[1]
+    candidates = Matrix.of(c, rows.kernel.library)
     weights = Matrix.of(mass[:, None], rows.kernel.library)
     few = Rows(candidates, weights, rows.kernel, max_bytes=rows.work.max_bytes)
     with few.work:
@@ -351,9 +353,9 @@ def parallel(rows: Rows, k: int, rng: Draws) -> Array:
         return lloyd(few, c, max_iter=100, tol=0.0, empty="relocate")[0]
 
 
-def _nearest_pick(rows: Rows, picked: np.ndarray) -> tuple[Array, Array]:
-    """Return squared distances (n,) to the nearest of the picked rows, and the weight of each pick."""
+def _distances(rows: Rows, picked: np.ndarray) -> Array:
+    """Return squared distances (n,) to the nearest of the picked rows."""
     c = rows.rows(rows.matrix.asarray(picked))
     rows.begin(c, "off")
-    stats = rows.sweep(c)
-    return rows.distances(c)[0], rows.totals(stats)[1]
+    rows.label(c)
+    return rows.distances(c)[0]
