@@ -8,7 +8,7 @@ import polars as pl
 import pytest
 import referee
 
-from anykmeans import KMeansResult, assign, kmeans, kmeans_plusplus
+from anykmeans import KMeans, KMeansResult, assign, kmeans, kmeans_plusplus
 
 DTYPES = {  # of the rows: of the centroids
     "float64": "float64",
@@ -221,3 +221,22 @@ def test_rows_are_never_copied_whole(kernel):
         finally:
             tracemalloc.stop()
         assert peak < x.nbytes
+
+
+@pytest.mark.filterwarnings("ignore")  # the compiler's own, about what it meets on the way
+def test_torch_compile_calls_it_as_it_is():
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+    x = torch.as_tensor(rows())
+
+    def network(x):
+        result = kmeans(x * 2, 3, rng=0)
+        model = KMeans(3, random_state=0).fit(x * 2)
+        return result.centroids.sum(), model.predict(x * 2) + 1, result.inertia
+
+    torch._dynamo.reset()
+    plain, compiled = network(x), torch.compile(network, backend="eager")(x)
+    assert plain[0] == compiled[0]
+    assert bool((plain[1] == compiled[1]).all())
+    assert plain[2] == compiled[2]
+    # What NumPy does was not looked into, where PyTorch's operations would have taken its place.
+    assert not any("numpy" in reason for reason in torch._dynamo.utils.counters["graph_break"])

@@ -23,7 +23,7 @@ A kernel is a module of this package. It may define
 ``together(searches, centroids, passes, tol, w, grids, keep) -> leaps``
     what the `leap` of each search returns, of launches that problems of one shape share;
 ``seeds(frame, work, w, first, draws) -> picks``
-    all picks of k-means++, or None, in place of the three steps before, where rows are few;
+    all picks of k-means++, or None if it cannot make them at once, in place of the three steps before;
 ``magnitudes(matrix, select, w) -> high, largest, smallest``
     what the grid of the sums is planned from, by feature;
 ``accumulate(matrix, select, w, new, old, grid, k) -> sums``
@@ -40,8 +40,8 @@ A kernel is a module of this package. It may define
     what writes distances (m, k) of rows to all centroids, ``write(select, distances)``, for `transform`;
 
 and must define ``why_not(x) -> str | None``, the reason it cannot run on the array `x`, and ``LIBRARY``,
-the library whose view of `x` it works on, or None for that of `x`. ``LEAN`` says that its `gains` writes out nothing a row. What it
-lacks comes from ``agnostic``. Adding a kernel is one file and one word in `TABLE`.
+the library whose view of `x` it works on, or None for that of `x`. ``LEAN`` says that its `gains` writes out
+nothing a row. What it lacks comes from ``agnostic``. Adding a kernel is one file and one word in `TABLE`.
 """
 
 from __future__ import annotations

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -144,13 +145,13 @@ class Passes:
             self._between = self._halves.stride(0)
         self._kept = self._room == n
         if self._kept:
-            with _device(self._x):
+            with on_device(self._x):
                 self._halve(0, n)
         self._sums: torch.Tensor | None = None
 
     def settle(self, centroids: dict[int, Array]) -> None:
         """Label all rows of the problems whose `centroids` are given by their number."""
-        with _device(self._x):
+        with on_device(self._x):
             self._begin(centroids)
             self._nearest()
 
@@ -165,7 +166,7 @@ class Passes:
         keep: bool,
     ) -> list[tuple[Array, int, float]]:
         """Return for the problems given what `Search.leap` does, of passes all problems make at once."""
-        with _device(self._x):
+        with on_device(self._x):
             self._begin(centroids)
             if self._sums is None:
                 self._plan(grids, w)
@@ -223,11 +224,11 @@ class Passes:
             return
         seen = torch.zeros((2, self._b, STATES.value), dtype=torch.int64, pin_memory=True)
         events = [torch.cuda.Event(), torch.cuda.Event()]
-        launch = self._pass
+        launch: Callable[[], None] = self._pass
         for turn in range(passes):
             launch()
             if turn == 0 and passes > 4 and self._b * self._n * self._k * self._d < _GRAPH:
-                launch = self._captured()
+                launch = captured(self._pass)
             now, before = turn % 2, 1 - turn % 2
             seen[now].copy_(self._state, non_blocking=True)
             events[now].record()
@@ -235,18 +236,6 @@ class Passes:
                 events[before].synchronize()
                 if bool((seen[before][:, screen.DONE.value] != 0).all()):
                     return
-
-    def _captured(self) -> Any:
-        """Return what replays the launches of a pass, all kernels of which have run before."""
-        graph = torch.cuda.CUDAGraph()
-        stream, current = torch.cuda.Stream(), torch.cuda.current_stream()
-        stream.wait_stream(current)
-        with torch.cuda.stream(stream):
-            graph.capture_begin(capture_error_mode="thread_local")
-            self._pass()
-            graph.capture_end()
-        current.wait_stream(stream)
-        return graph.replay
 
     def _pass(self) -> None:
         """Launch one pass: labels, sums, means, and whether to go on."""
@@ -391,7 +380,7 @@ def accumulate(
         if old is None
         else old.to(torch.int32, copy=True)
     )
-    with _device(x):
+    with on_device(x):
         sums.accumulate[(triton.cdiv(m, sums.ROWS),)](
             *(x, scale if w is None else w.contiguous(), scale, table, state, left),
             *(new.to(torch.int32), made, m, k, d, grid.folds, copies, 0, *x.stride()),
@@ -408,7 +397,7 @@ def own_distances(x: Array, unit: float, wide: Array, labels: Array, distances: 
     m, d = x.shape
     padded = 1 << (d - 1).bit_length()
     rows = max(1, resolve.TILE // padded)
-    with _device(x):
+    with on_device(x):
         resolve.own[(triton.cdiv(m, rows),)](
             *(x, wide.contiguous(), labels, distances),
             torch.as_tensor(unit, dtype=torch.float64, device=x.device),
@@ -419,6 +408,20 @@ def own_distances(x: Array, unit: float, wide: Array, labels: Array, distances: 
         )
 
 
-def _device(x: Array) -> Any:
+def captured(launch: Callable[[], None]) -> Callable[[], None]:
+    """Return what replays the launches that `launch` makes, all kernels of which have run before."""
+    graph = torch.cuda.CUDAGraph()
+    stream, current = torch.cuda.Stream(), torch.cuda.current_stream()
+    stream.wait_stream(current)
+    with torch.cuda.stream(stream):
+        graph.capture_begin(capture_error_mode="thread_local")
+        launch()
+        graph.capture_end()
+    current.wait_stream(stream)
+    replay: Callable[[], None] = graph.replay
+    return replay
+
+
+def on_device(x: Array) -> Any:
     """Return a context in which kernels are launched where `x` is."""
     return torch.cuda.device(x.device) if x.is_cuda else contextlib.nullcontext()

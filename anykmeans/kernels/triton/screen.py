@@ -97,7 +97,7 @@ def prepare(
 
 
 @triton.jit
-def _centred(x, rows, cols, valid, d, across, along, offset, unit, scale, WIDE: tl.constexpr):
+def centred(x, rows, cols, valid, d, across, along, offset, unit, scale, WIDE: tl.constexpr):
     """Return rows of `x` less the offset, scaled, float32: one rounding, or two where they are wide."""
     there = valid[:, None] & (cols[None, :] < d)
     at = rows[:, None] * across + cols[None, :].to(tl.int64) * along
@@ -147,7 +147,7 @@ def halve(
     rest = tl.zeros((ROWS,), tl.float32)
     for begin in range(0, WIDTH, CHUNK):
         cols = begin + tl.arange(0, CHUNK)
-        y = _centred(x, rows, cols, valid, d, across, along, offset, unit, scale, WIDE)
+        y = centred(x, rows, cols, valid, d, across, along, offset, unit, scale, WIDE)
         half = y.to(tl.float16)
         left = y - half.to(tl.float32)
         norm += tl.sum(y * y, 1)
@@ -355,7 +355,7 @@ def again(
         twice = tl.zeros((ROWS,), tl.float32)
         for begin in range(0, WIDTH, CHUNK):
             cols = begin + tl.arange(0, CHUNK)
-            y = _centred(x, rows, cols, valid, d, across, along, offset, unit, scale, WIDE)
+            y = centred(x, rows, cols, valid, d, across, along, offset, unit, scale, WIDE)
             rest = y - y.to(tl.float16).to(tl.float32)
             norm += tl.sum(y * y, 1)
             once += tl.sum(rest * rest, 1)
@@ -369,7 +369,7 @@ def again(
             for begin in range(0, WIDTH, CHUNK):
                 cols = begin + tl.arange(0, CHUNK)
                 at = (base + lanes)[None, :] * WIDTH + cols[:, None]
-                y = _centred(x, rows, cols, valid, d, across, along, offset, unit, scale, WIDE)
+                y = centred(x, rows, cols, valid, d, across, along, offset, unit, scale, WIDE)
                 a, b = y.to(tl.float16), tl.load(high + at)
                 rest = (y - a.to(tl.float32)).to(tl.float16)
                 fine = tl.dot(a, tl.load(low + at), tl.dot(rest, b))

@@ -19,9 +19,9 @@ import triton
 import triton.language as tl
 
 from anykmeans._array import Array
-from anykmeans.kernels.triton.passes import _device
+from anykmeans.kernels.triton.passes import captured, on_device
 from anykmeans.kernels.triton.resolve import halves
-from anykmeans.kernels.triton.screen import LARGEST, _centred
+from anykmeans.kernels.triton.screen import LARGEST, centred
 
 LANES = 16  # candidates at most: columns of a product
 BLOCK = 1024  # rows whose cost is kept as one number
@@ -156,7 +156,7 @@ def draw(
         at = row * across + cols.to(tl.int64) * along
         y = tl.load(x + at, mask=cols < d, other=0).to(tl.float64) * unit
         tl.store(c + j * d + cols, y, mask=cols < d)
-        y = _centred(x, one, cols, one >= 0, d, across, along, offset, unit, zoom, WIDE)
+        y = centred(x, one, cols, one >= 0, d, across, along, offset, unit, zoom, WIDE)
         tl.store(near + j * WIDTH + cols[None, :], y)
         norm += tl.sum(y * y, 1)
     tl.store(norms + j + tl.arange(0, 1), norm)
@@ -219,7 +219,7 @@ def _maybe(
     product = tl.zeros((before.shape[0], LANES), tl.float32)
     for begin in range(0, WIDTH, CHUNK):
         cols = begin + tl.arange(0, CHUNK)
-        y = _centred(x, rows, cols, there, d, across, along, offset, unit, zoom, WIDE)
+        y = centred(x, rows, cols, there, d, across, along, offset, unit, zoom, WIDE)
         norm += tl.sum(y * y, 1)
         product = tl.dot(y, tl.load(near + lanes[None, :] * WIDTH + cols[:, None]), product)
     both = norm[:, None] + tl.load(norms + lanes)[None, :]
@@ -423,29 +423,16 @@ class Seeds:
 
     def run(self) -> np.ndarray:
         """Return all picks (k,)."""
-        with _device(self.x):
+        with on_device(self.x):
             self.settle()
             self.costs()
             step: Callable[[], None] = self.pick
             for turn in range(1, self.k):
                 step()
                 if turn == 1 and self.k > _REPLAYED and self.x.is_cuda:
-                    step = self._captured()
+                    step = captured(self.pick)
             found: np.ndarray = self.picks.cpu().numpy()
             return found
-
-    def _captured(self) -> Callable[[], None]:
-        """Return what replays the launches of a pick, all kernels of which have run before."""
-        graph = torch.cuda.CUDAGraph()
-        stream, current = torch.cuda.Stream(), torch.cuda.current_stream()
-        stream.wait_stream(current)
-        with torch.cuda.stream(stream):
-            graph.capture_begin(capture_error_mode="thread_local")
-            self.pick()
-            graph.capture_end()
-        current.wait_stream(stream)
-        replay: Callable[[], None] = graph.replay
-        return replay
 
     def pick(self) -> None:
         """Launch one pick."""
