@@ -173,6 +173,17 @@ def test_rows_of_any_strides():
     assert referee.bits(ours, host) == referee.bits(kmeans(x, 4, rng=0, kernel="cpu"))
 
 
+def test_rows_far_apart_in_memory():
+    memory = torch.empty(
+        (1 << 31) + 16, dtype=torch.uint8, device=ON
+    )  # hardly any of it is touched
+    x = memory.as_strided((2, 3), (1 << 31, 1))
+    x.copy_(tensor(np.asarray([[1, 2, 3], [9, 8, 7]]), "uint8"))
+    ours = kmeans(x, 2, rng=0, kernel="triton")
+    assert ours.inertia == 0
+    assert host(ours.centroids).sum() == 30
+
+
 def test_nothing_is_left_to_what_memory_held(monkeypatch):
     empty = torch.empty
 

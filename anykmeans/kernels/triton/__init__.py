@@ -20,6 +20,8 @@ from anykmeans._exact import Grid
 LIBRARY = "torch"
 
 _FEATURES = 1 << 19  # a row must fit the differences of one tile
+_ROWS = 1 << 31  # their numbers must fit int32
+_PROBLEMS = (1 << 16) - 1  # a grid has no more along its second axis
 
 
 def why_not(x: Array) -> str | None:
@@ -32,8 +34,8 @@ def why_not(x: Array) -> str | None:
             return f"{needed} is not installed (`pip install {needed}`)"
     if arrays.dtype_name(x) == "bool":
         return "x is of dtype bool"
-    if x.shape[-1] > _FEATURES:
-        return f"x has more than {_FEATURES} features"
+    if x.shape[-1] > _FEATURES or x.shape[-2] >= _ROWS:
+        return f"x has more than {_FEATURES} features or {_ROWS - 1} rows"
     if library == "torch" and x.device.type == "cpu":
         if os.environ.get("TRITON_INTERPRET") == "1":
             return None
@@ -69,10 +71,15 @@ def together(
     """Return what `leap` of each search returns, of launches that all share."""
     from anykmeans.kernels.triton.passes import Passes
 
-    shared = Passes(searches)
-    for i, one in enumerate(searches):
-        one.join(shared, i)
-    return shared.leap(dict(enumerate(centroids)), passes, tol, w, grids, keep=keep)
+    found = []
+    for first in range(0, len(searches), _PROBLEMS):
+        part = slice(first, first + _PROBLEMS)
+        shared = Passes(searches[part])
+        for i, one in enumerate(searches[part]):
+            one.join(shared, i)
+        starts = dict(enumerate(centroids[part]))
+        found += shared.leap(starts, passes, tol[part], w[part], grids[part], keep=keep)
+    return found
 
 
 def accumulate(

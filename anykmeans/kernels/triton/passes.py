@@ -19,7 +19,9 @@ from anykmeans.kernels.triton.screen import COLUMNS, STATES
 
 # Products of a pass below which launches are what costs: they are replayed as a graph.
 _GRAPH = 1 << 32
+_QUEUES = 1 << 12  # copies of clusters, for atomics not to wait for each other
 _CACHE = 1 << 24  # bytes of rows in half precision, where not all of them are kept
+_MANY = 1 << 19  # rows
 _BLOCKS = 4  # for lists of unknown length, on each multiprocessor
 
 
@@ -88,12 +90,8 @@ class Passes:
     def __init__(self, searches: list[Search]) -> None:
         frames, one = [search.frame for search in searches], searches[0]
         matrix = one.frame.matrix
-        self._x, self._k, self._exact, self._max_bytes = (
-            matrix.data,
-            one.k,
-            one.exact,
-            one.max_bytes,
-        )
+        self._x, self._k, self._exact = matrix.data, one.k, one.exact
+        self._max_bytes = one.max_bytes
         self._b, (self._n, self._d) = len(searches), matrix.shape
         b, n, d, k, on = self._b, self._n, self._d, self._k, {"device": self._x.device}
         self._on = on
@@ -191,7 +189,7 @@ class Passes:
         b, n, k, d, on = self._b, self._n, self._k, self._d, self._on
         self._folds = max(grid.folds for grid in grids)  # more than needed change no sum
         width = self._folds * (d + 1)
-        self._copies = _copies(b * k * width, self._max_bytes)
+        self._copies = _copies(k, b * k * width, self._max_bytes)
         self._sums = torch.zeros((b, self._copies, k, width), dtype=torch.int64, **on)
         self._old = torch.full((b, n), -1, dtype=torch.int32, **on)
         self._scale = torch.as_tensor(np.stack([grid.scale for grid in grids]), **on)
@@ -242,10 +240,12 @@ class Passes:
         self._nearest()
         b, n, k, d = self._b, self._n, self._k, self._d
         exact = {"enable_fp_fusion": False}  # the host rounds every product
-        sums.accumulate[(triton.cdiv(n, sums.ROWS), b)](
+        span = sums.SPANS[b * n >= _MANY]
+        sums.accumulate[(triton.cdiv(n, span), b)](
             *(self._x, self._w, self._scale, self._table, self._state, self._old, self.labels),
             *(self._sums, n, k, d, self._folds, self._copies, *self._strides),
             WEIGHTED=self._weighted,
+            SPAN=span,
             ROWS=sums.ROWS,
             WIDTH=sums.WIDTH,
             **exact,
@@ -282,19 +282,8 @@ class Passes:
                 self._halve(first, stop)
             screen.screen[(triton.cdiv(stop - first, screen.ROWS), b)](
                 *(self._halves, self._lengths, self._state, self._high, self._norms, self._worst),
-                *(
-                    self.labels,
-                    self._lists,
-                    n,
-                    k,
-                    d,
-                    slots,
-                    first,
-                    stop,
-                    self._between,
-                    self._halves.stride(-2),
-                ),
-                mask,
+                *(self.labels, self._lists, n, k, d, slots, first, stop),
+                *(self._between, self._halves.stride(-2), mask),
                 (min(d, self._chunk) + 16) * 2.0**-22,
                 (width // self._chunk + 2 + mask) * 2.0**-23,
                 ROWS=screen.ROWS,
@@ -357,9 +346,9 @@ def _widths(d: int) -> tuple[int, int]:
     return -(-d // screen.CHUNK) * screen.CHUNK, screen.CHUNK
 
 
-def _copies(numbers: int, max_bytes: int) -> int:
-    """Return how many copies to keep of sums of so many numbers."""
-    return max(1, min(sums.COPIES, max_bytes // 64 // numbers))
+def _copies(k: int, numbers: int, max_bytes: int) -> int:
+    """Return how many copies to keep of sums of `k` clusters, so many numbers: more where they are few."""
+    return max(1, min(sums.COPIES, _QUEUES // k, max_bytes // 64 // numbers))
 
 
 def accumulate(
@@ -368,23 +357,23 @@ def accumulate(
     """Return the sums (k, columns), float64, of rows `x` (m, d) by label `new`, less by `old`."""
     (m, d), on = x.shape, {"device": x.device}
     width = grid.folds * (d + 1)
-    copies = _copies(k * width, 1 << 28)
+    copies = _copies(k, k * width, 1 << 28)
     made = torch.zeros((copies, k, width), dtype=torch.int64, **on)
     scale = torch.as_tensor(grid.scale, **on)
     table = torch.zeros(COLUMNS.value, dtype=torch.float64, **on)
     table[screen.STEP.value] = grid.step
     state = torch.zeros(STATES.value, dtype=torch.int64, **on)
     # The kernel notes there that rows are where they belong.
-    left = (
-        torch.full((m,), -1, dtype=torch.int32, **on)
-        if old is None
-        else old.to(torch.int32, copy=True)
-    )
+    left = torch.full((m,), -1, dtype=torch.int32, **on)
+    if old is not None:
+        left.copy_(old)
     with on_device(x):
-        sums.accumulate[(triton.cdiv(m, sums.ROWS),)](
+        span = sums.SPANS[m >= _MANY]
+        sums.accumulate[(triton.cdiv(m, span),)](
             *(x, scale if w is None else w.contiguous(), scale, table, state, left),
             *(new.to(torch.int32), made, m, k, d, grid.folds, copies, 0, *x.stride()),
             WEIGHTED=w is not None,
+            SPAN=span,
             ROWS=sums.ROWS,
             WIDTH=sums.WIDTH,
             enable_fp_fusion=False,

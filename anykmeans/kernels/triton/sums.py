@@ -29,6 +29,7 @@ from anykmeans.kernels.triton.screen import (
 
 COPIES = 64  # of the sums, at most: blocks that add to the same number wait for each other
 ROWS, WIDTH = 16, 64  # of a tile
+SPANS = (64, 1024)  # rows a block looks through: more where there are many, as most do not change
 
 
 @triton.jit
@@ -60,6 +61,7 @@ def accumulate(
     across,
     along,
     WEIGHTED: tl.constexpr,
+    SPAN: tl.constexpr,
     ROWS: tl.constexpr,
     WIDTH: tl.constexpr,
 ):
@@ -70,27 +72,35 @@ def accumulate(
     problem = tl.program_id(1).to(tl.int64)
     if tl.load(state + problem * STATES + DONE) != RUNNING:
         return
-    place = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    valid = place < n
-    rows = place.to(tl.int64)
-    before = tl.load(old + problem * n + rows, mask=valid, other=0)
-    after = tl.load(new + problem * n + rows, mask=valid, other=0)
-    changed = before != after
-    if tl.max(changed.to(tl.int32), 0) > 0:
-        tl.store(old + problem * n + rows, after, mask=changed)
-        x += problem * apart
-        scale += problem * (d + 1)
-        step = tl.load(table + problem * COLUMNS + STEP)
-        width = folds * (d + 1)
-        copy = (problem * copies + tl.program_id(0) % copies) * k
+    old += problem * n
+    new += problem * n
+    first = tl.program_id(0) * SPAN
+    span = first + tl.arange(0, SPAN)
+    inside = span < n
+    moved = tl.load(old + span, mask=inside, other=0) != tl.load(new + span, mask=inside, other=0)
+    x += problem * apart
+    scale += problem * (d + 1)
+    step = tl.load(table + problem * COLUMNS + STEP)
+    width = folds * (d + 1)
+    copy = (problem * copies + tl.program_id(0) % copies) * k
+    some = tl.max(moved.to(tl.int32), 0)
+    for start in range(first, first + some * SPAN, ROWS):
+        place = start + tl.arange(0, ROWS)
+        valid = place < n
+        rows = place.to(tl.int64)
+        before = tl.load(old + rows, mask=valid, other=0)
+        after = tl.load(new + rows, mask=valid, other=0)
+        changed = before != after
+        tl.store(old + rows, after, mask=changed)
         to = sums + ((copy + after) * width)[:, None]
         off = sums + ((copy + before) * width)[:, None]
         leaves = changed & (before >= 0)
         weight = tl.full((ROWS,), 1.0, tl.float64)
         if WEIGHTED:
             weight = tl.load(w + problem * n + rows, mask=changed, other=0.0)
-        for start in range(0, d + 1, WIDTH):
-            cols = start + tl.arange(0, WIDTH)
+        few = tl.max(changed.to(tl.int32), 0)
+        for begin in range(0, few * (d + 1), WIDTH):
+            cols = begin + tl.arange(0, WIDTH)
             at = rows[:, None] * across + cols[None, :].to(tl.int64) * along
             value = tl.load(x + at, mask=changed[:, None] & (cols[None, :] < d), other=0)
             value = tl.where(cols[None, :] == d, 1.0, value.to(tl.float64)) * weight[:, None]
