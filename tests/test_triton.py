@@ -292,3 +292,43 @@ def test_a_batch_in_half_precision_with_weights():
     assert each(kmeans(tensor(x), 4, rng=0, kernel="triton", sample_weight=tensor(w))) == each(
         theirs
     )
+
+
+@pytest.mark.skipif(not GPU, reason="no GPU: nothing to stream to")
+def test_a_stream_of_its_own():
+    x = data("blobs", 5000, 16)
+    there = tensor(x)
+    with torch.cuda.stream(torch.cuda.Stream()):
+        ours = kmeans(there * 2, 9, rng=0)  # made on that stream, too
+    assert referee.bits(ours, host) == referee.bits(kmeans(x * 2, 9, rng=0))
+
+
+@pytest.mark.skipif(not GPU or torch.cuda.device_count() < 2, reason="no second GPU")
+def test_a_tensor_of_another_gpu():
+    x = data("blobs", 5000, 16)
+    ours = kmeans(tensor(x).to("cuda:1"), 9, rng=0)
+    assert ours.labels.device.index == 1
+    assert torch.cuda.current_device() == 0
+    assert referee.bits(ours, host) == referee.bits(kmeans(x, 9, rng=0))
+
+
+@pytest.mark.skipif(not GPU, reason="no GPU: nothing to wait for")
+def test_a_pass_does_not_wait_for_the_host():
+    x = data("blobs", 5000, 16)
+    rows = _rows.Rows.over(tensor(x), None, kernel="triton")
+    c = rows.rows(slice(0, 9))
+    rows.begin(c)
+    rows.leap(c, 2, 0.0, "relocate")
+    mode = torch.cuda.get_sync_debug_mode()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        rows._search.passes._pass()
+    finally:
+        torch.cuda.set_sync_debug_mode(mode)
+
+
+@pytest.mark.parametrize("max_iter", [3, 40])  # launches, and their replay as a graph
+def test_twice_the_same_bits(max_iter):
+    x = tensor(data("uniform", 3000 if GPU else 200, 20))
+    runs = [kmeans(x, 8, rng=3, max_iter=max_iter, kernel="triton") for _ in range(2)]
+    assert referee.bits(runs[0], host) == referee.bits(runs[1], host)
