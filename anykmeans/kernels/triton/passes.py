@@ -275,7 +275,8 @@ class Passes:
             WIDTH=width,
             CHUNK=chunk,
         )
-        mask = (1 << (slots // screen.LANES - 1).bit_length()) - 1
+        full = slots <= screen.FULL
+        mask = (1 << ((slots if full else slots // screen.LANES) - 1).bit_length()) - 1
         for first in range(0, n, self._room):
             stop = min(first + self._room, n)
             if not self._kept:
@@ -291,6 +292,8 @@ class Passes:
                 WIDTH=width,
                 CHUNK=self._chunk,
                 EXACT=self._exact,
+                FULL=full,
+                ONE=slots == screen.LANES and width == self._chunk,
                 num_warps=8,
                 # So that two blocks share a multiprocessor: one scores while the other looks for the lowest.
                 maxnreg=128 if width <= 128 else None,

@@ -17,6 +17,7 @@ FEW, NARROW = (
     64,
     32,
 )  # of one where rows and centroids are in two halves: more would not fit the registers
+FULL = 128  # centroids up to which the last bits of a score have room for their number
 HELD = 256  # features up to which a tile of rows is read once for all centroids
 CHUNK = 64  # features of a product, where they are more
 LARGEST = 12  # the binary exponent of the largest coordinate: squares of 2^20 features fit float32
@@ -238,12 +239,14 @@ def screen(
     WIDTH: tl.constexpr,
     CHUNK: tl.constexpr,
     EXACT: tl.constexpr,
+    FULL: tl.constexpr,
+    ONE: tl.constexpr,
 ):
     """Write the labels of the rows from `first` to `stop`, whose `halves` are given; list those not proven.
 
     A score's product errs by at most `gamma` ``|y| |c|`` in its sum, and the score by `rounding` times
     ``|c|^2 + 2 |y| |c|``: its last bits, those of `mask`, say which tile of centroids it is of, which saves a
-    comparison and a register for each.
+    comparison and a register for each; or, if FULL, which centroid. If there is but ONE tile, scores are not compared twice.
     """
     problem = tl.program_id(1).to(tl.int64)
     state += problem * STATES
@@ -259,13 +262,17 @@ def screen(
     inside = halves + tl.minimum(place, stop - first - 1)[:, None].to(tl.int64) * across
     best = tl.full((ROWS, LANES), 3e38, tl.float32)
     second = tl.full((ROWS, LANES), 3e38, tl.float32)
-    if WIDTH == CHUNK:
-        cols = tl.arange(0, CHUNK)
+    cols = tl.arange(0, CHUNK)
+    if ONE:
+        a = tl.load(inside + cols[None, :])
+        b = tl.load(high + lanes[None, :] * WIDTH + cols[:, None])
+        best = _tagged(tl.load(norms + lanes)[None, :] - 2.0 * tl.dot(a, b), lanes[None, :], mask)
+    elif WIDTH == CHUNK:
         a = tl.load(inside + cols[None, :])
         for base in range(0, slots, LANES):
             b = tl.load(high + (base + lanes)[None, :] * WIDTH + cols[:, None])
             score = tl.load(norms + base + lanes)[None, :] - 2.0 * tl.dot(a, b)
-            score = _tagged(score, base // LANES, mask)
+            score = _tagged(score, base + lanes[None, :] if FULL else base // LANES, mask)
             if EXACT:
                 second = tl.minimum(second, tl.maximum(best, score))
             best = tl.minimum(best, score)
@@ -273,16 +280,22 @@ def screen(
         for base in range(0, slots, LANES):
             score = tl.zeros((ROWS, LANES), tl.float32) + tl.load(norms + base + lanes)[None, :]
             for begin in range(0, WIDTH, CHUNK):
-                cols = begin + tl.arange(0, CHUNK)
-                a = tl.load(inside + cols[None, :])
-                b = tl.load(high + (base + lanes)[None, :] * WIDTH + cols[:, None])
+                a = tl.load(inside + begin + cols[None, :])
+                b = tl.load(high + (base + lanes)[None, :] * WIDTH + begin + cols[:, None])
                 score -= 2.0 * tl.dot(a, b)
-            score = _tagged(score, base // LANES, mask)
+            score = _tagged(score, base + lanes[None, :] if FULL else base // LANES, mask)
             if EXACT:
                 second = tl.minimum(second, tl.maximum(best, score))
             best = tl.minimum(best, score)
-    tile = (best.to(tl.int32, bitcast=True) & mask) * LANES
-    lowest, runner, label = _two_lowest(best, second, tile, lanes)
+    if FULL:
+        lowest = tl.min(best, 1)
+        label = lowest.to(tl.int32, bitcast=True) & mask
+        runner = tl.min(tl.where(best == lowest[:, None], 3e38, best), 1)
+        if not ONE:
+            runner = tl.minimum(runner, tl.min(second, 1))
+    else:
+        tile = (best.to(tl.int32, bitcast=True) & mask) * LANES
+        lowest, runner, label = _two_lowest(best, second, tile, lanes)
     rows = (first + place).to(tl.int64)
     tl.store(labels + problem * n + rows, label, mask=valid)
     if EXACT:
