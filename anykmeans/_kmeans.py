@@ -312,11 +312,8 @@ def _runs(n_init: int | str, init: Init) -> int:
 def _warn_if_few(labels: Array, k: int) -> None:
     """Warn, once, if labels (n,) or (b, n) leave some of `k` clusters out."""
     batch = len(labels.shape) == 2
-    used = (
-        [_distinct(labels[i, ...], k) for i in range(labels.shape[0])]
-        if batch
-        else [_distinct(labels, k)]
-    )
+    problems = [labels[i, ...] for i in range(labels.shape[0])] if batch else [labels]
+    used = [_distinct(each, k) for each in problems]
     few = [i for i, number in enumerate(used) if number < k]
     if few:
         from sklearn.exceptions import ConvergenceWarning
@@ -328,7 +325,7 @@ def _warn_if_few(labels: Array, k: int) -> None:
             f"distinct rows, (b) empty='keep' with centroids far from the data, or (c) max_iter "
             f"too low.",
             ConvergenceWarning,
-            stacklevel=3,
+            stacklevel=4,  # `eager` is one
         )
 
 

@@ -130,7 +130,7 @@ class _BaseKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixi
                 f"`init` is an array: there is one start, not n_init={n_init}. Leave `n_init` at "
                 '"auto".',
                 RuntimeWarning,
-                stacklevel=3,
+                stacklevel=4,
             )
         # A list or a frame has no library of its own.
         if not (_is_array(init) or is_sparse(init)):
@@ -907,7 +907,7 @@ class MiniBatchKMeans(_BaseKMeans):
                     f"`init_size` should be at least n_clusters={self.n_clusters}; got "
                     f"{self.init_size}. Using min(3 * n_clusters, n_samples) instead.",
                     RuntimeWarning,
-                    stacklevel=3,
+                    stacklevel=4,
                 )
         self._init_size = min(size, x.shape[0])
 
