@@ -332,3 +332,26 @@ def test_twice_the_same_bits(max_iter):
     x = tensor(data("uniform", 3000 if GPU else 200, 20))
     runs = [kmeans(x, 8, rng=3, max_iter=max_iter, kernel="triton") for _ in range(2)]
     assert referee.bits(runs[0], host) == referee.bits(runs[1], host)
+
+
+@pytest.mark.parametrize("bad", [np.nan, -np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
+def test_what_is_not_finite_is_refused(bad, dtype):
+    x = data("uniform", 40, 70)
+    x[31, 66] = bad
+    what = "NaN" if np.isnan(bad) else "infinity"
+    with pytest.raises(ValueError, match=rf"`x` must be finite; got {what} .* in feature 66"):
+        kmeans(tensor(x, dtype), 2, kernel="triton")
+
+
+def test_magnitudes_and_costs_are_those_of_the_standard():
+    rng = np.random.default_rng(0)
+    x, w = rng.normal(size=(3000, 3)) * [1e-200, 1, 1e200], rng.lognormal(0, 5, 3000)
+    x[rng.random(x.shape) < 0.3] = 0
+    w[::3] = 0
+    there = _rows.Rows.over(tensor(x), tensor(w), kernel="triton")
+    here = _rows.Rows.over(x, w, kernel="cpu")
+    assert (here.grid.scale == there.grid.scale).all()
+    assert (here.grid.folds, here.largest) == (there.grid.folds, there.largest)
+    distances = rng.lognormal(0, 9, 3000)
+    assert there.cost(tensor(distances)) == here.cost(distances)

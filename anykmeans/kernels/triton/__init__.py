@@ -82,6 +82,20 @@ def together(
     return found
 
 
+def magnitudes(matrix: Matrix, select: slice, w: Array | None) -> tuple[np.ndarray, ...]:
+    """Return the largest |x| (d,), and the largest and smallest nonzero |w x| and w (d + 1,)."""
+    from anykmeans.kernels.triton import passes
+
+    return passes.magnitudes(matrix.data[select], w)
+
+
+def cost(distances: Array, w: Array | None) -> float:
+    """Return the exact sum of the weighted `distances` (n,): `anykmeans._exact.exact_sum`, bit for bit."""
+    from anykmeans.kernels.triton import passes
+
+    return passes.cost(distances, w)
+
+
 def accumulate(
     matrix: Matrix,
     select: Selection,

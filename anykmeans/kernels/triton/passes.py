@@ -22,6 +22,7 @@ _GRAPH = 1 << 32
 _QUEUES = 1 << 12  # copies of clusters, for atomics not to wait for each other
 _CACHE = 1 << 24  # bytes of rows in half precision, where not all of them are kept
 _MANY = 1 << 19  # rows
+_SUMMED = 1024  # costs that a block adds
 _BLOCKS = 4  # for lists of unknown length, on each multiprocessor
 
 
@@ -382,6 +383,44 @@ def accumulate(
             enable_fp_fusion=False,
         )
     return made.sum(dim=0).to(torch.float64)
+
+
+def magnitudes(x: Array, w: Array | None) -> tuple[np.ndarray, ...]:
+    """Return the largest |x| (d,), and the largest and smallest nonzero |w x|, (d,) or with w (d + 1,)."""
+    n, d = x.shape
+    found = torch.zeros((3, d + 1), dtype=torch.int64, device=x.device)
+    found[2] = 0x7FF0000000000000  # the bits of infinity
+    with on_device(x):
+        sums.magnitudes[(min(triton.cdiv(n, sums.ROWS), 1024), triton.cdiv(d + 1, sums.WIDTH))](
+            *(x, found if w is None else w.contiguous(), found, n, d, *x.stride()),
+            WEIGHTED=w is not None,
+            ROWS=sums.ROWS,
+            WIDTH=sums.WIDTH,
+            enable_fp_fusion=False,
+        )
+    high, largest, smallest = found.cpu().numpy().view(np.float64)
+    last = d if w is None else d + 1
+    return high[:d], largest[:last], smallest[:last]
+
+
+def cost(distances: Array, w: Array | None) -> float:
+    """Return the exact sum of the weighted `distances` (n,)."""
+    n, on = distances.shape[0], {"device": distances.device}
+    high = float((distances if w is None else w * distances).max())
+    grid = Grid.of_costs(high, n)
+    found = torch.zeros(grid.folds, dtype=torch.int64, **on)
+    scale = float(grid.scale[0])
+    with on_device(distances):
+        sums.cost[(triton.cdiv(n, _SUMMED),)](
+            *(distances, found if w is None else w.contiguous()),
+            torch.as_tensor([scale, grid.step], dtype=torch.float64, **on),
+            *(found, n, grid.folds),
+            WEIGHTED=w is not None,
+            BLOCK=_SUMMED,
+            enable_fp_fusion=False,
+        )
+    whole = found.cpu().numpy().astype(np.float64)[None, :]
+    return float(grid.total(np, whole, scale)[0, 0])
 
 
 def own_distances(x: Array, unit: float, wide: Array, labels: Array, distances: Array) -> None:

@@ -242,3 +242,72 @@ def advance(
         tl.store(state + PASSES, passes)
         if (shift <= tl.load(table + problem * COLUMNS + TOL)) | (passes >= tl.load(state + MOST)):
             tl.store(state + DONE, STOPPED)
+
+
+@triton.jit
+def _bits(a):
+    """Return |a|, float64, as whole numbers in the same order, NaN last."""
+    return tl.abs(a).to(tl.int64, bitcast=True)
+
+
+@triton.jit(do_not_specialize=["n", "d"])
+def magnitudes(
+    x,
+    w,
+    found,
+    n,
+    d,
+    across,
+    along,
+    WEIGHTED: tl.constexpr,
+    ROWS: tl.constexpr,
+    WIDTH: tl.constexpr,
+):
+    """Raise `found` (3, d + 1) to the bits of the largest |x| and |w x|, and lower them to the smallest nonzero |w x|.
+
+    Weights by themselves are the last column.
+    """
+    infinity = tl.full((), 0x7FF0000000000000, tl.int64)
+    cols = tl.program_id(1) * WIDTH + tl.arange(0, WIDTH)
+    high = tl.zeros((ROWS, WIDTH), tl.int64)
+    largest = tl.zeros((ROWS, WIDTH), tl.int64)
+    smallest = tl.zeros((ROWS, WIDTH), tl.int64) + infinity
+    for start in range(tl.program_id(0).to(tl.int64) * ROWS, n, tl.num_programs(0) * ROWS):
+        rows = start + tl.arange(0, ROWS)
+        there = (rows[:, None] < n) & (cols[None, :] < d)
+        at = rows[:, None] * across + cols[None, :].to(tl.int64) * along
+        value = tl.load(x + at, mask=there, other=0).to(tl.float64)
+        high = tl.maximum(high, _bits(value))
+        if WEIGHTED:
+            weight = tl.load(w + rows, mask=rows < n, other=0.0)[:, None]
+            value = tl.where(cols[None, :] == d, 1.0, value) * weight
+        seen = _bits(value)
+        largest = tl.maximum(largest, seen)
+        smallest = tl.minimum(smallest, tl.where(seen == 0, infinity, seen))
+    inside = cols < d + 1
+    tl.atomic_max(found + cols, tl.max(high, 0), mask=inside, sem="relaxed")
+    tl.atomic_max(found + d + 1 + cols, tl.max(largest, 0), mask=inside, sem="relaxed")
+    tl.atomic_min(found + 2 * (d + 1) + cols, tl.min(smallest, 0), mask=inside, sem="relaxed")
+
+
+@triton.jit(do_not_specialize=["n"])
+def cost(
+    distances,
+    w,
+    grid,
+    found,
+    n,
+    folds,
+    WEIGHTED: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """Add weighted distances (n,), split on the `grid` (scale, step), to whole numbers `found` (folds,)."""
+    rows = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    value = tl.load(distances + rows, mask=rows < n, other=0.0)
+    if WEIGHTED:
+        value *= tl.load(w + rows, mask=rows < n, other=0.0)
+    rest = value * tl.load(grid)
+    for fold in range(0, folds):
+        part = _rint(rest)
+        tl.atomic_add(found + fold, tl.sum(part.to(tl.int64), 0), sem="relaxed")
+        rest = (rest - part) * tl.load(grid + 1)
