@@ -16,7 +16,7 @@ from anykmeans._array import Array, Namespace, eager, namespace, on_cpu, put, to
 from anykmeans._exact import squared_distances
 from anykmeans._init import Draws, Init, generator, plus_plus, start
 from anykmeans._lloyd import lloyd
-from anykmeans._rows import Rows, leap_together
+from anykmeans._rows import Rows, leap_together, settle_together
 from anykmeans.kernels import choose
 
 # Inertia, centroids, labels, passes and whether it stopped: of one run, or stacked.
@@ -284,15 +284,27 @@ def _run(
         with problem.named():
             problem.rows.begin(c)
             stops.append(tol * problem.rows.variance() if tol else 0.0)
-    begun = leap_together([problem.rows for problem in problems], starts, max_iter, stops, empty)
-    found = []
+    sources = [problem.rows for problem in problems]
+    begun = leap_together(sources, starts, max_iter, stops, empty)
+    ends = []
     for problem, stop, (c, done, shift) in zip(problems, stops, begun, strict=True):
         with problem.named():
-            c, n_iter, converged = lloyd(
-                problem.rows, c, max_iter=max_iter, tol=stop, empty=empty, done=done, shift=shift
+            ends.append(
+                lloyd(
+                    problem.rows,
+                    c,
+                    max_iter=max_iter,
+                    tol=stop,
+                    empty=empty,
+                    done=done,
+                    shift=shift,
+                )
             )
-            labels, _, inertia = problem.rows.finish(c)
-            found.append((inertia, c, labels, n_iter, converged))
+    settle_together(sources, [c for c, _, _ in ends])
+    found = []
+    for rows, (c, n_iter, converged) in zip(sources, ends, strict=True):
+        labels, _, inertia = rows.finish(c)
+        found.append((inertia, c, labels, n_iter, converged))
     return found
 
 

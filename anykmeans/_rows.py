@@ -421,6 +421,13 @@ class Rows:
         return labels, distances, inertia
 
 
+def settle_together(sources: list[Rows], centroids: list[Array]) -> None:
+    """Label the rows of all sources at once, if their kernel knows how, for each source's `finish`."""
+    settle = sources[0].kernel.settle_together
+    if settle is not None and len(sources) > 1:
+        settle([source._search for source in sources], centroids)
+
+
 def leap_together(
     sources: list[Rows], centroids: list[Array], passes: int, tol: list[float], empty: str
 ) -> list[tuple[Array, int, float]]:

@@ -273,16 +273,20 @@ def test_a_batch_shares_its_launches(monkeypatch, init):
     if init == "given":  # far away: clusters are empty at first
         options["init"] = np.stack([rows[:7] for rows in x]) * np.linspace(1, 9, 7)[:, None]
     theirs = kmeans(x, 7, kernel="cpu", **options)
-    launched = []
-    run = passes.Passes._run
+    launched, settled = [], []
+    run, settle = passes.Passes._run, passes.Passes.settle
     monkeypatch.setattr(
         passes.Passes, "_run", lambda self, n: (launched.append(self._b), run(self, n))
+    )
+    monkeypatch.setattr(
+        passes.Passes, "settle", lambda self, cs: (settled.append(len(cs)), settle(self, cs))
     )
     if init == "given":
         options["init"] = tensor(options["init"])
     ours = kmeans(tensor(x), 7, kernel="triton", **options)
     assert each(ours) == each(theirs)
     assert launched.count(len(x)) >= (2 if init == "random" else 1)
+    assert settled.count(len(x)) == (2 if init == "random" else 1)  # at the end of each run
 
 
 def test_a_batch_in_half_precision_with_weights():

@@ -21,7 +21,9 @@ A kernel is a module of this package. It may define
 ``search(frame, work, k, bounds, exact) -> search``
     all that `anykmeans._search.Search` does, in place of the first three steps; it may `leap`;
 ``together(searches, centroids, passes, tol, w, grids, keep) -> leaps``
-    what the `leap` of each search returns, of launches that problems of one shape share;
+    what the `leap` of each search returns, of launches that problems of one shape share; and
+``settle_together(searches, centroids)``
+    what makes the next `settle` of each search, for the same centroids, find its labels made;
 ``seeds(frame, work, w, first, draws) -> picks``
     all picks of k-means++, or None if it cannot make them at once, in place of the three steps before;
 ``magnitudes(matrix, select, w) -> high, largest, smallest``
@@ -108,6 +110,7 @@ class Kernel:
     compiled: bool
     search: Callable[..., Any] | None
     together: Callable[..., list[Any]] | None
+    settle_together: Callable[..., None] | None
     seeds: Callable[..., np.ndarray | None] | None
     magnitudes: Callable[..., tuple[np.ndarray, ...]] | None
     accumulate: Callable[..., Array] | None
@@ -177,6 +180,7 @@ def _made(name: str) -> Kernel:
         compiled=hasattr(own, "accumulate"),
         search=getattr(own, "search", None),
         together=getattr(own, "together", None),
+        settle_together=getattr(own, "settle_together", None),
         seeds=getattr(own, "seeds", None),
         magnitudes=getattr(own, "magnitudes", None),
         accumulate=getattr(own, "accumulate", None),

@@ -82,6 +82,17 @@ def together(
     return found
 
 
+def settle_together(searches: list[Any], centroids: list[Array]) -> None:
+    """Label all rows of all problems by launches they share."""
+    for shared in dict.fromkeys(one.passes for one in searches):
+        theirs = [
+            (one, c) for one, c in zip(searches, centroids, strict=True) if one.passes is shared
+        ]
+        shared.settle({one.place: c for one, c in theirs})
+        for one, c in theirs:
+            one.settled = c
+
+
 def magnitudes(matrix: Matrix, select: slice, w: Array | None) -> tuple[np.ndarray, ...]:
     """Return the largest |x| (d,), and the largest and smallest nonzero |w x| and w (d + 1,)."""
     from anykmeans.kernels.triton import passes

@@ -44,11 +44,14 @@ class Search:
     def __init__(self, frame: Any, work: Any, k: int, *, exact: bool) -> None:
         self.frame, self.k, self.exact, self.max_bytes = frame, k, exact, work.max_bytes
         self._passes: Passes | None = None
-        self._place = 0
+        self.place = 0
+        self.settled: Array | None = (
+            None  # the centroids that the labels are of, where others share the launches
+        )
 
     def join(self, passes: Passes, place: int) -> None:
         """Be the problem number `place` of those that `passes` are made of."""
-        self._passes, self._place = passes, place
+        self._passes, self.place = passes, place
 
     @property
     def passes(self) -> Passes:
@@ -60,11 +63,13 @@ class Search:
     @property
     def labels(self) -> Array:
         """The labels (n,) of the centroids last settled for."""
-        return self.passes.labels[self._place]
+        return self.passes.labels[self.place]
 
     def settle(self, c: Array) -> list[Any]:
         """Give every row its nearest centroid of `c`; what changed is asked of sources that do not leap."""
-        self.passes.settle({self._place: c})
+        if c is not self.settled:
+            self.passes.settle({self.place: c})
+        self.settled = None
         return []
 
     def leap(
@@ -75,7 +80,7 @@ class Search:
         It stops before a pass that would leave a cluster without weight, unless to `keep` its centroid is
         what to do then.
         """
-        (found,) = self.passes.leap({self._place: c}, passes, [tol], [w], [grid], keep=keep)
+        (found,) = self.passes.leap({self.place: c}, passes, [tol], [w], [grid], keep=keep)
         return found
 
 
