@@ -282,7 +282,8 @@ class Matrix:
         elif library == "torch" and array_api_compat.is_cupy_array(x):
             import torch
 
-            data = torch.from_dlpack(x)
+            # A tensor has no strides below 0; rows that do are not sent here, but weights may be.
+            data = torch.from_dlpack(x if min(x.strides) >= 0 else x.copy())
         xp = np_compat if host else namespace(data)
         return cls(x, data, xp, "cpu" if host else device_of(data), dtype)
 

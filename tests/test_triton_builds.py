@@ -71,6 +71,12 @@ def check(built, folder, d):
             assert registers <= 128  # two blocks on a multiprocessor
         if name == "screen" and kernel.metadata.target.arch == 90:
             assert "wgmma" in kernel.asm["ptx"]  # tensor cores
+        if name == "screen":  # numbers of tiles make subnormals of scores near zero
+            assert not re.search(r"(min|max)\.ftz", kernel.asm["ptx"])
+        if name == "accumulate":  # no warp may read what another has written already
+            *_, last = re.split(r"bar\.sync", kernel.asm["ptx"])
+            assert "st.global" in last
+            assert "ld.global" not in last
 
 
 PASS = {"prepare", "halve", "screen", "again", "resolve", "accumulate", "means", "advance"}

@@ -19,8 +19,11 @@ from anykmeans._exact import Grid
 
 LIBRARY = "torch"
 
-_FEATURES = 1 << 19  # a row must fit the differences of one tile
-_ROWS = 1 << 31  # their numbers must fit int32
+_FEATURES = 1 << 16  # a row must fit the differences of one tile; more take minutes to compile
+_ROWS = (1 << 31) - (
+    1 << 20
+)  # their numbers, and those of the block after the last, must fit int32
+_CUDA = 2  # what DLPack calls a device's own memory
 _PROBLEMS = (1 << 16) - 1  # a grid has no more along its second axis
 
 
@@ -36,17 +39,20 @@ def why_not(x: Array) -> str | None:
         return "x is of dtype bool"
     if x.shape[-1] > _FEATURES or x.shape[-2] >= _ROWS:
         return f"x has more than {_FEATURES} features or {_ROWS - 1} rows"
+    if library == "cupy" and min(x.strides) < 0:
+        return "x has strides below 0, which tensors do not have"
+    if library == "cupy" and x.__dlpack_device__()[0] != _CUDA:
+        return "x lies in managed memory, which PyTorch does not take"
     if library == "torch" and x.device.type == "cpu":
         if os.environ.get("TRITON_INTERPRET") == "1":
             return None
         return "x is torch on cpu, where Triton runs only with TRITON_INTERPRET=1"
     import torch
 
-    if torch.version.cuda is None:
-        return "PyTorch is not built for CUDA"
-    if torch.cuda.get_device_capability(
-        getattr(x.device, "index", x.device.id if library == "cupy" else 0)
-    ) < (8, 0):
+    if torch.version.cuda is None or not torch.cuda.is_available():
+        return "PyTorch cannot use CUDA here"
+    device = x.device.index if library == "torch" else x.device.id
+    if torch.cuda.get_device_capability(device) < (8, 0):
         return "the GPU is older than compute capability 8.0"
     return None
 

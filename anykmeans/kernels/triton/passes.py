@@ -22,6 +22,7 @@ _GRAPH = 1 << 32
 _QUEUES = 1 << 12  # copies of clusters, for atomics not to wait for each other
 _CACHE = 1 << 24  # bytes of rows in half precision, where not all of them are kept
 _MANY = 1 << 19  # rows
+_SHARED = 227 << 10  # bytes of memory that a block can have on an H100
 _SUMMED = 1024  # costs that a block adds
 _BLOCKS = 4  # for lists of unknown length, on each multiprocessor
 
@@ -106,7 +107,7 @@ class Passes:
             distance = frames[1].matrix.data.data_ptr() - self._x.data_ptr()
             apart = distance // self._x.element_size()
         self._strides = (apart, *self._x.stride())
-        self._width, self._chunk = _widths(d)
+        self._width, self._chunk = _widths(d, self._x)
 
         units, offsets = zip(*(frame.affine(narrow=False) for frame in frames), strict=True)
         unit, offset = np.asarray(units), np.asarray(offsets)
@@ -216,6 +217,8 @@ class Passes:
             for i in centroids:
                 self._state[i, screen.DONE.value] = screen.RUNNING.value
         for i, c in centroids.items():
+            if c.dtype != self._c.dtype:  # given ones may be of more digits than means have
+                self._c = self._c.to(c.dtype)
             self._c[i, 0] = c
 
     def _run(self, passes: int) -> None:
@@ -226,7 +229,9 @@ class Passes:
                 if bool((self._state[:, screen.DONE.value] != 0).all()):
                     return
             return
-        seen = torch.zeros((2, self._b, STATES.value), dtype=torch.int64, pin_memory=True)
+        seen = torch.zeros(
+            (2, self._b, STATES.value), dtype=torch.int64, device="cpu", pin_memory=True
+        )
         events = [torch.cuda.Event(), torch.cuda.Event()]
         launch: Callable[[], None] = self._pass
         for turn in range(passes):
@@ -347,10 +352,14 @@ class Passes:
         return each * int(about.multi_processor_count)
 
 
-def _widths(d: int) -> tuple[int, int]:
+def _widths(d: int, x: Array) -> tuple[int, int]:
     """Return to how many features `d` are padded, and how many of them go into a product."""
     padded = max(16, 1 << (d - 1).bit_length())
-    if padded <= screen.HELD:
+    room = _SHARED
+    if x.is_cuda:
+        room = torch.cuda.get_device_properties(x.device).shared_memory_per_block_optin
+    # A tile of rows and, on their way, three of centroids.
+    if padded <= screen.HELD and 2 * padded * (screen.ROWS + 3 * screen.LANES) <= room:
         return padded, padded
     return -(-d // screen.CHUNK) * screen.CHUNK, screen.CHUNK
 
@@ -451,8 +460,10 @@ def captured(launch: Callable[[], None]) -> Callable[[], None]:
     stream.wait_stream(current)
     with torch.cuda.stream(stream):
         graph.capture_begin(capture_error_mode="thread_local")
-        launch()
-        graph.capture_end()
+        try:
+            launch()
+        finally:
+            graph.capture_end()
     current.wait_stream(stream)
     replay: Callable[[], None] = graph.replay
     return replay

@@ -267,7 +267,9 @@ def screen(
     elif WIDTH == CHUNK:
         a = tl.load(inside + cols[None, :])
         for base in range(0, slots, LANES):
-            b = tl.load(high + (base + lanes)[None, :] * WIDTH + cols[:, None])
+            b = tl.load(
+                high + tl.cast(base, tl.int64) * WIDTH + lanes[None, :] * WIDTH + cols[:, None]
+            )
             score = tl.load(norms + base + lanes)[None, :] - 2.0 * tl.dot(a, b)
             score = _tagged(score, base + lanes[None, :] if FULL else base // LANES, mask)
             if EXACT:
@@ -278,7 +280,13 @@ def screen(
             score = tl.zeros((ROWS, LANES), tl.float32) + tl.load(norms + base + lanes)[None, :]
             for begin in range(0, WIDTH, CHUNK):
                 a = tl.load(inside + begin + cols[None, :])
-                b = tl.load(high + (base + lanes)[None, :] * WIDTH + begin + cols[:, None])
+                b = tl.load(
+                    high
+                    + tl.cast(base, tl.int64) * WIDTH
+                    + lanes[None, :] * WIDTH
+                    + begin
+                    + cols[:, None]
+                )
                 score -= 2.0 * tl.dot(a, b)
             score = _tagged(score, base + lanes[None, :] if FULL else base // LANES, mask)
             if EXACT:
@@ -378,7 +386,7 @@ def again(
             score = tl.zeros((ROWS, LANES), tl.float32) + tl.load(norms + base + lanes)[None, :]
             for begin in range(0, WIDTH, CHUNK):
                 cols = begin + tl.arange(0, CHUNK)
-                at = (base + lanes)[None, :] * WIDTH + cols[:, None]
+                at = tl.cast(base, tl.int64) * WIDTH + lanes[None, :] * WIDTH + cols[:, None]
                 y = centred(x, rows, cols, valid, d, across, along, offset, unit, scale, WIDE)
                 a, b = y.to(tl.float16), tl.load(high + at)
                 rest = (y - a.to(tl.float32)).to(tl.float16)

@@ -77,7 +77,8 @@ def accumulate(
     first = tl.program_id(0) * SPAN
     span = first + tl.arange(0, SPAN)
     inside = span < n
-    moved = tl.load(old + span, mask=inside, other=0) != tl.load(new + span, mask=inside, other=0)
+    latest = tl.load(new + span, mask=inside, other=0)
+    moved = tl.load(old + span, mask=inside, other=0) != latest
     x += problem * apart
     scale += problem * (d + 1)
     step = tl.load(table + problem * COLUMNS + STEP)
@@ -91,7 +92,6 @@ def accumulate(
         before = tl.load(old + rows, mask=valid, other=0)
         after = tl.load(new + rows, mask=valid, other=0)
         changed = before != after
-        tl.store(old + rows, after, mask=changed)
         to = sums + ((copy + after) * width)[:, None]
         off = sums + ((copy + before) * width)[:, None]
         leaves = changed & (before >= 0)
@@ -114,6 +114,9 @@ def accumulate(
                 tl.atomic_add(to + column, whole, mask=there_now & changed[:, None], sem="relaxed")
                 tl.atomic_add(off + column, -whole, mask=there_now & leaves[:, None], sem="relaxed")
                 rest = (rest - part) * step
+    # Only now, and after a barrier: warps of a block read the same labels, each at its own time.
+    tl.debug_barrier()
+    tl.store(old + span, latest, mask=inside & moved)
 
 
 @triton.jit
