@@ -127,12 +127,14 @@ def triton(session: nox.Session) -> None:
     """Test the Triton kernels: interpreted, and compiled for GPUs that need not be there."""
     if why_no_gpu() is None:
         session.skip("with a GPU they are tested as what PyTorch and CuPy tensors use")
-    # Triton's interpreter does what NumPy 2.4 refuses.
-    install(session, *CONSTRAINTS, "-e", ".[test,torch]", "triton==3.6.0", "numpy<2.4")
+    # Triton's interpreter does what NumPy 2.4 refuses, and is slow: a worker for each core.
+    packages = ("triton==3.6.0", "numpy<2.4", "pytest-xdist")
+    install(session, *CONSTRAINTS, "-e", ".[test,torch]", *packages)
     for interpret, tests in (("1", "test_triton*.py"), ("0", "test_triton_builds.py")):
         paths = sorted(str(path) for path in Path("tests").glob(tests))
         session.run(
-            "python", "-m", "pytest", *paths, *session.posargs, env={"TRITON_INTERPRET": interpret}
+            *("python", "-m", "pytest", "-n", "auto", *paths, *session.posargs),
+            env={"TRITON_INTERPRET": interpret},
         )
 
 
