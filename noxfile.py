@@ -124,18 +124,23 @@ def tests(session: nox.Session, backend: str) -> None:
 
 @nox.session
 def triton(session: nox.Session) -> None:
-    """Test the Triton kernels: interpreted, and compiled for GPUs that need not be there."""
-    if why_no_gpu() is None:
-        session.skip("with a GPU they are tested as what PyTorch and CuPy tensors use")
-    # Triton's interpreter does what NumPy 2.4 refuses, and is slow: a worker for each core.
-    packages = ("triton==3.6.0", "numpy<2.4", "pytest-xdist")
-    install(session, *CONSTRAINTS, "-e", ".[test,torch]", *packages)
-    for interpret, tests in (("1", "test_triton*.py"), ("0", "test_triton_builds.py")):
-        paths = sorted(str(path) for path in Path("tests").glob(tests))
-        session.run(
-            *("python", "-m", "pytest", "-n", "auto", *paths, *session.posargs),
-            env={"TRITON_INTERPRET": interpret},
-        )
+    """Test the Triton kernels: on a GPU if there is one, else interpreted; and compiled for some."""
+    if session.venv_backend == "none" and find_spec("triton") is None:
+        session.skip("triton is not installed, and --no-venv installs nothing")
+    run = ["pytest", *session.posargs]
+    interpreted = why_no_gpu() is not None
+    if interpreted:
+        # Triton's interpreter does what NumPy 2.4 refuses, and is slow: a worker for each core.
+        packages = ("triton==3.6.0", "numpy<2.4", "pytest-xdist")
+        install(session, *CONSTRAINTS, "-e", ".[test,torch]", *packages)
+        run += ["-n", "auto"]
+    else:
+        install(session, "-e", ".[test,torch]")
+    python = sys.executable if session.venv_backend == "none" else "python"
+    *kernels, builds = "test_triton.py", "test_triton_seeding.py", "test_triton_builds.py"
+    for tests, mode in ((kernels, interpreted), ([builds], False)):
+        paths = [f"tests/{name}" for name in tests]
+        session.run(python, "-m", *run, *paths, env={"TRITON_INTERPRET": str(int(mode))})
 
 
 @nox.session(default=False)
