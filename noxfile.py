@@ -127,7 +127,7 @@ def triton(session: nox.Session) -> None:
     """Test the Triton kernels: on a GPU if there is one, else interpreted; and compiled for some."""
     if session.venv_backend == "none" and find_spec("triton") is None:
         session.skip("triton is not installed, and --no-venv installs nothing")
-    run = ["pytest", *session.posargs]
+    run = ["pytest", *(argument for argument in session.posargs if argument != "--gpu")]
     interpreted = why_no_gpu() is not None
     if interpreted:
         # Triton's interpreter does what NumPy 2.4 refuses, and is slow: a worker for each core.
