@@ -371,3 +371,18 @@ def test_given_centroids_keep_their_digits(dtype):
     np.testing.assert_array_equal(host(ours[0]), theirs[0])
     np.testing.assert_array_equal(host(ours[1]), theirs[1])
     assert ours[2] == theirs[2]
+
+
+@pytest.mark.parametrize("max_bytes", [200_000, 2_000_000])
+def test_memory_is_labels_lists_and_a_workspace(max_bytes):
+    n, d, k = 4000, 30, 40
+    rows = _rows.Rows.over(
+        tensor(data("uniform", n, d)), None, kernel="triton", max_bytes=max_bytes
+    )
+    c = rows.rows(slice(0, k))
+    rows.begin(c)
+    rows.leap(c, 1, 0.0, "relocate")
+    held = [a for a in vars(rows._search.passes).values() if isinstance(a, torch.Tensor)]
+    used = sum(a.nbytes for a in held if a.data_ptr() != rows.matrix.data.data_ptr())
+    centroids = k * d * 100  # in two halves, two buffers, and sums by fold
+    assert used < max_bytes + 24 * n + centroids  # n x k scores in half precision would be 80 n

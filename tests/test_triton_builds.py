@@ -79,7 +79,7 @@ def check(built, folder, d):
             assert "ld.global" not in last
 
 
-PASS = {"prepare", "halve", "screen", "again", "resolve", "accumulate", "means", "advance"}
+PASS = {"prepare", "round_rows", "screen", "again", "resolve", "accumulate", "means", "advance"}
 ALL = PASS | {"magnitudes", "own", "cost"}
 
 
@@ -115,3 +115,15 @@ def test_a_batch_with_weights_that_keeps_its_clusters(built, tmp_path):
     _rows.leap_together(sources, starts, 1, [0.0] * 3, "keep")
     assert {name for name, _ in built} >= PASS | {"magnitudes"}
     check(built, tmp_path, 40)
+
+
+def test_new_sizes_need_no_new_kernels(built):
+    """Within a width of rows, and as few or as many centroids, nothing is compiled again."""
+    for n, k in [(200, 70), (333, 75), (1000, 128)]:
+        rows = _rows.Rows.over(torch.rand(n, 40), None, kernel="triton")
+        c = rows.rows(slice(0, k))
+        rows.begin(c)
+        rows.leap(c, 1, 0.0, "relocate")
+    assert {name for name, _ in built} >= PASS
+    for name in PASS:
+        assert len({kernel.hash for of, kernel in built if of == name}) == 1, name

@@ -107,7 +107,6 @@ class Kernel:
     costs: Callable[..., tuple[Array, float]]
     lean: bool
     one_hot: bool
-    compiled: bool
     search: Callable[..., Any] | None
     together: Callable[..., list[Any]] | None
     settle_together: Callable[..., None] | None
@@ -124,6 +123,11 @@ class Kernel:
     def host(self) -> bool:
         """Whether it works on NumPy views."""
         return self.library == "numpy"
+
+    @property
+    def compiled(self) -> bool:
+        """Whether its steps need no room for arrays of their own."""
+        return self.accumulate is not None
 
 
 def why_not(name: str, x: Array) -> str | None:
@@ -177,7 +181,6 @@ def _made(name: str) -> Kernel:
         costs=step("costs"),
         lean=getattr(own, "LEAN", False),
         one_hot=not hasattr(own, "segment_sum") or own is agnostic,
-        compiled=hasattr(own, "accumulate"),
         search=getattr(own, "search", None),
         together=getattr(own, "together", None),
         settle_together=getattr(own, "settle_together", None),

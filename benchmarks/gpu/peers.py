@@ -4,6 +4,7 @@ A peer is called in the way that suits it best, with tensors that are on the dev
 imports, it imports when it is made.
 """
 
+import abc
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -40,7 +41,7 @@ class Outcome:
     inertia: float | None = None
 
 
-class Peer:
+class Peer(abc.ABC):
     """One implementation.
 
     Attributes
@@ -54,9 +55,9 @@ class Peer:
     dtypes: ClassVar[tuple[str, ...]] = ("float16", "bfloat16", "float32")
     remarks: ClassVar[dict[str, str]] = {}
 
+    @abc.abstractmethod
     def fit(self, task: Task) -> Outcome:
         """Cluster: this is what is timed."""
-        raise NotImplementedError
 
     def labels(self, task: Task, outcome: Outcome, sample: torch.Tensor) -> torch.Tensor:
         """Return how it labels sampled rows (m,) by the centroids of the outcome: (b, m).

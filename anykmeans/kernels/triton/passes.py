@@ -139,7 +139,8 @@ class Passes:
         )
         self._norms = torch.empty((b, self._slots), dtype=torch.float32, **on)
         self.labels = torch.empty((b, n), dtype=torch.int32, **on)
-        self._lists = torch.empty((2, b, n), dtype=torch.int32, **on)
+        # Two arrays, not one: kernels are compiled for how a pointer is aligned.
+        self._again, self._open = (torch.empty((b, n), dtype=torch.int32, **on) for _ in range(2))
         self._lengths = torch.empty((b, 2, n), dtype=torch.float32, **on)
         self._halves, self._room, self._between = self._x, n, apart
         if not self._direct:
@@ -151,7 +152,7 @@ class Passes:
         self._kept = self._room == n
         if self._kept:
             with on_device(self._x):
-                self._halve(0, n)
+                self._round(0, n)
         self._sums: torch.Tensor | None = None
 
     def settle(self, centroids: dict[int, Array]) -> None:
@@ -261,12 +262,11 @@ class Passes:
             WIDTH=sums.WIDTH,
             **exact,
         )
-        copies = 1 << (self._copies - 1).bit_length()
         sums.means[(k, b)](
             *(self._c, self._scale, self._table, self._state, self._sums, self._scratch),
             *(self._moves, k, d, self._folds, self._copies),
             WIDTH=sums.WIDTH,
-            COPIES=copies,
+            COPIES=sums.COPIES if self._copies > 1 else 1,
             KEEP=self._keep,
             **exact,
         )
@@ -291,10 +291,10 @@ class Passes:
         for first in range(0, n, self._room):
             stop = min(first + self._room, n)
             if not self._kept:
-                self._halve(first, stop)
+                self._round(first, stop)
             screen.screen[(triton.cdiv(stop - first, screen.ROWS), b)](
                 *(self._halves, self._lengths, self._state, self._high, self._norms, self._worst),
-                *(self.labels, self._lists, n, k, d, slots, first, stop),
+                *(self.labels, self._again, n, k, d, slots, first, stop),
                 *(self._between, self._halves.stride(-2), mask),
                 (min(d, self._chunk) + 16) * 2.0**-22,
                 (width // self._chunk + 2 + mask) * 2.0**-23,
@@ -312,7 +312,7 @@ class Passes:
         if self._exact:
             screen.again[(min(triton.cdiv(n, screen.FEW), self._many(_BLOCKS)), b)](
                 *(self._x, self._offset, self._table, self._state, *centroids, self.labels),
-                *(self._lists[0], self._lists[1], n, k, d, slots, *self._strides),
+                *(self._again, self._open, n, k, d, slots, *self._strides),
                 (min(d, chunk) + 16) * 2.0**-22 + 2.0**-28,
                 (width // chunk + 2) * 2.0**-23,
                 ROWS=screen.FEW,
@@ -325,16 +325,16 @@ class Passes:
         if self._exact:
             padded = 1 << (d - 1).bit_length()
             resolve.resolve[(min(n, self._many(8 * _BLOCKS)), b)](
-                *(self._x, self._c, self._table, self._state, self.labels, self._lists[1]),
+                *(self._x, self._c, self._table, self._state, self.labels, self._open),
                 *(n, k, d, *self._strides),
                 WIDTH=padded,
                 IDS=max(1, resolve.TILE // padded),
                 enable_fp_fusion=False,
             )
 
-    def _halve(self, first: int, stop: int) -> None:
+    def _round(self, first: int, stop: int) -> None:
         """Launch what rounds rows to float16."""
-        screen.halve[(triton.cdiv(stop - first, 32), self._b)](
+        screen.round_rows[(triton.cdiv(stop - first, 32), self._b)](
             *(self._x, self._offset, self._table, self._halves, self._lengths),
             *(self._n, self._d, self._room, first, stop, *self._strides),
             ROWS=32,

@@ -22,7 +22,7 @@ MOST = 1 << 19  # features up to which a row fits one
 
 
 @triton.jit
-def halves(t, WIDTH: tl.constexpr):
+def halving_sum(t, WIDTH: tl.constexpr):
     """Return the sums (m,) of the rows of `t` (m, WIDTH), by halving along the features."""
     m: tl.constexpr = t.shape[0]
     for level in tl.static_range(WIDTH.bit_length() - 1):
@@ -41,7 +41,7 @@ def _distances(y, c, ids, cols, k, d, unit, WIDTH: tl.constexpr):
     there = (ids[:, None] < k) & (cols[None, :] < d)
     at = tl.load(c + ids[:, None].to(tl.int64) * d + cols[None, :], mask=there, other=0.0)
     t = y[None, :] - at.to(tl.float64) * unit
-    return tl.where(ids < k, halves(t * t, WIDTH), float("inf"))
+    return tl.where(ids < k, halving_sum(t * t, WIDTH), float("inf"))
 
 
 @triton.jit(do_not_specialize=["n", "k", "d"])
@@ -106,4 +106,4 @@ def own(x, c, labels, found, unit, n, d, across, along, WIDTH: tl.constexpr, ROW
     at = rows[:, None] * across + cols[None, :].to(tl.int64) * along
     y = tl.load(x + at, mask=there, other=0).to(tl.float64) * tl.load(unit)
     t = y - tl.load(c + label[:, None] * d + cols[None, :], mask=there, other=0.0)
-    tl.store(found + rows, halves(t * t, WIDTH), mask=rows < n)
+    tl.store(found + rows, halving_sum(t * t, WIDTH), mask=rows < n)

@@ -109,7 +109,7 @@ def centred(x, rows, cols, valid, d, across, along, offset, unit, scale, WIDE: t
 
 
 @triton.jit(do_not_specialize=["n", "d", "room", "first", "stop"])
-def halve(
+def round_rows(
     x,
     offset,
     table,

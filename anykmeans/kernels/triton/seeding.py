@@ -20,7 +20,7 @@ import triton.language as tl
 
 from anykmeans._array import Array
 from anykmeans.kernels.triton.passes import captured, on_device
-from anykmeans.kernels.triton.resolve import halves
+from anykmeans.kernels.triton.resolve import halving_sum
 from anykmeans.kernels.triton.screen import LARGEST, centred
 
 LANES = 16  # candidates at most: columns of a product
@@ -74,7 +74,7 @@ def _distances(x, rows, there, c, across, along, unit, PIECE: tl.constexpr, D: t
     cols = tl.arange(0, PIECE)[None, :]
     y = x + rows[:, None] * across + cols.to(tl.int64) * along
     t = _halved(y, c + cols, there[:, None], along, unit, 0, PIECE, PIECE, D)
-    return halves(t, PIECE)
+    return halving_sum(t, PIECE)
 
 
 @triton.jit

@@ -120,7 +120,7 @@ def accumulate(
 
 
 @triton.jit
-def _halve(s, count, BLOCK: tl.constexpr):
+def _add_by_halving(s, count, BLOCK: tl.constexpr):
     """Add the numbers (count,) at `s` by halving; the sum ends up in the first."""
     half = count * 0 + 1
     while half * 2 < count:
@@ -210,7 +210,7 @@ def means(
             t = mean.to(tl.float64) * unit - before.to(tl.float64) * unit
             tl.store(scratch + cols, t * t, mask=there)
         tl.debug_barrier()
-        _halve(scratch, d, WIDTH)
+        _add_by_halving(scratch, d, WIDTH)
         tl.store(moves + problem * k + cluster, tl.load(scratch))
 
 
@@ -238,7 +238,7 @@ def advance(
         tl.store(state + DONE, VACANT)
     else:
         moves += problem * k
-        _halve(moves, k, WIDTH)
+        _add_by_halving(moves, k, WIDTH)
         shift = tl.load(moves)
         tl.store(shifts + problem, shift)
         passes = tl.load(state + PASSES) + 1
