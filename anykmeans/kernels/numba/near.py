@@ -196,11 +196,13 @@ def near(
     """
     m, k, d = rows.shape[0], wide.shape[0], x.shape[1]
     begin, farthest = np.zeros(k + 2, np.int64), np.zeros(k)
-    order = np.empty(m, rows.dtype)
+    # By label: the rows, and where they are in `x`, which is the same where that is the whole matrix.
+    order = np.zeros(m + WIDTH, rows.dtype)
+    places = order if x.shape[0] == labels.shape[0] else np.zeros(m + WIDTH, rows.dtype)
     if first:
         begin[1] = m
         for i in range(m):
-            order[i] = i
+            order[i], places[i] = rows[i], at[i]
     else:  # by label, in one go
         for i in range(m):
             own = np.uint64(labels[rows[i]])  # unsigned, so that no sign is looked at
@@ -211,7 +213,7 @@ def near(
             begin[a + 2] += begin[a + 1]
         for i in range(m):
             after = np.uint64(labels[rows[i]]) + np.uint64(1)
-            order[begin[after]] = i
+            order[begin[after]], places[begin[after]] = rows[i], at[i]
             begin[after] += 1
     columns = np.empty((d, WIDTH), minus_2c.dtype)
     best, second = np.empty(WIDTH, minus_2c.dtype), np.empty(WIDTH, minus_2c.dtype)
@@ -235,18 +237,19 @@ def near(
             )
         for b in range(start, stop, WIDTH):
             used = stop - b if stop - b < WIDTH else WIDTH
-            for i in order[b + WIDTH : b + 2 * WIDTH]:
-                prefetch(x, at[i] * d)
-                prefetch(x, at[i] * d + d - 1)  # which may be in another line of the cache
-                prefetch(upper, rows[i])
-                prefetch(lower, rows[i])
             for r in range(used):
-                i = order[b + r]
+                # A later row for each of these: processors forget what is asked for all at once.
+                at_x, row = np.int64(places[b + WIDTH + r]), order[b + WIDTH + r]
+                for f in range(0, d - 1, 64 // x.itemsize):
+                    prefetch(x, at_x * d + f)
+                prefetch(x, at_x * d + d - 1)
+                prefetch(upper, row)
+                prefetch(lower, row)
                 # Read once: for all the compiler knows, writing to `columns` may change it.
-                row = at[i]
+                at_x, row = np.int64(places[b + r]), order[b + r]
                 for f in range(d):
-                    columns[f, r] = x[row, f] * scale - offset[f]
-                above[r] = 0.0 if first else upper[rows[i]]
+                    columns[f, r] = x[at_x, f] * scale - offset[f]
+                above[r] = 0.0 if first else upper[row]
             for r in range(used, WIDTH):  # the last row again
                 above[r] = above[used - 1]
                 for f in range(d):
@@ -265,7 +268,7 @@ def near(
             unseen = reach[q] if q < visits else beyond
             _interval(norm, best, second, above, unseen, beta, eta, ups, downs)
             for r in range(used):
-                row, label = rows[order[b + r]], np.int64(who[r])
+                row, label = order[b + r], np.int64(who[r])
                 up, down = ups[r], downs[r]
                 if not up * np.float32(GAP) < down:
                     hard += 1
@@ -279,9 +282,8 @@ def near(
                             least = estimate - (abs(estimate) + norm[r]) * beta - eta
                             if least <= most:
                                 candidates[found] = j
-                                i = at[order[b + r]]
                                 squared[found] = squared_distance(
-                                    x, np.int64(i), unit, wide, j, room
+                                    x, np.int64(places[b + r]), unit, wide, j, room
                                 )
                                 found += 1
                         label, up, down, _ = decide(
