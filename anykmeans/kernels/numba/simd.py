@@ -18,8 +18,8 @@ from numba.extending import intrinsic
 LANES = 16  # centroids a panel
 BLOCK = 64  # features a sum is cut into: a product rounds BLOCK + d / BLOCK times, not d times
 WIDTH = 2 * LANES  # rows side by side
-# Rows a tile: as many as the registers hold sums of.
-ROWS = 8 if llvmlite.binding.get_host_cpu_features().get("avx512f") else 4
+# Rows a tile, and the bytes of a row's sums: as many as the registers hold.
+ROWS, HELD = (8, 128) if llvmlite.binding.get_host_cpu_features().get("avx512f") else (4, 64)
 
 _INDEX, _SHORT = ir.IntType(64), ir.IntType(32)
 
@@ -67,18 +67,22 @@ def lanes(context, columns, d, minus_2c, norms, visit, start, stop, best, second
 class _Code:
     """What the generators share: constants, and vectors of the first argument's dtype."""
 
-    def __init__(self, context: Any, builder: Any, signature: Any, args: Any) -> None:
+    def __init__(
+        self, context: Any, builder: Any, signature: Any, args: Any, most: int | None = None
+    ) -> None:
         self.context, self.builder, self.signature, self.args = context, builder, signature, args
         self.real = context.get_data_type(signature.args[0].dtype)
         self.bytes = signature.args[0].dtype.bitwidth // 8
-        self.vector = ir.VectorType(self.real, LANES)
+        # Lanes of a vector: a panel, or what of one fits `most` bytes.
+        self.lanes = min(LANES, (most or LANES * self.bytes) // self.bytes)
+        self.vector = ir.VectorType(self.real, self.lanes)
         self.fma = None
         if isinstance(self.real, ir.IntType):
             return
         self.fma = cgutils.get_or_insert_function(
             builder.module,
             ir.FunctionType(self.vector, [self.vector] * 3),
-            f"llvm.fmuladd.v{LANES}f{8 * self.bytes}",
+            f"llvm.fmuladd.v{self.lanes}f{8 * self.bytes}",
         )
 
     def data(self, i: int) -> Any:
@@ -96,22 +100,22 @@ class _Code:
         return self.builder.gep(pointer, [_number(index) if isinstance(index, int) else index])
 
     def load(self, pointer: Any) -> Any:
-        """LANES elements from a place on."""
-        kind = ir.VectorType(pointer.type.pointee, LANES)
+        """The elements of a vector, from a place on."""
+        kind = ir.VectorType(pointer.type.pointee, self.lanes)
         loaded = self.builder.load(self.builder.bitcast(pointer, kind.as_pointer()))
         loaded.align = self.bytes if pointer.type.pointee == self.real else 4
         return loaded
 
     def store(self, value: Any, pointer: Any) -> None:
-        """Put LANES elements to a place."""
+        """Put a vector's elements to a place."""
         stored = self.builder.store(value, self.builder.bitcast(pointer, value.type.as_pointer()))
         stored.align = self.bytes if pointer.type.pointee == self.real else 4
 
     def splat(self, scalar: Any) -> Any:
         """A vector of one value."""
-        undefined = ir.Constant(ir.VectorType(scalar.type, LANES), ir.Undefined)
+        undefined = ir.Constant(ir.VectorType(scalar.type, self.lanes), ir.Undefined)
         one = self.builder.insert_element(undefined, scalar, ir.Constant(_SHORT, 0))
-        zeros = ir.Constant(ir.VectorType(_SHORT, LANES), [0] * LANES)
+        zeros = ir.Constant(ir.VectorType(_SHORT, self.lanes), [0] * self.lanes)
         return self.builder.shuffle_vector(one, undefined, zeros)
 
 
@@ -188,15 +192,44 @@ def _generate_lanes(context: Any, builder: Any, signature: Any, args: Any) -> An
 
 
 def _generate_tile(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-    code = _Code(context, builder, signature, args)
+    code = _Code(context, builder, signature, args, HELD)
     y, at, panels, norms, scores, low, second, lane = (
         code.data(i) for i in (0, 1, 3, 4, 6, 7, 8, 9)
     )
     d, p = code.whole(2), code.whole(5)
     starts = [code.at(y, builder.mul(builder.load(code.at(at, r)), d)) for r in range(ROWS)]
     panel = code.at(panels, builder.mul(builder.mul(p, d), _number(LANES)))
-    norm = code.load(code.at(norms, builder.mul(p, _number(LANES))))
+    norm = code.at(norms, builder.mul(p, _number(LANES)))
+    parts = [
+        _score(code, d, starts, code.at(panel, first), code.at(norm, first))
+        for first in range(0, LANES, code.lanes)
+    ]
+    whole = ir.Constant(ir.VectorType(_SHORT, LANES), list(range(LANES)))
+    added = parts[0]
+    if len(parts) > 1:
+        added = [builder.shuffle_vector(*halves, whole) for halves in zip(*parts, strict=True)]
 
+    for r in range(ROWS):
+        code.store(added[r], code.at(scores, r * LANES))
+    # A tournament: two vectors at a time become one that has half as many lanes of each row.
+    numbers = ir.Constant(ir.VectorType(_SHORT, LANES), list(range(LANES)))
+    found: list[tuple[Any, Any, Any]] = [(value, None, numbers) for value in added]
+    share = LANES  # lanes of a row
+    while share > 1:
+        pairs = zip(found[::2], found[1::2], strict=True) if len(found) > 1 else [(found[0],) * 2]
+        found = [_round(code, a, b, share) for a, b in pairs]
+        share //= 2
+    ((least, runner_up, where),) = found
+    code.store(least, low)
+    code.store(runner_up, second)
+    code.store(builder.zext(where, ir.VectorType(_INDEX, ROWS)), lane)
+    return context.get_dummy_value()
+
+
+def _score(code: _Code, d: Any, starts: list[Any], panel: Any, norm: Any) -> list[Any]:
+    """Score rows from their starts with a vector of a panel's centroids, from its place on."""
+    builder = code.builder
+    norm = code.load(norm)
     before = builder.block
     block, loop, add, after = (
         builder.append_basic_block(name) for name in ("block", "features", "add", "scored")
@@ -217,7 +250,7 @@ def _generate_tile(context: Any, builder: Any, signature: Any, args: Any) -> Any
     sums = [builder.phi(code.vector) for _ in range(ROWS)]
     c = code.load(code.at(panel, builder.mul(f, _number(LANES))))
     for r in range(ROWS):
-        sums[r].add_incoming(ir.Constant(code.vector, [0.0] * LANES), block)
+        sums[r].add_incoming(ir.Constant(code.vector, [0.0] * code.lanes), block)
         value = code.splat(builder.load(code.at(starts[r], f)))
         sums[r].add_incoming(builder.call(code.fma, [value, c, sums[r]]), loop)
     following = builder.add(f, _number(1))
@@ -234,22 +267,7 @@ def _generate_tile(context: Any, builder: Any, signature: Any, args: Any) -> Any
     builder.cbranch(builder.icmp_signed("<", following, d), block, after)
 
     builder.position_at_end(after)
-
-    for r in range(ROWS):
-        code.store(added[r], code.at(scores, r * LANES))
-    # A tournament: two vectors at a time become one that has half as many lanes of each row.
-    numbers = ir.Constant(ir.VectorType(_SHORT, LANES), list(range(LANES)))
-    found: list[tuple[Any, Any, Any]] = [(value, None, numbers) for value in added]
-    share = LANES  # lanes of a row
-    while share > 1:
-        pairs = zip(found[::2], found[1::2], strict=True) if len(found) > 1 else [(found[0],) * 2]
-        found = [_round(code, a, b, share) for a, b in pairs]
-        share //= 2
-    ((least, runner_up, where),) = found
-    code.store(least, low)
-    code.store(runner_up, second)
-    code.store(builder.zext(where, ir.VectorType(_INDEX, ROWS)), lane)
-    return context.get_dummy_value()
+    return added
 
 
 def _round(code: _Code, a: Any, b: Any, share: int) -> tuple[Any, Any, Any]:
