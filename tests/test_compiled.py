@@ -14,7 +14,7 @@ if not find_spec("numba"):
 
 from anykmeans._array import Matrix
 from anykmeans.kernels import numba as compiled
-from anykmeans.kernels.numba import simd, subspace
+from anykmeans.kernels.numba import grouped, simd, subspace
 from anykmeans.kernels.numba.simd import LANES, ROWS, WIDTH
 from anykmeans.kernels.numba.steps import jit
 
@@ -32,6 +32,33 @@ def run_lanes(columns, minus_2c, norms, visit, start, stop, best, second, who):
 def quarters(rng, shape, dtype):
     """Numbers whose products and sums are exact, with many ties among them."""
     return (rng.integers(-3, 4, size=shape) / 4).astype(dtype)
+
+
+@jit
+def run_centre(x, row, scale, offset, y, t, c, j):
+    return grouped._centre(x, row, row, scale, offset, y, t, c, j)
+
+
+@pytest.mark.parametrize("d", [1, 15, 16, 17, 200, 1024, 1025, 2100])
+@pytest.mark.parametrize(
+    ("source", "frame", "dtype"),
+    [
+        ("float32", "float32", "float32"),
+        ("float32", "float64", "float64"),
+        ("float64", "float64", "float32"),
+        ("float64", "float64", "float64"),
+    ],
+)
+def test_centred_rows(d, source, frame, dtype):
+    rng = np.random.default_rng(d)
+    x, c = quarters(rng, (5, d), source), quarters(rng, (3, d), dtype)
+    offset = quarters(rng, (d,), frame)
+    y = np.full((4, d), np.nan, dtype)
+    found = run_centre(x, 4, np.dtype(frame).type(0.5), offset, y, 2, c, 1)
+    wanted = x[4].astype(float) * 0.5 - offset
+    np.testing.assert_array_equal(y[2], wanted)
+    assert np.isnan(y[[0, 1, 3]]).all()
+    assert found == ((wanted**2).sum(), (wanted * c[1]).sum())
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])

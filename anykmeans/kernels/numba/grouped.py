@@ -12,10 +12,9 @@ import math
 import numpy as np
 
 from anykmeans._exact import DOWN, GAP, TINY, UP
-from anykmeans.kernels.numba.simd import LANES, ROWS, prefetch, tile
+from anykmeans.kernels.numba.simd import BLOCK, LANES, ROWS, centre, tile
 from anykmeans.kernels.numba.steps import (
     any_minimum,
-    any_order,
     decide,
     inner,
     jit,
@@ -23,14 +22,21 @@ from anykmeans.kernels.numba.steps import (
 )
 
 
-@any_order
-def _centre(x, row, scale, offset, y, t, c, j):
-    """Write row `row` of `x` into ``y[t]``, in the frame and less the offset.
+@inner
+def _centre(x, row, ahead, scale, offset, y, t, c, j):
+    """Write row `row` of `x` into ``y[t]``, in the frame and less the offset, and ask for row `ahead`.
 
-    Returns its squared norm, and its product with row `j` of `c`; float64, so that no rounding counts.
+    Returns its squared norm, and its product with row `j` of `c`, which round no more often than `tile`.
     """
+    d = x.shape[1]
+    whole = d - d % LANES
     norm = product = 0.0
-    for f in range(x.shape[1]):
+    for start in range(0, whole, BLOCK * LANES):
+        stop = start + BLOCK * LANES if start + BLOCK * LANES < whole else whole
+        squared, along = centre(y, t, x, row, ahead, start, stop, scale, offset, c, j)
+        norm += squared
+        product += along
+    for f in range(whole, d):
         y[t, f] = x[row, f] * scale - offset[f]
         value = np.float64(y[t, f])
         norm += value * value
@@ -145,11 +151,9 @@ def grouped(
                 if upper[row] * np.float32(GAP) < lower[row]:
                     i += 1
                     continue
-            if i + 1 < m:  # the next row, while this one is dealt with
-                for f in range(0, d, 64 // x.itemsize):
-                    prefetch(x, np.int64(at[i + 1]) * d + f)
+            ahead = np.int64(at[i + 1 if i + 1 < m else i])
             norm[count], product = _centre(
-                x, at[i], scale, offset, y, np.int64(count), centred, label
+                x, np.int64(at[i]), ahead, scale, offset, y, np.int64(count), centred, label
             )
             which[count] = i
             i += 1

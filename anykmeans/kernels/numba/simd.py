@@ -1,4 +1,4 @@
-"""One step in vector registers: a few rows against a panel of centroids, and the two lowest scores.
+"""The inner loops in vector registers: rows against centroids, and the two lowest scores.
 
 Compilers turn loops into vector code, but do not keep a block of sums in registers across a loop of
 run-time length; here it is spelled out in LLVM's vector types, which suit any processor. Sixteen
@@ -41,12 +41,7 @@ def prefetch(context, a, index):  # type: ignore[no-untyped-def]
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         code = _Code(context, builder, signature, args)
-        byte = ir.IntType(8).as_pointer()
-        place = builder.bitcast(code.at(code.data(0), code.whole(1)), byte)
-        kind = ir.FunctionType(ir.VoidType(), [byte, _SHORT, _SHORT, _SHORT])
-        function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0i8")
-        # To read, into all levels of the cache, data.
-        builder.call(function, [place, *(ir.Constant(_SHORT, i) for i in (0, 3, 1))])
+        code.prefetch(code.at(code.data(0), code.whole(1)))
         return context.get_dummy_value()
 
     return types.void(a, index), generate
@@ -62,6 +57,18 @@ def lanes(context, columns, d, minus_2c, norms, visit, start, stop, best, second
     """
     signature = types.void(columns, d, minus_2c, norms, visit, start, stop, best, second, who)
     return signature, _generate_lanes
+
+
+@intrinsic
+def centre(context, y, t, x, row, ahead, start, stop, scale, offset, c, j):  # type: ignore[no-untyped-def]
+    """Write ``x[row] * scale - offset`` to ``y[t]``, both from `start` to `stop`, whole vectors of LANES.
+
+    Returns what these features add to its squared norm and its product with ``c[j]``, and asks for row `ahead`.
+    All arrays are C-contiguous; `scale` and `offset` are of one dtype, and so are `y` and `c`.
+    """
+    real = y.dtype
+    signature = types.UniTuple(real, 2)(y, t, x, row, ahead, start, stop, scale, offset, c, j)
+    return signature, _generate_centre
 
 
 class _Code:
@@ -110,6 +117,30 @@ class _Code:
         """Put a vector's elements to a place."""
         stored = self.builder.store(value, self.builder.bitcast(pointer, value.type.as_pointer()))
         stored.align = self.bytes if pointer.type.pointee == self.real else 4
+
+    def prefetch(self, pointer: Any) -> None:
+        """Ask for what is at a place."""
+        byte = ir.IntType(8).as_pointer()
+        kind = ir.FunctionType(ir.VoidType(), [byte, _SHORT, _SHORT, _SHORT])
+        function = cgutils.get_or_insert_function(self.builder.module, kind, "llvm.prefetch.p0i8")
+        # To read, into all levels of the cache, data.
+        how = [ir.Constant(_SHORT, i) for i in (0, 3, 1)]
+        self.builder.call(function, [self.builder.bitcast(pointer, byte), *how])
+
+    def cast(self, value: Any, kind: Any) -> Any:
+        """A vector with elements of another floating type."""
+        if value.type.element == kind.element:
+            return value
+        wider = kind.element == ir.DoubleType()
+        return (self.builder.fpext if wider else self.builder.fptrunc)(value, kind)
+
+    def total(self, vector: Any) -> Any:
+        """The sum of a vector's elements, two halves at a time."""
+        kind = ir.FunctionType(self.real, [self.real, self.vector])
+        name = f"llvm.vector.reduce.fadd.v{self.lanes}f{8 * self.bytes}"
+        function = cgutils.get_or_insert_function(self.builder.module, kind, name)
+        zero = ir.Constant(self.real, -0.0)
+        return self.builder.call(function, [zero, vector], fastmath=("reassoc",))
 
     def splat(self, scalar: Any) -> Any:
         """A vector of one value."""
@@ -189,6 +220,51 @@ def _generate_lanes(context: Any, builder: Any, signature: Any, args: Any) -> An
         for pointer, value in zip(results, held[b], strict=True):
             code.store(value, code.at(pointer, b * LANES))
     return context.get_dummy_value()
+
+
+def _generate_centre(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+    code = _Code(context, builder, signature, args)
+    y, x, offset, c = (code.data(i) for i in (0, 2, 8, 9))
+    t, row, ahead, start, stop, j = (code.whole(i) for i in (1, 3, 4, 5, 6, 10))
+    scale = code.splat(args[7])
+    d = context.make_array(signature.args[8])(context, builder, args[8]).nitems
+    y, x, coming, c = (
+        code.at(data, builder.mul(i, d)) for data, i in ((y, t), (x, row), (x, ahead), (c, j))
+    )
+    line = 64 // (signature.args[2].dtype.bitwidth // 8)
+
+    before = builder.block
+    loop, after = (builder.append_basic_block(name) for name in ("features", "after"))
+    zero = ir.Constant(code.vector, [0.0] * LANES)
+    builder.cbranch(builder.icmp_signed("<", start, stop), loop, after)
+
+    builder.position_at_end(loop)
+    f = builder.phi(_INDEX)
+    f.add_incoming(start, before)
+    sums = [builder.phi(code.vector) for _ in range(2)]
+    for i in range(0, LANES, line):
+        code.prefetch(code.at(coming, builder.add(f, _number(i))))
+    value = code.cast(code.load(code.at(x, f)), scale.type)
+    value = builder.fsub(builder.fmul(value, scale), code.load(code.at(offset, f)))
+    value = code.cast(value, code.vector)
+    code.store(value, code.at(y, f))
+    added = []
+    for phi, other in zip(sums, (value, code.load(code.at(c, f))), strict=True):
+        phi.add_incoming(zero, before)
+        added.append(builder.call(code.fma, [value, other, phi]))
+        phi.add_incoming(added[-1], loop)
+    following = builder.add(f, _number(LANES))
+    f.add_incoming(following, loop)
+    builder.cbranch(builder.icmp_signed("<", following, stop), loop, after)
+
+    builder.position_at_end(after)
+    found = []
+    for value in added:
+        total = builder.phi(code.vector)
+        total.add_incoming(zero, before)
+        total.add_incoming(value, loop)
+        found.append(total)
+    return context.make_tuple(builder, signature.return_type, [code.total(v) for v in found])
 
 
 def _generate_tile(context: Any, builder: Any, signature: Any, args: Any) -> Any:

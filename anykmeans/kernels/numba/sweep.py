@@ -71,12 +71,13 @@ class Panels:
     def coefficients(self, near: np.ndarray, dtype: Any) -> tuple[np.ndarray, np.ndarray]:
         """Return ``-2 c`` (panels, d, LANES) and ``|c|^2`` (panels, LANES) of centred `near` (k, d)."""
         k, d = near.shape
-        padded = np.zeros((k + 1, d), dtype)
-        padded[:k] = near * -2.0
-        norms = np.full(k + 1, np.inf, dtype)
-        norms[:k] = (near * near).sum(axis=1)
-        lanes = padded[self.ids].reshape(len(self), LANES, d)
-        return np.ascontiguousarray(lanes.transpose(0, 2, 1)), norms[self.ids].reshape(-1, LANES)
+        at = np.minimum(self.ids, k - 1)
+        lanes = near[at].reshape(len(self), LANES, d).transpose(0, 2, 1)
+        norms = np.einsum("kd,kd->k", near, near)[at]
+        norms[self.ids == k] = np.inf
+        minus_2c = np.empty(lanes.shape, dtype)
+        np.multiply(lanes, -2.0, out=minus_2c, casting="same_kind")
+        return minus_2c, norms.astype(dtype).reshape(-1, LANES)
 
 
 class Search:
@@ -121,10 +122,9 @@ class Search:
         """Give every row its nearest centroid of `c`; return changed rows, old and new labels."""
         first = self._centroids is None
         fresh = first or self._bounds == "off"
-        wide = self.frame.widen(c)
+        wide, before = self.frame.widen(c), self._centroids
         drift = np.zeros(c.shape[0])
-        if self._centroids is not None:
-            before = self.frame.widen(self._centroids)
+        if before is not None:
             drift = np.sqrt(steps.distances(wide, before)) * UP
         renew = first or self._renew()
         # Centroids move most in the first passes.
@@ -147,7 +147,7 @@ class Search:
         # Rows of one centroid go side by side: where few are in doubt, together from longer blocks.
         few = not self._grouped and self._looked < _FULL * c.shape[0] * len(self._blocks)
         found = self.work.map(sweep.block, self._long_blocks if few else self._blocks)
-        self._centroids = c
+        self._centroids = wide
         hard, scored, looked, deferred = (sum(part[i] for part in found) for i in range(1, 5))
         self._looked = looked
         if not (self._grouped or fresh or every):
@@ -259,12 +259,11 @@ class _Sweep:
             search._farthest = search._farthest + self.drift
         if self.grouped or (every and k * _FULL > frame.matrix.shape[0]):
             # How far the other centroids moved at most, by label.
-            others = np.full(k, self.drift.max())
-            top = int(self.drift.argmax())
-            others[top] = np.delete(self.drift, top).max(initial=0.0)
+            second, most = np.sort(np.append(self.drift, np.float32(0)))[-2:]
+            others = np.where(self.drift == most, second, most)
             none = np.zeros(k, np.float32)
             self.corners, self.apart = (np.empty((0, d)), np.empty((0, d))), none
-            self.pairs = _pairs(self.drift, others), _pairs(none, none + np.float32(np.inf))
+            self.pairs = _pairs(self.drift, others), _pairs(none, np.full(k, np.inf, np.float32))
         else:
             self.corners = near.boxes(wide, panels.ids)
             work = search.work
