@@ -26,6 +26,7 @@ FOLDS = 8  # grids a summand may be split on; at n = 10^6 they hold 263 bits bel
 # more than underflow does in a frame whose largest row is near 1.
 UP, DOWN, TINY = 1 + 2.0**-22, 1 - 2.0**-22, 2.0**-120
 GAP = 1 + 2.0**-20  # the factor between bounds that prove a label: more than any tie
+FAR = 2.0**80  # a squared norm beyond which rows are out of the range of a frame, or not finite
 _FEW = 16  # features up to which it pays to have them first
 _ROOM = 52  # a float64 holds every whole number of this many bits, and one bit more for a sum
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -382,9 +382,12 @@ def assign(x: Any, centroids: Any) -> tuple[Array, Array]:
 
 def nearest(x: Any, centroids: Any, *, max_bytes: int | None = None, kernel: str = "auto") -> Array:
     """Return labels (n,), int64: of the nearest centroids."""
-    rows, c = _against(x, centroids, None, max_bytes, kernel)
-    with rows.work:
-        labels = rows.label(c)
+    for glance in (True, False):
+        rows, c = _against(x, centroids, None, max_bytes, kernel, glance=glance)
+        with rows.work:
+            labels = rows.label(c)
+        if labels is not None:
+            break
     return rows.matrix.give(rows.xp.astype(labels, rows.xp.int64))
 
 
@@ -405,22 +408,34 @@ def evaluate(
 
 
 def _against(
-    x: Any, centroids: Any, sample_weight: Any, max_bytes: int | None, kernel: str
+    x: Any,
+    centroids: Any,
+    sample_weight: Any,
+    max_bytes: int | None,
+    kernel: str,
+    *,
+    glance: bool = False,
 ) -> tuple[Rows, Array]:
     """Return rows that are ready for one pass, and the centroids for it where the work is done."""
     x = check.matrix(x)
     c = check.centroids(centroids, x, "centroids")
     sample_weight = check.weights(sample_weight, x)
     max_bytes = check.budget(max_bytes, 64 * (x.shape[1] + c.shape[0]))
-    rows = Rows.over(x, sample_weight, kernel=kernel, max_bytes=max_bytes)
-    work = _work_centroids(rows, c)
+    host = check.host_float64(c)
+    rows = Rows.over(
+        x,
+        sample_weight,
+        kernel=kernel,
+        max_bytes=max_bytes,
+        glance=float(np.abs(host).max()) if glance else None,
+    )
+    work = _work_centroids(rows, host)
     rows.begin(work, "off", "centroids")  # one pass: bounds would not pay
     return rows, work
 
 
-def _work_centroids(rows: Rows, c: Array) -> Array:
-    """Return given centroids where the work is done, in a float dtype that holds them."""
-    host = check.host_float64(c)
+def _work_centroids(rows: Rows, host: np.ndarray) -> Array:
+    """Return given centroids, float64, where the work is done, in a float dtype that holds them."""
     narrow = rows.matrix.narrow and np.abs(host).max() < 1e38
     narrow = narrow and bool((host.astype(np.float32) == host).all())
     dtype = rows.xp.float32 if narrow else rows.xp.float64
@@ -433,22 +448,14 @@ def distances(x: Any, centroids: Any, *, max_bytes: int | None = None) -> Array:
     In up to 64 features compiled code takes differences. Elsewhere they come from products, but those of
     nearly equal rows, where products lose digits, from differences: last bits may differ between libraries.
     """
-    x = check.matrix(x)
-    c = check.centroids(centroids, x, "centroids")
-    max_bytes = check.budget(max_bytes, 64 * (x.shape[1] + c.shape[0]))
-    rows = Rows.over(x, None, max_bytes=max_bytes)
-    xp = rows.xp
-    work = _work_centroids(rows, c)
-    rows.begin(work, "off", "centroids")
-    wide = rows.frame.widen(work)
-    n, threads = x.shape[0], rows.work.threads
-    if rows.kernel.pairwise is not None:
-        found = xp.empty((n, int(c.shape[0])), dtype=rows.matrix.state_dtype)
-        step = min(rows.work.readable(rows.matrix), -(-n // (4 * threads if threads > 1 else 1)))
-        write = rows.kernel.pairwise(rows.frame, wide)
-        with rows.work:
-            rows.work.map(lambda tile: write(tile, found[tile]), rows.work.tiles(step=step))
+    rows, c = _against(x, centroids, None, max_bytes, "auto", glance=True)
+    if (pairwise := rows.kernel.pairwise) is not None:
+        found, lost = _written(pairwise, rows, c)
+        if rows.glanced and lost:
+            rows, c = _against(x, centroids, None, max_bytes, "auto")
+            found, _ = _written(pairwise, rows, c)
         return rows.matrix.give(found)
+    xp, wide = rows.xp, rows.frame.widen(c)
     centred = rows.frame.centre(wide)
     norms = xp.vecdot(centred, centred)
     minus_2c = xp.permute_dims(centred * -2.0, (1, 0))
@@ -476,6 +483,17 @@ def distances(x: Any, centroids: Any, *, max_bytes: int | None = None) -> Array:
         return rows.matrix.give(
             xp.concat(rows.work.map(tile_distances, rows.work.tiles(step=step)))
         )
+
+
+def _written(pairwise: Callable[..., Any], rows: Rows, c: Array) -> tuple[Array, int]:
+    """Return the distances (n, k) that a kernel writes, and of how many rows they mean nothing."""
+    n, threads = rows.shape[0], rows.work.threads
+    found = rows.xp.empty((n, c.shape[0]), dtype=rows.matrix.state_dtype)
+    step = min(rows.work.readable(rows.matrix), -(-n // (4 * threads if threads > 1 else 1)))
+    write = pairwise(rows.frame, rows.frame.widen(c), rows.work.room)
+    with rows.work:
+        lost = rows.work.map(lambda tile: write(tile, found[tile]), rows.work.tiles(step=step))
+    return found, sum(lost)
 
 
 def cluster_sums(x: Any, labels: Any, k: int, *, sample_weight: Any = None) -> tuple[Array, Array]:

@@ -45,6 +45,9 @@ class Rows:
         Whether labels are certified.
     name : str
         What the user calls the rows, for messages.
+    glance : float or None
+        If given, the first row alone is looked at, if it and this magnitude, of centroids, are ordinary ones and the
+        kernel notices where others are not. Labels are all that can be asked for then, and are None if some are not.
 
     Raises
     ------
@@ -61,6 +64,7 @@ class Rows:
         max_bytes: int | None = None,
         precision: str = "exact",
         name: str = "x",
+        glance: float | None = None,
     ) -> None:
         self.matrix, self.weights, self.kernel = matrix, weights, kernel
         self.xp, self.shape = matrix.xp, matrix.shape
@@ -68,7 +72,9 @@ class Rows:
         self.work = Work(
             *self.shape, host=kernel.host, max_bytes=max_bytes, blas=not kernel.compiled
         )
-        self._plan(name)
+        self.glanced = glance is not None and kernel.wary and self._glance(glance)
+        if not self.glanced:
+            self._plan(name)
 
     @classmethod
     def over(
@@ -80,6 +86,7 @@ class Rows:
         max_bytes: int | None = None,
         precision: str = "exact",
         name: str = "x",
+        glance: float | None = None,
     ) -> Rows:
         """Return a source over checked arrays `x` (n, d) and `sample_weight` (n,)."""
         chosen = choose(x, kernel)
@@ -87,7 +94,15 @@ class Rows:
         if sample_weight is not None:
             weights = Matrix.of(sample_weight[:, None], chosen.library)
         matrix = Matrix.of(x, chosen.library)
-        return cls(matrix, weights, chosen, max_bytes=max_bytes, precision=precision, name=name)
+        return cls(
+            matrix,
+            weights,
+            chosen,
+            max_bytes=max_bytes,
+            precision=precision,
+            name=name,
+            glance=glance,
+        )
 
     # -- rows ---------------------------------------------------------------------------------
 
@@ -107,6 +122,11 @@ class Rows:
         return w * 2.0**-self.heaviest if self.heaviest else w
 
     # -- exact sums ---------------------------------------------------------------------------
+
+    def _glance(self, other: float) -> bool:
+        """Take the first row's magnitude for that of all; return whether it and another need no scaling."""
+        self.largest = float(self.xp.max(self.xp.abs(self.matrix.rows(slice(0, 1)))))
+        return 2.0**-20 < self.largest < 2.0**20 and other < 2.0**20
 
     def _plan(self, name: str) -> None:
         """Look at all rows once: for what is not finite, and for what the grids are made from."""
@@ -401,10 +421,10 @@ class Rows:
         spread = self._distances(mean, labels)
         return plain.cost(spread) / n / d
 
-    def label(self, c: Array) -> Array:
-        """Return the labels (n,) of the nearest of the centroids `c`."""
+    def label(self, c: Array) -> Array | None:
+        """Return the labels (n,) of the nearest of the centroids `c`, or None if a glance at the rows misled."""
         self._search.settle(c)
-        return self._search.labels
+        return None if self.glanced and self._search.lost else self._search.labels
 
     def finish(self, c: Array) -> tuple[Array, Array, float]:
         """Return labels (n,), squared distances (n,) and inertia for the centroids `c` returned."""

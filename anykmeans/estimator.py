@@ -52,6 +52,11 @@ def _is_array(x: Any) -> bool:
     return hasattr(x, "__dlpack__") or hasattr(x, "__array_namespace__")
 
 
+def _is_plain(x: Any) -> bool:
+    """Return whether `x` is a NumPy array that scikit-learn's `check_array` would return as it is."""
+    return type(x) is np.ndarray and x.ndim == 2 and x.dtype.kind in "fiub" and x.size > 0
+
+
 def _take(x: Array, indices: np.ndarray) -> Array:
     """Return rows of `x` by their numbers (m,)."""
     if is_sparse(x) or isinstance(x, np.ndarray):
@@ -77,8 +82,12 @@ class _BaseKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixi
 
         Whether all values are finite is left to the core, which looks at each of them anyway.
         """
-        if _is_array(X) and not isinstance(X, np.ndarray):
-            x = validate_data(self, _check.matrix(X, "X"), reset=reset, skip_check_array=True)
+        if _is_plain(X) or (_is_array(X) and not isinstance(X, np.ndarray)):
+            x = _check.matrix(X, "X")
+            # scikit-learn looks at names and numbers of features alone here, and takes its time.
+            named = reset or hasattr(self, "feature_names_in_")
+            if named or x.shape[1] != self.n_features_in_:
+                x = validate_data(self, x, reset=reset, skip_check_array=True)
         else:
             x = validate_data(
                 self,

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, TypeVar
 
+PAUSE = 0.01  # seconds before a run, in which what the one before left spinning falls asleep
+
 T = TypeVar("T")
 
 
@@ -55,8 +57,9 @@ def alternate(
     """Time the runs in alternation, in up to `repeats` rounds.
 
     All alternate in one process, so that a slow minute of the machine hits all of them, and every
-    other round goes backwards, so that none always runs after the same neighbour. Ratios are taken
-    within a round and only then the median. No round starts that would end, like the one before,
+    other round goes backwards, so that none always runs after the same neighbour. OpenMP's threads look out for
+    more work for milliseconds after a run, on cores that the next one needs: so each begins after a pause. Ratios
+    are taken within a round and only then the median. No round starts that would end, like the one before,
     after more than `cap` seconds in all. Warm the runs up first.
     """
     seconds: dict[str, list[float]] = {name: [] for name in runs}
@@ -67,6 +70,7 @@ def alternate(
         if repeat and spent + last > cap:
             break
         for name in reversed(runs) if repeat % 2 else runs:
+            time.sleep(PAUSE)
             took, result = clock(runs[name])
             seconds[name].append(took)
             results.setdefault(name, result)

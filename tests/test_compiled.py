@@ -281,3 +281,36 @@ def test_magnitudes_see_the_smallest_and_largest(dtype, n_d):
     for bad in [np.inf, -np.inf, np.nan]:
         x[-1, -1] = bad
         np.testing.assert_array_equal(compiled.magnitudes(matrix, select, None)[0][-1], abs(bad))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize(
+    "n_d", [(60, 3), (40_000, 3), (3000, 30), (1100, 70)], ids=str
+)  # each way to search, and to measure
+def test_rows_unlike_the_first_are_measured_or_refused(n_d, dtype):
+    """`predict` and `transform` take the first row for what all are like; their loops notice where they are not."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=n_d).astype(dtype)
+    c = x[:20].copy()
+    numba, cpu = (KMeans(20, init=c, max_iter=1, kernel=name).fit(x) for name in ("numba", "cpu"))
+    numba.cluster_centers_ = cpu.cluster_centers_ = c
+    for factor in [1.0, 1e25, 1e-25, 1e35]:
+        others = x.copy()
+        others[5::7] *= np.asarray(factor, dtype)
+        for part in (others, others[5:]):
+            np.testing.assert_array_equal(numba.predict(part), cpu.predict(part))
+            found = numba.transform(part)
+            for j in range(20):
+                wanted = np.linalg.norm(part.astype(np.float64) - c[j].astype(np.float64), axis=1)
+                np.testing.assert_allclose(found[:, j], wanted, 1e-6, 1e-7)
+    if dtype == "float64":  # rows as far as centroids, but for the first
+        away = np.concatenate([x[:1], x * 1e150])
+        numba.cluster_centers_ = cpu.cluster_centers_ = c * 1e150
+        np.testing.assert_array_equal(numba.predict(away), cpu.predict(away))
+    for bad in [np.nan, np.inf, -np.inf]:
+        for row in [0, n_d[0] // 2, n_d[0] - 1]:
+            worse = x.copy()
+            worse[row, row % n_d[1]] = bad
+            for method in (numba.predict, numba.transform):
+                with pytest.raises(ValueError, match="NaN" if np.isnan(bad) else "infinity"):
+                    method(worse)

@@ -93,6 +93,8 @@ class Kernel:
         Whether `gains` writes out nothing a row, so that tiles of seeding may be long.
     one_hot : bool
         Whether `segment_sum` writes out k numbers a row.
+    wary : bool
+        Whether its `search` and `pairwise` say if a row is not finite, or out of the range of the frame.
     """
 
     name: str
@@ -107,6 +109,7 @@ class Kernel:
     costs: Callable[..., tuple[Array, float]]
     lean: bool
     one_hot: bool
+    wary: bool
     search: Callable[..., Any] | None
     together: Callable[..., list[Any]] | None
     settle_together: Callable[..., None] | None
@@ -117,7 +120,7 @@ class Kernel:
     means: Callable[..., Array] | None
     own_distances: Callable[..., None] | None
     cost: Callable[..., float] | None
-    pairwise: Callable[..., Callable[..., None]] | None
+    pairwise: Callable[..., Callable[..., int]] | None
 
     @property
     def host(self) -> bool:
@@ -181,6 +184,7 @@ def _made(name: str) -> Kernel:
         costs=step("costs"),
         lean=getattr(own, "LEAN", False),
         one_hot=not hasattr(own, "segment_sum") or own is agnostic,
+        wary=getattr(own, "WARY", False),
         search=getattr(own, "search", None),
         together=getattr(own, "together", None),
         settle_together=getattr(own, "settle_together", None),

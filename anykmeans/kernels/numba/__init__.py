@@ -19,12 +19,13 @@ from anykmeans._array import Array, Matrix, Namespace, Selection
 from anykmeans._exact import Grid
 from anykmeans.kernels import cpu
 
-LIBRARY, LEAN = "numpy", True
+LIBRARY, LEAN, WARY = "numpy", True, True
 segment_sum = cpu.segment_sum
 
 # Distances of a pass, or of a pick, times features: up to so many, all are computed, and in one call.
 SMALL = 1 << 21
 _DIFFERENCES = 64  # features up to which all distances cost less by differences than by a product
+_CACHE = 1 << 15  # numbers of rows that wait in the L2 cache beside a panel of centroids
 _FEW = 32  # features up to which k-means++ measures rows many at a time
 
 
@@ -156,21 +157,28 @@ def cost(distances: np.ndarray, w: np.ndarray | None) -> float:
     return float(sums.total(whole, grid.scale, grid.step, grid.folds)[0, 0])
 
 
-def pairwise(frame: Any, wide: np.ndarray) -> Callable[[slice, np.ndarray], None]:
-    """Return what writes the distances (m, k) of selected rows to all centroids of `wide` (k, d)."""
+def pairwise(frame: Any, wide: np.ndarray, room: int) -> Callable[[slice, np.ndarray], int]:
+    """Return what writes the distances (m, k) of selected rows to all centroids of `wide` (k, d).
+
+    That returns how many rows were not finite or out of the range of the `frame`. It takes `room` numbers.
+    """
     from anykmeans.kernels.numba import sums
+    from anykmeans.kernels.numba.simd import ROWS
     from anykmeans.kernels.numba.sweep import Panels
 
     matrix, unit, factor = frame.matrix, frame.unit, 2.0**frame.exponent
     if wide.shape[1] <= _DIFFERENCES:
         columns = np.ascontiguousarray(wide.T)
-        return lambda select, found: sums.pairwise(
-            _read(matrix, select), unit, columns, factor, found
+        return lambda select, found: int(
+            sums.pairwise(_read(matrix, select), unit, columns, factor, found)
         )
     centred, offset = frame.centre(wide), frame.affine(narrow=False)[1]
     panels, norms = Panels.in_order(wide.shape[0]).coefficients(centred, np.float64)
-    return lambda select, found: sums.pairwise_products(
-        _read(matrix, select), unit, offset, panels, norms, wide, factor, found
+    at_once = ROWS * max(1, min(room, _CACHE) // (ROWS * wide.shape[1]))
+    return lambda select, found: int(
+        sums.pairwise_products(
+            _read(matrix, select), unit, offset, panels, norms, wide, factor, at_once, found
+        )
     )
 
 

@@ -11,7 +11,7 @@ import math
 
 import numpy as np
 
-from anykmeans._exact import DOWN, GAP, TINY, UP
+from anykmeans._exact import DOWN, FAR, GAP, TINY, UP
 from anykmeans.kernels.numba.simd import BLOCK, LANES, ROWS, centre, tile
 from anykmeans.kernels.numba.steps import (
     any_minimum,
@@ -112,8 +112,8 @@ def grouped(
 ):
     """Search the panels that a row's bounds do not rule out.
 
-    Returns how many labels changed, rows not proven, and panels scored. Changed rows, their old and new labels
-    go to the rows of `changes` (3, m), unless that is empty.
+    Returns how many labels changed, rows not proven, panels scored, and rows out of range, whose labels mean
+    nothing. Changed rows, their old and new labels go to the rows of `changes` (3, m), unless that is empty.
 
     The scores say that squared distances are at least theirs, and at most theirs plus ``4 r spare[j]``,
     with r the row's last coordinate. Rows not proven keep their label and go to `deferred`, as numbers
@@ -138,7 +138,7 @@ def grouped(
     candidates = np.empty(k + 1, np.int64)
     squared, room = np.empty(k + 1), np.empty(d)
     worn, lanes_room = np.empty(moved.shape[0]), np.empty(LANES)
-    hard = scored = changed = i = 0
+    hard = scored = changed = lost = i = 0
     while i < m:
         count = 0
         for p in range(p_count):
@@ -155,6 +155,7 @@ def grouped(
             norm[count], product = _centre(
                 x, np.int64(at[i]), ahead, scale, offset, y, np.int64(count), centred, label
             )
+            lost += not norm[count] <= FAR
             which[count] = i
             i += 1
             if first:
@@ -234,7 +235,7 @@ def grouped(
                         bounds[row, g] = bound if bound < bounds[row, g] else bounds[row, g]
                     continue
                 hard += 1
-                if exact:
+                if exact and norm[t] <= FAR:
                     most, found = np.float64(up) ** 2 * GAP, 0
                     if not first:
                         candidates[0], found = labels[row], 1
@@ -272,4 +273,4 @@ def grouped(
                 changes[2, changed] = label
                 changed += 1
             labels[row], upper[row], lower[row] = label, up, down
-    return changed, hard, scored
+    return changed, hard, scored, lost

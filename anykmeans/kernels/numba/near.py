@@ -11,7 +11,7 @@ import math
 
 import numpy as np
 
-from anykmeans._exact import DOWN, GAP, TINY, UP
+from anykmeans._exact import DOWN, FAR, GAP, TINY, UP
 from anykmeans.kernels.numba.simd import LANES, WIDTH, lanes, prefetch
 from anykmeans.kernels.numba.steps import any_minimum, decide, inner, jit, squared_distance
 
@@ -112,7 +112,7 @@ def _between(wide, a, j):
     return squared
 
 
-@any_minimum
+@inner  # as what is not a number must stay that
 def _measure(columns, minus_2c, norms, a, norm, own, above, beta, eta, first):
     """Write squared norms; lower `above` to what the scores `own` with centroid `a` say, unless `first`."""
     for r in range(WIDTH):
@@ -188,7 +188,8 @@ def near(
 ):
     """Search the centroids near each row's own, or all if `first`.
 
-    Returns how many labels changed, rows not proven by scores, and scores made. Changed rows, their old and new labels go to the rows of `changes` (3, m), unless that is empty.
+    Returns how many labels changed, rows not proven by scores, scores made, and rows out of range, whose labels
+    mean nothing. Changed rows, their old and new labels go to the rows of `changes` (3, m), unless that is empty.
 
     Exponion (Newling and Fleuret, "Fast k-means with accurate bounds", ICML 2016): from a row at
     distance u of its centroid c, no centroid farther from c than u + v can be at less than v. Rows of
@@ -224,7 +225,7 @@ def near(
         visit[j] = j
     candidates, squared = np.empty(k, np.int64), np.empty(k)
     room = np.empty(d + WIDTH)
-    hard = changed = scored = 0
+    hard = changed = scored = lost = 0
     for a in range(1 if first else k):
         start, stop = begin[a], begin[a + 1]
         if start == stop:
@@ -270,9 +271,11 @@ def near(
             for r in range(used):
                 row, label = order[b + r], np.int64(who[r])
                 up, down = ups[r], downs[r]
+                within = norm[r] <= FAR
+                lost += not within
                 if not up * np.float32(GAP) < down:
                     hard += 1
-                    if exact:
+                    if exact and within:
                         most, found = np.float64(up) ** 2 * GAP, 0
                         for v in range(q):
                             j = visit[v]
@@ -296,7 +299,7 @@ def near(
                         changes[2, changed] = label
                         changed += 1
                     labels[row] = label
-    return changed, hard, scored
+    return changed, hard, scored, lost
 
 
 @inner

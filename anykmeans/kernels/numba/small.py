@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from anykmeans._exact import GAP, Bounds, Grid
+from anykmeans._exact import FAR, GAP, Bounds, Grid
 from anykmeans.kernels.numba import seeding, sums
 from anykmeans.kernels.numba.steps import SIDE, halve, jit, quarter, side_by_side, squared_distance
 
@@ -176,12 +176,19 @@ def seeds(y, w, draws, picks):
 
 
 class Search:
-    """Labels of all rows, for few rows: as `anykmeans.kernels.numba.sweep.Search`, without bounds."""
+    """Labels of all rows, for few rows: as `anykmeans.kernels.numba.sweep.Search`, without bounds.
+
+    Attributes
+    ----------
+    lost : bool
+        Whether a row was out of the frame's range, or not finite: then labels mean nothing.
+    """
 
     def __init__(self, frame: Any) -> None:
         self.frame = frame
         self._x = np.ascontiguousarray(frame.matrix.rows(slice(None), np.float64))
         self._columns = by_lanes(self._x, frame.unit)
+        self.lost = not np.abs(self._columns).max() <= math.sqrt(FAR)
         self._tie = Bounds.of(self._x.shape[1], 2.0**-53).tie
         self.labels = np.zeros(self._x.shape[0], np.int32)
 

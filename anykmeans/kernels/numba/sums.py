@@ -7,6 +7,7 @@ import math
 
 import numpy as np
 
+from anykmeans._exact import FAR
 from anykmeans.kernels.numba.simd import LANES, ROWS, tile
 from anykmeans.kernels.numba.steps import SIDE, any_minimum, jit, squared_distance, squared_norm
 
@@ -137,8 +138,12 @@ def means(sums, mass, c, found):
 
 @jit
 def pairwise(x, unit, columns, factor, found):
-    """Write the distances (m, k), times `factor`, of rows to all centroids `columns` (d, k), in the frame."""
+    """Write the distances (m, k), times `factor`, of rows to all centroids `columns` (d, k), in the frame.
+
+    Returns how many rows were out of range, whose distances mean nothing.
+    """
     d, k = columns.shape
+    lost = 0
     total = np.empty(k)
     for row in range(x.shape[0]):
         for j in range(k):
@@ -148,29 +153,38 @@ def pairwise(x, unit, columns, factor, found):
             for j in range(k):
                 step = value - columns[f, j]
                 total[j] += step * step
+        lost += not total[0] <= FAR  # nor if that is NaN
         for j in range(k):
             found[row, j] = math.sqrt(total[j]) * factor
+    return lost
 
 
 @jit
-def pairwise_products(x, unit, offset, panels, norms, wide, factor, found):
-    """Write what `pairwise` does, by products less the `offset`; of nearly equal rows by differences."""
+def pairwise_products(x, unit, offset, panels, norms, wide, factor, at_once, found):
+    """Do what `pairwise` does, by products less the `offset`; of nearly equal rows by differences.
+
+    As many rows `at_once`, a multiple of ROWS, stay in the cache while the panels pass by.
+    """
     n, k, d = x.shape[0], wide.shape[0], x.shape[1]
-    y, norm, batch = np.zeros((ROWS, d)), np.empty(ROWS), np.arange(ROWS)
+    y, norm, numbers = np.zeros((at_once, d)), np.empty(at_once), np.arange(at_once)
+    lost = 0
     low, second, scores = np.empty(ROWS), np.empty(ROWS), np.empty((ROWS, LANES))
     lane, room = np.empty(ROWS, np.int64), np.empty(d)
-    for start in range(0, n, ROWS):
-        used = n - start if n - start < ROWS else ROWS
+    for start in range(0, n, at_once):
+        used = n - start if n - start < at_once else at_once
         for r in range(used):
             for f in range(d):
                 y[r, f] = x[start + r, f] * unit - offset[f]
             norm[r] = squared_norm(y, r)
+            lost += not norm[r] <= FAR
         for p in range(panels.shape[0]):
-            tile(y, batch, d, panels, norms, p, scores, low, second, lane)
             width = k - p * LANES if k - p * LANES < LANES else LANES
-            for r in range(used):
-                for spot in range(width):
-                    j, squared = p * LANES + spot, norm[r] + scores[r, spot]
-                    if squared < (norm[r] + norms[p, spot]) * 1e-6:
-                        squared = squared_distance(x, start + r, unit, wide, j, room)
-                    found[start + r, j] = math.sqrt(squared) * factor
+            for b in range(0, used, ROWS):
+                tile(y, numbers[b : b + ROWS], d, panels, norms, p, scores, low, second, lane)
+                for r in range(b, b + ROWS if b + ROWS < used else used):
+                    for spot in range(width):
+                        j, squared = p * LANES + spot, norm[r] + scores[r - b, spot]
+                        if squared < (norm[r] + norms[p, spot]) * 1e-6:
+                            squared = squared_distance(x, start + r, unit, wide, j, room)
+                        found[start + r, j] = math.sqrt(squared) * factor
+    return lost

@@ -53,7 +53,9 @@ class Panels:
     @classmethod
     def in_order(cls, k: int) -> Panels:
         """Return panels for `k` centroids as they are numbered."""
-        return cls.from_groups(k, np.split(np.arange(k), np.arange(LANES, k, LANES)))
+        ids = np.full(-(-k // LANES) * LANES, k, np.int32)
+        ids[:k] = np.arange(k)
+        return cls(ids, np.arange(k))
 
     @classmethod
     def from_groups(cls, k: int, parts: list[np.ndarray]) -> Panels:
@@ -93,6 +95,13 @@ class Search:
         No bounds, one lower bound a row, one for each panel, or what suits the data.
     exact : bool
         Whether labels are certified.
+
+    Attributes
+    ----------
+    labels : ndarray of shape (n,), int32
+        Of the last centroids.
+    lost : bool
+        Whether a row was out of the frame's range, or not finite: then labels mean nothing.
     """
 
     def __init__(self, frame: Any, work: Any, *, bounds: str, exact: bool) -> None:
@@ -105,9 +114,9 @@ class Search:
         self._centroids: np.ndarray | None = None
         # Rows whose scores wait in the cache while panels pass by.
         self._at_once = max(ROWS, min(128, work.room // (d + 4 * LANES)))
-        self._panels = Panels.of(np.zeros((0, d)))
+        self._panels = Panels.in_order(0)
         self._passes, self._scored = 0, 1.0
-        self.labels = np.empty(n, np.int32)
+        self.labels, self.lost = np.empty(n, np.int32), False
         self._upper, self._lower = np.empty(n, np.float32), np.empty(n, np.float32)
         self._grouped = bounds == "groups" or (bounds != "hamerly" and d > _FEW)
         self._lowers, self._moved, self._share = np.empty((n, 0), np.float32), np.zeros(0), 1
@@ -126,9 +135,9 @@ class Search:
         drift = np.zeros(c.shape[0])
         if before is not None:
             drift = np.sqrt(steps.distances(wide, before)) * UP
-        renew = first or self._renew()
+        renew = first or (self._bounds != "off" and self._renew())
         # Centroids move most in the first passes.
-        if self._passes == 3 and self._grouped and self._bounds != "off":
+        if self._passes == 3 and self._grouped and not fresh:
             self._subspace = subspace.of_rows(self.frame, self.work, self.frame.centre(wide))
         if renew:
             if self._bounds == "off":  # then it does not matter which are near each other
@@ -148,15 +157,15 @@ class Search:
         few = not self._grouped and self._looked < _FULL * c.shape[0] * len(self._blocks)
         found = self.work.map(sweep.block, self._long_blocks if few else self._blocks)
         self._centroids = wide
-        hard, scored, looked, deferred = (sum(part[i] for part in found) for i in range(1, 5))
-        self._looked = looked
+        hard, scored, looked, deferred, lost = (sum(part[i] for part in found) for i in range(1, 6))
+        self._looked, self.lost = looked, lost > 0
         if not (self._grouped or fresh or every):
             self._every = scored > looked * c.shape[0]
         if deferred > _POINTLESS * looked:
             self._subspace = None
         if self._narrow and hard > self.matrix.shape[0] // 5:
             self._narrow = False  # float32 cannot tell these centroids apart: score in float64
-        if renew and not self._grouped:
+        if renew and not self._grouped and self._bounds != "off":
             self._farthest = np.zeros(c.shape[0], np.float32)
             near.farthest_rows(self._upper, self.labels, self._farthest)
         self._scored = scored / (self.matrix.shape[0] * len(self._panels))
@@ -257,7 +266,8 @@ class _Sweep:
             self.minus_2c = (centred * -2.0).astype(self.dtype)
             self.norms = (centred * centred).sum(axis=1).astype(self.dtype)
             search._farthest = search._farthest + self.drift
-        if self.grouped or (every and k * _FULL > frame.matrix.shape[0]):
+        alone = search._bounds == "off" or (every and k * _FULL > frame.matrix.shape[0])
+        if self.grouped or alone:
             # How far the other centroids moved at most, by label.
             second, most = np.sort(np.append(self.drift, np.float32(0)))[-2:]
             others = np.where(self.drift == most, second, most)
@@ -278,18 +288,18 @@ class _Sweep:
             nearest, self.apart, drifts, beyond = np.concatenate(parts, axis=1)
             self.pairs = _pairs(self.drift, drifts), _pairs(nearest, beyond)
 
-    def block(self, block: slice) -> tuple[list[Change], int, int, int, int]:
+    def block(self, block: slice) -> tuple[list[Change], int, int, int, int, int]:
         """Bring a block up to date.
 
-        Returns what changed, rows not proven, panels (near: centroids) scored, rows given a first look, and of these
-        those that needed a second.
+        Returns what changed, rows not proven, panels (near: centroids) scored, rows given a first look, of these
+        those that needed a second, and rows out of range.
         """
-        counts = np.zeros(4, np.int64)
+        counts = np.zeros(5, np.int64)
         changes: list[Change] = []
         for rows in self._doubtful(block):
             counts += self._rows(rows, changes)
-        hard, scored, looked, deferred = counts.tolist()
-        return changes, hard, scored, looked, deferred
+        hard, scored, looked, deferred, lost = counts.tolist()
+        return changes, hard, scored, looked, deferred, lost
 
     def _doubtful(self, block: slice) -> Iterator[np.ndarray]:
         """Yield the numbers of the rows to look at, as many at once as there is room for."""
@@ -306,7 +316,7 @@ class _Sweep:
         for tile in search.work.tiles(0, count, most):
             yield rows[tile]
 
-    def _rows(self, rows: np.ndarray, changes: list[Change]) -> tuple[int, int, int, int]:
+    def _rows(self, rows: np.ndarray, changes: list[Change]) -> tuple[int, int, int, int, int]:
         """Find the labels of the rows and add to the `changes`; return counts as `block` does."""
         search, panels, frame = self.search, self.panels, self.search.frame
         state = (search.labels, search._upper, search._lower)
@@ -317,33 +327,33 @@ class _Sweep:
         if not self.grouped:
             x, at = search.matrix.readable(rows)
             errors, moves = self.errors, room(rows)
-            changed, hard, scored = near.near(
+            changed, hard, scored, lost = near.near(
                 x, at, rows, self.scale, self.offset, frame.unit, self.minus_2c, self.norms,
                 panels.ids, panels.place, *self.corners, self.wide, self.apart, *state,
                 errors.beta, errors.eta, errors.tie, self.every, search._exact, moves,
             )  # fmt: skip
             changes.append(tuple(moves[:, :changed]))
-            return hard, scored, rows.size, 0
+            return hard, scored, rows.size, 0, lost
 
         def look(
             x: np.ndarray, at: np.ndarray, rows: np.ndarray, view: _View, deferred: np.ndarray
         ) -> Any:
             moves = room(rows)
-            changed, hard, scored = grouped.grouped(
+            changed, hard, scored, lost = grouped.grouped(
                 x, at, rows, view.scale, view.offset, frame.unit, view.panels, view.norms,
                 panels.ids, panels.place, view.centred, view.spare, self.wide, search._moved,
                 search._lowers, search._share, search._at_once, *state, view.errors.beta,
                 view.errors.eta, view.errors.tie, self.fresh, search._exact, deferred, moves,
             )  # fmt: skip
             changes.append(tuple(moves[:, :changed]))
-            return hard, scored
+            return hard, scored, lost
 
         looked = rows.size
         scored = 0
         if self.first_look is not None and search._subspace is not None:
             deferred = np.empty(rows.size + 1, np.int64)
-            count, scored = look(search._subspace[1], rows, rows, self.first_look, deferred)
+            count, scored, _ = look(search._subspace[1], rows, rows, self.first_look, deferred)
             rows = rows[deferred[:count]]
         x, at = search.matrix.readable(rows)
-        hard, more = look(x, at, rows, self.view, np.empty(0, np.int64))
-        return hard, more + scored, looked, rows.size
+        hard, more, lost = look(x, at, rows, self.view, np.empty(0, np.int64))
+        return hard, more + scored, looked, rows.size, lost
