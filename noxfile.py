@@ -27,6 +27,7 @@ nox.options.reuse_venv = "yes"
 nox.options.error_on_external_run = False
 
 CONSTRAINTS = ("-c", ".ci/constraints.txt")
+WORKERS = ("-n", "auto", "--maxprocesses", "4")  # of pytest-xdist, as one core would do the most
 README = Path(__file__).with_name("README.md")
 
 
@@ -130,10 +131,10 @@ def triton(session: nox.Session) -> None:
     run = ["pytest", *(argument for argument in session.posargs if argument != "--gpu")]
     interpreted = why_no_gpu() is not None
     if interpreted:
-        # Triton's interpreter does what NumPy 2.4 refuses, and is slow: a worker for each core.
+        # Triton's interpreter does what NumPy 2.4 refuses.
         packages = ("triton==3.6.0", "numpy<2.4", "pytest-xdist")
         install(session, *CONSTRAINTS, "-e", ".[test,torch]", *packages)
-        run += ["-n", "auto"]
+        run += WORKERS
     else:
         install(session, "-e", ".[test,torch]")
     python = sys.executable if session.venv_backend == "none" else "python"
@@ -180,9 +181,11 @@ def run_tests(session: nox.Session, backend: Backend, *pins: str) -> None:
     extras = ",".join(filter(None, ("test", backend.extra)))
     # The constraints hold a PyTorch for CPU tests; for a GPU pip finds the fitting one.
     constraints = () if on_gpu else CONSTRAINTS
-    install(session, *constraints, "-e", f".[{extras}]", *backend.packages, *pins)
+    workers = () if on_gpu or session.venv_backend == "none" else WORKERS
+    packages = ("pytest-xdist",) if workers else ()
+    install(session, *constraints, "-e", f".[{extras}]", *backend.packages, *packages, *pins)
     python = sys.executable if session.venv_backend == "none" else "python"
-    session.run(python, "-m", "pytest", *arguments, env={"ANYKMEANS_BACKENDS": name})
+    session.run(python, "-m", "pytest", *workers, *arguments, env={"ANYKMEANS_BACKENDS": name})
 
 
 def install(session: nox.Session, *arguments: str) -> None:
