@@ -6,6 +6,7 @@ library and device from the rows that scikit-learn picks.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,17 +17,16 @@ import numpy as np
 from anykmeans import _array as arrays
 from anykmeans import _check as check
 from anykmeans._array import Array, Matrix, to_numpy
-from anykmeans._exact import GAP, Bounds, Grid
+from anykmeans._exact import Grid
 from anykmeans._frame import Frame
 from anykmeans._lloyd import lloyd
 from anykmeans._rows import Rows
-from anykmeans.kernels import agnostic
 
 Draws = np.random.Generator | np.random.RandomState
 Init = str | Array | Callable[..., Array]
 
 _BLOCK = 1024  # rows whose cost is kept as one number, a power of two
-_PIECES, _LONG = 8, 1 << 18  # long tiles: at most so many a thread, of at least so many numbers
+_PIECES, _LONG = 4, 1 << 18  # long tiles: at most so many a thread, of at least so many numbers
 _ROUNDS = 5  # passes of k-means||; Bahmani et al. saw no gain from more
 
 
@@ -154,8 +154,8 @@ class _Tile:
     at: slice
     w: Array | None
     closest: Array  # squared distance to the closest pick, float64
-    owner: Array  # the number of that pick, int32
-    won: Array  # bit j % 8: candidate j may be nearer, uint8
+    kept: Any = None  # what the kernel's sieve keeps of the rows
+    won: Any = None  # which rows which candidates may win; None for all of any
 
 
 class _Seeds:
@@ -163,136 +163,109 @@ class _Seeds:
 
     A step's costs are whole numbers on a grid of their own, so sums over blocks of rows are exact,
     and so is what a candidate saves; where a kernel estimates it, it says how well, and candidates that
-    this cannot tell apart are compared exactly. Rows whose pick is at least twice as far from a candidate as from
-    them are none of its (the triangle inequality).
+    this cannot tell apart are compared exactly. A sieve leaves rows unread that candidates cannot win.
     """
 
     def __init__(self, rows: Rows, first: int, k: int, trials: int) -> None:
         self.rows, self.xp = rows, rows.xp
-        xp, matrix, d = rows.xp, rows.matrix, rows.shape[1]
+        xp, matrix, kernel = rows.xp, rows.matrix, rows.kernel
         self._frame = Frame(matrix, rows.largest)
         c = self._frame.wide(matrix.asarray([first]))
-        self._origin = c[0, :]  # a point near the rows, for products
-        self._picks, self._norms, self._count = np.zeros((k, d)), np.zeros(k), 0
-        self._bounds = Bounds.of(d, 2.0**-53)
-        self._exponent, self._scale = 0, 0.0
+        self._sieve = kernel.sieve(self._frame, rows.work, c, k)
+        self._count, self._exponent, self._scale = 0, 0, 0.0
         self._tiles = []
         for at in self._cut(trials):
             m = at.stop - at.start
             closest = xp.full(m, xp.inf, dtype=xp.float64, device=matrix.device)
-            owner = xp.zeros(m, dtype=xp.int32, device=matrix.device)
-            won = xp.ones(m, dtype=xp.uint8, device=matrix.device)
-            self._tiles.append(_Tile(at, rows.relative_weight(at), closest, owner, won))
+            self._tiles.append(_Tile(at, rows.relative_weight(at), closest))
         blocks = [-(-(tile.at.stop - tile.at.start) // _BLOCK) for tile in self._tiles]
         self._blocks = np.cumsum([0, *blocks])  # number of each tile's first block
-        self._settle(c, np.zeros((1, d)), 1)
+        self._settle(c, 0)
 
     def _cut(self, trials: int) -> list[slice]:
-        """Return tiles: long ones where nothing of the rows' size is written."""
-        (n, d), work, matrix = self.rows.shape, self.rows.work, self.rows.matrix
-        data = matrix.data
-        if (
-            self.rows.kernel.lean
-            and self._frame.exponent == 0
-            and isinstance(data, np.ndarray)
-            and data.flags.c_contiguous
-            and data.dtype == matrix.float_dtype
-        ):
-            pieces = min(_PIECES * work.threads, n * d // _LONG + 1) if work.threads > 1 else 1
-            return work.tiles(step=-(-n // pieces))
-        return work.tiles(step=work.rows_of(d + 2 * trials))
+        """Return tiles: long ones where nothing of the rows' size is written but what copies the rows take."""
+        (n, d), work = self.rows.shape, self.rows.work
+        if not self.rows.kernel.lean:
+            return work.tiles(step=work.rows_of(d + 2 * trials))
+        pieces = n * (d + trials) // _LONG + 1 if work.threads > 1 else 1
+        step = -(-n // min(pieces, _PIECES * work.threads))
+        most = n if self._frame.exponent == 0 else max(1, work.room // d)
+        return work.tiles(step=min(step, most, work.readable(self.rows.matrix)))
 
-    def _read(self, tile: _Tile) -> Array:
-        """Return rows (m, d) in the frame, in the dtype they come in if it is a float."""
-        if self._frame.exponent:
-            return self._frame.wide(tile.at)
-        return self.rows.matrix.rows(tile.at)
+    def _read(self, tile: _Tile) -> Callable[[], Array]:
+        """Return what returns rows (m, d) in the frame, in the dtype they come in if it is a float."""
+        rows = self._frame.wide if self._frame.exponent else self.rows.matrix.rows
+        return functools.partial(rows, tile.at)
 
     def at(self, draws: np.ndarray) -> list[int]:
         """Return the rows at `draws` (t,), from 0 to 1, of the cumulative cost, no row twice."""
         cumulative = self._sums.cumsum()  # whole numbers: exact in any order
         draws = draws * cumulative[-1]
         blocks = cumulative.searchsorted(draws)
-        found = np.empty(draws.shape[0], np.int64)
-        for block in set(blocks.tolist()):
-            number = int(self._blocks.searchsorted(block, side="right")) - 1
-            tile = self._tiles[number]
-            start = (block - int(self._blocks[number])) * _BLOCK
-            rows = slice(start, min(start + _BLOCK, int(tile.closest.shape[0])))
-            cost = to_numpy(tile.closest[rows])  # few enough for the host
-            if tile.w is not None:
-                cost = to_numpy(tile.w[rows]) * cost
-            costs = np.rint(cost * self._scale).cumsum()
-            costs += cumulative[block] - costs[-1]
-            here = blocks == block
-            found[here] = tile.at.start + start + costs.searchsorted(draws[here])
-        return list(dict.fromkeys(found.tolist()))
+        numbers = self._blocks.searchsorted(blocks, side="right") - 1
+        totals = cumulative[blocks]
+        blocks -= self._blocks[numbers]
+        found: dict[int, None] = {}
+        lists = (a.tolist() for a in (draws, totals, blocks, numbers))
+        for draw, total, block, number in zip(*lists, strict=True):
+            tile, start = self._tiles[number], block * _BLOCK
+            rows = slice(start, min(start + _BLOCK, tile.at.stop - tile.at.start))
+            w = None if tile.w is None else tile.w[rows]
+            row = self.rows.kernel.reached(tile.closest[rows], w, self._scale, total, draw)
+            found[tile.at.start + start + row] = None
+        return list(found)
 
     def best(self, candidates: list[int]) -> int:
         """Return the candidate that saves most, the first of equals, and count it as picked."""
-        matrix = self.rows.matrix
-        wide = self._frame.wide(matrix.asarray(candidates))
-        c = to_numpy(wide - self._origin)
-        reach = matrix.asarray(self._reach(c))
+        kernel = self.rows.kernel
+        wide = self._frame.wide(self.rows.matrix.asarray(candidates))
+        against = self._sieve.against(wide)
 
         def gains(tile: _Tile) -> tuple[Any, float]:
-            saved, doubt, tile.won = self.rows.kernel.gains(
-                self.xp,
-                self._read(tile),
-                wide,
-                self._origin,
-                tile.closest,
-                tile.owner,
-                reach,
-                tile.w,
-                self._scale,
+            read, w, scale = self._read(tile), tile.w, self._scale
+            saved, doubt, tile.won = kernel.gains(
+                self.xp, read, wide, tile.closest, tile.kept, against, w, scale
             )
             return to_numpy(saved), doubt
 
         parts, doubts = zip(*self.rows.work.map(gains, self._tiles), strict=True)
         saved, doubt = sum(parts), sum(doubts)
         best = int(np.argmax(saved))
-        if doubt:
-            # Estimates are not rounded to whole numbers, and their sums round.
-            doubt += self.rows.shape[0] * (1 + 2.0**-51 * float(self._sums.sum()))
-            doubtful = np.flatnonzero(saved >= saved[best] - 2 * doubt)
-            if doubtful.size > 1:
-                exact = [self._saved(wide[j : j + 1, :], 1 << j % 8) for j in doubtful.tolist()]
-                best = int(doubtful[np.argmax(exact)])
-        self._settle(wide[best : best + 1, :], c[best : best + 1], 1 << best % 8)
+        # Estimates are not rounded to whole numbers, and their sums round.
+        doubt += self.rows.shape[0] * (1 + 2.0**-51 * float(self._sums.sum()))
+        doubtful = np.flatnonzero(saved >= saved[best] - 2 * doubt)
+        if doubtful.size > 1:
+            places = to_numpy(wide)  # of equal rows, the first
+            first = {places[j].tobytes(): j for j in doubtful[::-1].tolist()}
+            best = max(sorted(first.values()), key=lambda j: self._saved(wide[j : j + 1, :], j))
+        self._settle(wide[best : best + 1, :], best)
         return candidates[best]
 
-    def _reach(self, c: np.ndarray) -> np.ndarray:
-        """Return squared distances (picks, t) from each pick within which rows are not nearer to `c`."""
-        picks, norms = self._picks[: self._count], self._norms[: self._count, None]
-        estimate = picks @ (c * -2.0).T + (c * c).sum(axis=1) + norms
-        lower = self._bounds.lower(np, estimate, norms)
-        # A quarter, less more than rounding takes. Nothing that may have underflowed is used.
-        reach: np.ndarray = np.where(lower > 2.0**-900, lower / (4 * GAP), 0.0)
-        return reach
-
-    def _saved(self, wide: Array, bit: int) -> float:
-        """Return the whole number that a pick at `wide` (1, d) saves; rows without `bit` are not nearer."""
-        xp, scale = self.xp, self._scale
+    def _saved(self, wide: Array, j: int) -> float:
+        """Return the whole number that candidate `j`, at `wide` (1, d), saves."""
+        kernel, scale = self.rows.kernel, self._scale
 
         def saved(tile: _Tile) -> float:
-            y, won = self._read(tile), tile.won & bit
-            return float(agnostic.saved(xp, y, wide, tile.closest, tile.w, scale, won))
+            y, w = self._read(tile)(), tile.w
+            return float(kernel.saved(self.xp, y, wide, tile.closest, w, scale, tile.won, j))
 
         return sum(self.rows.work.map(saved, self._tiles))
 
-    def _settle(self, wide: Array, c: np.ndarray, bit: int) -> None:
-        """Count the pick at `wide` (1, d), or `c` from the origin; rows without `bit` are not nearer."""
+    def _settle(self, wide: Array, j: int) -> None:
+        """Count the pick at `wide` (1, d), candidate `j`, in."""
         kernel, work, pick = self.rows.kernel, self.rows.work, self._count
-        self._picks[pick], self._norms[pick] = c[0], c[0] @ c[0]
+        self._sieve.add(wide)
         self._count += 1
 
         def costs(tile: _Tile) -> tuple[Array, float]:
             return kernel.costs(self.xp, tile.closest, tile.w, self._scale, _BLOCK)
 
         def settle(tile: _Tile) -> tuple[Array, float]:
-            tile.closest, tile.owner = kernel.settle(
-                self.xp, self._read(tile), wide, tile.closest, tile.owner, pick, tile.won & bit
+            y = self._read(tile)()
+            if tile.kept is None:
+                tile.kept = self._sieve.rows(y)
+            tile.closest, tile.kept = kernel.settle(
+                self.xp, y, wide, tile.closest, tile.kept, pick, tile.won, j
             )
             return costs(tile)
 

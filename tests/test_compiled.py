@@ -193,7 +193,7 @@ def test_a_first_look_is_between_the_bounds(many, scale):
     for j in range(0, 400, 50):
         true = ((y - y[j]) ** 2).sum(axis=1)
         low = ((few.astype(np.float64) - few[j]) ** 2).sum(axis=1)
-        slack = 4 * subspace.ERROR * ((y**2).sum(axis=1) + (y[j] ** 2).sum())
+        slack = 4 * subspace.error(y.shape[1]) * ((y**2).sum(axis=1) + (y[j] ** 2).sum())
         assert (low <= true + slack).all()
         assert (true <= low + 4.0 * few[:, -1] * few[j, -1] + slack).all()
 

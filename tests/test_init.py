@@ -1,5 +1,7 @@
 """Where a run starts, and what becomes of a cluster that lost its rows."""
 
+from unittest import mock
+
 import numpy as np
 import pytest
 import referee
@@ -144,6 +146,9 @@ def test_every_kernel_picks_the_same(shape, n, d, part, trials, weights, narrow,
     k = 1 + round(part * (min(n, 40) - 1))
     names = [name for name in kernels.TABLE if kernels.why_not(name, x) is None]
     picks = {name: picks_by(x, k, seed, name, w, trials) for name in names}
+    if "numba" in names:
+        with mock.patch("anykmeans.kernels.numba.SMALL", 0):
+            picks["numba, as if they were many"] = picks_by(x, k, seed, "numba", w, trials)
     assert all(each == picks["agnostic"] for each in picks.values()), picks
 
 

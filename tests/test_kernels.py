@@ -1,5 +1,6 @@
 """Each kernel's steps against plain loops, and the seam that chooses between kernels."""
 
+import functools
 import pathlib
 import sys
 
@@ -8,7 +9,8 @@ import pytest
 
 from anykmeans import kernels, kmeans
 from anykmeans._array import Matrix
-from anykmeans.kernels import agnostic
+from anykmeans._frame import Frame
+from anykmeans._work import Work
 
 SHAPES = [  # rows, features, clusters
     (1, 1, 1),
@@ -83,52 +85,57 @@ def test_segment_sum(steps, m, columns, k, labels_dtype):
 @pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("t", [1, 3, 11])
+@pytest.mark.parametrize("max_bytes", [None, 1])
 @pytest.mark.parametrize(("m", "d"), [(1, 1), (90, 2), (200, 3), (70, 16), (150, 33), (40, 300)])
-def test_steps_of_seeding(steps, m, d, t, dtype, weighted):
+def test_steps_of_seeding(steps, m, d, max_bytes, t, dtype, weighted):
     """What candidates save and win, what a pick changes, and costs, against plain loops."""
     rng = np.random.default_rng([m, d, t])
     y = np.round(rng.normal(size=(m, d)) * 8) / 4  # distances are exact, and often equal
     picks, c = y[rng.integers(m, size=2)] + 0.25, y[rng.integers(m, size=t)]
     to_picks, to_c = (((y[:, None] - b[None]) ** 2).sum(axis=2) for b in (picks, c))
-    owner, closest = to_picks.argmin(axis=1), to_picks.min(axis=1)
+    closest = to_picks.min(axis=1)
     w = np.round(rng.exponential(size=m) * 4) if weighted else None
     weights = np.ones(m) if w is None else w
-    reach = ((picks[:, None] - c[None]) ** 2).sum(axis=2) / 4
     cost, scale = weights * closest, 0.5
     left = np.rint(weights[:, None] * np.minimum(to_c, closest[:, None]) * scale)
     saved = np.rint(cost * scale).sum() - left.sum(axis=0)
+    free = scale * (cost - (weights[:, None] * np.minimum(to_c, closest[:, None])).T).sum(axis=1)
+    so_far = np.rint(cost * scale).cumsum()
     after = np.minimum(closest, to_c[:, t - 1])
+    draws = [0.0, so_far[-1] / 3, so_far[m // 2], so_far[-1]]
     for each in steps:
-        name = each.kernel.name
-        xp, rows = each.see(y, dtype)
-        wide, origin, old = (each.see(a, "float64")[1] for a in (c, y[0], closest))
-        bounds, numbers = each.see(reach, "float64")[1], each.see(owner, "int32")[1]
-        heavy = None if w is None else each.see(w, "float64")[1]
-        got, doubt, won = each.kernel.gains(
-            xp, rows, wide, origin, old, numbers, bounds, heavy, scale
+        name, kernel = each.kernel.name, each.kernel
+        matrix = Matrix.of(each.backend.make(y, dtype), kernel.library)
+        xp, rows, frame = matrix.xp, matrix.data, Frame(matrix, float(np.abs(y).max()))
+        first, second, wide, old = (
+            each.see(a, "float64")[1] for a in (picks[:1], picks[1:], c, np.full(m, np.inf))
         )
-        if doubt:  # nothing was rounded, so that it may differ by a row's rounding, too
-            np.testing.assert_allclose(each.read(got), saved, rtol=0, atol=doubt + m, err_msg=name)
-            exact = [
-                float(
-                    agnostic.saved(
-                        xp, rows, wide[j : j + 1, :], old, heavy, scale, won & 1 << j % 8
-                    )
-                )
-                for j in range(t)
-            ]
-            assert exact == saved.tolist(), name
-        else:
-            np.testing.assert_array_equal(each.read(got), saved, name)
-        maybe = each.read(won)[:, None] >> (np.arange(t) % 8) & 1
-        assert maybe[to_c < closest[:, None]].all(), name
-        sums, largest = each.kernel.costs(xp, old, heavy, scale, 64)
+        heavy = None if w is None else each.see(w, "float64")[1]
+        work = Work(m, d, host=kernel.host, max_bytes=max_bytes)
+        sieve = kernel.sieve(frame, work, first, 3)
+        kept = sieve.rows(rows)
+        for i, pick in enumerate((first, second)):
+            sieve.add(pick)
+            old, kept = kernel.settle(xp, rows, pick, old, kept, i, None, 0)
+        np.testing.assert_array_equal(each.read(old), closest, name)
+        against = sieve.against(wide)
+        read = functools.partial(matrix.rows, slice(0, m))
+        got, doubt, won = kernel.gains(xp, read, wide, old, kept, against, heavy, scale)
+        assert (np.abs(each.read(got) - free) <= doubt).all(), name  # nothing was rounded
+        assert doubt <= 1e-4 * scale * (weights * (closest + (y**2).sum(axis=1))).sum() + 1e-9, name
+        exact = [
+            float(kernel.saved(xp, rows, wide[j : j + 1, :], old, heavy, scale, won, j))
+            for j in range(t)
+        ]
+        assert exact == saved.tolist(), name
+        found, largest = kernel.costs(xp, old, heavy, scale, 64)
         wanted = [np.rint(cost[i : i + 64] * scale).sum() for i in range(0, m, 64)]
-        assert (sums.tolist(), largest) == (wanted, cost.max()), name
-        flags = won & (1 << (t - 1) % 8)
-        old, numbers = each.kernel.settle(xp, rows, wide[t - 1 :, :], old, numbers, 2, flags)
+        assert (found.tolist(), largest) == (wanted, cost.max()), name
+        for draw in draws:
+            row = kernel.reached(old, heavy, scale, so_far[-1], draw)
+            assert row == so_far.searchsorted(draw), name
+        old, kept = kernel.settle(xp, rows, wide[t - 1 :, :], old, kept, 2, won, t - 1)
         np.testing.assert_array_equal(each.read(old), after, name)
-        np.testing.assert_array_equal(each.read(numbers), np.where(after < closest, 2, owner), name)
 
 
 def test_the_choice_is_reported_and_can_be_forced(backend, make, monkeypatch, tmp_path):

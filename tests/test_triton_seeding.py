@@ -153,7 +153,7 @@ def test_each_launch(n, d, t, weighted):
     seeds.settle()
     for pick in range(3):
         c = x[candidates[best]][None, :]
-        closest, owner = agnostic.settle(np, x, c, closest, owner, pick, np.ones(n))
+        closest, owner = agnostic.settle(np, x, c, closest, owner, pick, None, 0)
         np.testing.assert_array_equal(seeds.closest.cpu(), closest)
         np.testing.assert_array_equal(seeds.owner.cpu(), owner)
         assert seeds.picks[: pick + 1].tolist() == picks
@@ -179,8 +179,9 @@ def test_each_launch(n, d, t, weighted):
         np.testing.assert_allclose(least, free, rtol=2.0**-18)
 
         seeds.gains()
+        every = np.ones(n, np.uint8)
         saved = [
-            agnostic.saved(np, x, x[j][None, :], closest, weights, scale, np.ones(n))
+            agnostic.saved(np, x, x[j][None, :], closest, weights, scale, every, 0)
             for j in candidates
         ]
         assert seeds.saved.tolist() == saved

@@ -12,12 +12,19 @@ A kernel is a module of this package. It may define
     bounds after the centroids moved, and the rows whose label they no longer prove;
 ``squared_distances(xp, a, b) -> distances``
     the one distance whose bits are promised, in its one order of addition;
-``gains(xp, y, c, origin, closest, owner, reach, w, scale) -> gains, doubt, won``
-    what each candidate of k-means++ would save, how far off that may be, and which rows it may win;
-``settle(xp, y, c, closest, owner, pick, won) -> closest, owner``
-    what is closest to each row once a candidate is picked;
+``sieve(frame, work, first, k) -> sieve``
+    what rules candidates of k-means++ out: it has ``rows(y)`` and ``against(c)``, what it keeps of rows and
+    of candidates, and ``add(c)`` to count a pick in;
+``gains(xp, read, c, closest, kept, against, w, scale) -> gains, doubt, won``
+    what each candidate would save, how far off that may be, and which rows it may win; ``read()`` is the rows;
+``saved(xp, y, c, closest, w, scale, won, j) -> saved``
+    what a candidate saves exactly;
+``settle(xp, y, c, closest, kept, pick, won, j) -> closest, kept``
+    what is closest to each row, and what is kept of it, once a candidate is picked;
 ``costs(xp, closest, w, scale, block) -> sums, largest``
     the whole-number costs of blocks of rows, to draw from;
+``reached(closest, w, scale, total, draw) -> row``
+    the first row of a block up to which costs add up to the draw;
 ``search(frame, work, k, bounds, exact) -> search``
     all that `anykmeans._search.Search` does, in place of the first three steps; it may `leap`;
 ``together(searches, centroids, passes, tol, w, grids, keep) -> leaps``
@@ -25,7 +32,7 @@ A kernel is a module of this package. It may define
 ``settle_together(searches, centroids)``
     what makes the next `settle` of each search, for the same centroids, find its labels made;
 ``seeds(frame, work, w, first, draws) -> picks``
-    all picks of k-means++, or None if it cannot make them at once, in place of the three steps before;
+    all picks of k-means++, or None if it cannot make them at once, in place of these six steps;
 ``magnitudes(matrix, select, w) -> high, largest, smallest``
     what the grid of the sums is planned from, by feature;
 ``accumulate(matrix, select, w, new, old, grid, k) -> sums``
@@ -43,7 +50,7 @@ A kernel is a module of this package. It may define
 
 and must define ``why_not(x) -> str | None``, the reason it cannot run on the array `x`, and ``LIBRARY``,
 the library whose view of `x` it works on, or None for that of `x`. ``LEAN`` says that its `gains` writes out
-nothing a row. What it lacks comes from ``agnostic``. Adding a kernel is one file and one word in `TABLE`.
+but bits a row. What it lacks comes from ``agnostic``. Adding a kernel is one file and one word in `TABLE`.
 """
 
 from __future__ import annotations
@@ -87,10 +94,10 @@ class Kernel:
         Its name in `TABLE`.
     library : str or None
         The library whose view of an array it works on; None for the array's own.
-    nearest, interval, wear, segment_sum, squared_distances, gains, settle, costs : callable
+    nearest, interval, wear, segment_sum, squared_distances, sieve, gains, saved, settle, costs, reached : callable
         The steps.
     lean : bool
-        Whether `gains` writes out nothing a row, so that tiles of seeding may be long.
+        Whether `gains` writes out but bits a row, so that tiles of seeding may be long.
     one_hot : bool
         Whether `segment_sum` writes out k numbers a row.
     wary : bool
@@ -104,9 +111,12 @@ class Kernel:
     wear: Callable[..., tuple[Array, Array, Array]]
     segment_sum: Callable[..., Array]
     squared_distances: Callable[..., Array]
+    sieve: Callable[..., Any]
     gains: Callable[..., tuple[Array, float, Array]]
+    saved: Callable[..., Array]
     settle: Callable[..., tuple[Array, Array]]
     costs: Callable[..., tuple[Array, float]]
+    reached: Callable[..., int]
     lean: bool
     one_hot: bool
     wary: bool
@@ -179,9 +189,12 @@ def _made(name: str) -> Kernel:
         wear=step("wear"),
         segment_sum=step("segment_sum"),
         squared_distances=step("squared_distances"),
+        sieve=step("sieve"),
         gains=step("gains"),
+        saved=step("saved"),
         settle=step("settle"),
         costs=step("costs"),
+        reached=step("reached"),
         lean=getattr(own, "LEAN", False),
         one_hot=not hasattr(own, "segment_sum") or own is agnostic,
         wary=getattr(own, "WARY", False),

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 
 from anykmeans import _array as arrays
@@ -20,8 +23,11 @@ __all__ = [
     "gains",
     "interval",
     "nearest",
+    "reached",
+    "saved",
     "segment_sum",
     "settle",
+    "sieve",
     "squared_distances",
     "wear",
     "why_not",
@@ -70,24 +76,65 @@ def wear(
     return upper, lower, xp.nonzero(~(upper * GAP < xp.min(lower, axis=0)))[0]
 
 
+class Sieve:
+    """What rules candidates of k-means++ out: the triangle inequality.
+
+    Rows whose pick is at least twice as far from a candidate as from them are none of its.
+    """
+
+    def __init__(self, frame: Any, first: Array, k: int) -> None:
+        d = int(first.shape[1])
+        self._xp, self._matrix = frame.xp, frame.matrix
+        self._origin = first[0, :]  # a point near the rows, for products
+        self._picks, self._norms, self._count = np.zeros((k, d)), np.zeros(k), 0
+        self._bounds = Bounds.of(d, 2.0**-53)
+
+    def rows(self, y: Array) -> Array:
+        """Return what is kept of rows `y` (m, d): the number of each row's pick, int32."""
+        return self._xp.zeros(y.shape[0], dtype=self._xp.int32, device=arrays.device_of(y))
+
+    def add(self, c: Array) -> None:
+        """Count the pick at `c` (1, d) in."""
+        pick = to_numpy(c - self._origin)[0]
+        self._picks[self._count], self._norms[self._count] = pick, pick @ pick
+        self._count += 1
+
+    def against(self, c: Array) -> tuple[Array, Array]:
+        """Return the origin, and for candidates `c` (t, d) squared distances (picks, t), a `reach`.
+
+        Within it from each pick, rows are not nearer to the candidate.
+        """
+        b = to_numpy(c - self._origin)
+        picks, norms = self._picks[: self._count], self._norms[: self._count, None]
+        estimate = picks @ (b * -2.0).T + (b * b).sum(axis=1) + norms
+        lower = self._bounds.lower(np, estimate, norms)
+        # A quarter, less more than rounding takes. Nothing that may have underflowed is used.
+        reach = np.where(lower > 2.0**-900, lower / (4 * GAP), 0.0)
+        return self._origin, self._matrix.asarray(reach)
+
+
+def sieve(frame: Any, work: Any, first: Array, k: int) -> Sieve:
+    """Return what rules candidates out, for `k` picks of which the first is at `first` (1, d)."""
+    return Sieve(frame, first, k)
+
+
 def gains(
     xp: Namespace,
-    y: Array,
+    read: Callable[[], Array],
     c: Array,
-    origin: Array,
     closest: Array,
     owner: Array,
-    reach: Array,
+    against: tuple[Array, Array],
     w: Array | None,
     scale: float,
 ) -> tuple[Array, float, Array]:
     """Return what each of t more centroids `c` (t, d) saves (t,), in doubt by how much, and what it wins.
 
-    Rows `y` (m, d) have squared distances `closest` (m,) to their centroid, number `owner` (m,); those
+    Rows (m, d), which `read` returns, have squared distances `closest` (m,) to their centroid, number `owner` (m,); those
     with ``closest <= reach[owner, j]`` are none of candidate j's. Savings are differences of weighted
-    distances times `scale`; if the doubt is 0, of `whole` numbers. Bit ``j % 8`` of the last result
-    (m,), uint8, is set for all rows nearer to `c[j]`.
+    distances times `scale`. Bit ``j % 8`` of the last result (m,), uint8, is set for all rows nearer to `c[j]`.
     """
+    y, (origin, reach) = read(), against
     m, t = int(closest.shape[0]), int(c.shape[0])
     (at,) = xp.nonzero(closest > xp.take(xp.min(reach, axis=1), owner))
     some = 2 * at.shape[0] < m  # else the others are no more work than to leave them out
@@ -119,10 +166,17 @@ def gains(
 
 
 def saved(
-    xp: Namespace, y: Array, c: Array, closest: Array, w: Array | None, scale: float, won: Array
+    xp: Namespace,
+    y: Array,
+    c: Array,
+    closest: Array,
+    w: Array | None,
+    scale: float,
+    won: Array,
+    j: int,
 ) -> Array:
-    """Return exactly what the centroid `c` (1, d) saves (); rows whose `won` (m,) is 0 are not nearer."""
-    (at,) = xp.nonzero(won)
+    """Return exactly what candidate `j`, at `c` (1, d), saves (), of rows it may have `won` (m,) alone."""
+    (at,) = xp.nonzero(won & (1 << j % 8))
     found = squared_distances(xp, xp.astype(xp.take(y, at, axis=0), xp.float64), c)
     before = xp.take(closest, at)
     w = None if w is None else xp.take(w, at)
@@ -131,14 +185,21 @@ def saved(
 
 
 def settle(
-    xp: Namespace, y: Array, c: Array, closest: Array, owner: Array, pick: int, won: Array
+    xp: Namespace,
+    y: Array,
+    c: Array,
+    closest: Array,
+    owner: Array,
+    pick: int,
+    won: Array | None,
+    j: int,
 ) -> tuple[Array, Array]:
-    """Return `closest` and `owner` (m,) with pick number `pick` at `c` (1, d) counted in.
+    """Return `closest` and `owner` (m,) with pick number `pick`, candidate `j` at `c` (1, d), counted in.
 
-    Only rows where `won` (m,) is not 0 may be nearer to it. What is given may be written to.
+    It may have `won` (m,) only some rows, or None for all. What is given may be written to.
     """
-    (at,) = xp.nonzero(won)
-    if at.shape[0] < won.shape[0]:
+    at = xp.nonzero(xp.ones_like(owner) if won is None else won & (1 << j % 8))[0]
+    if at.shape[0] < owner.shape[0]:
         y = xp.take(y, at, axis=0)
     found = squared_distances(xp, xp.astype(y, xp.float64, copy=False), c)
     before, old = xp.take(closest, at), xp.take(owner, at)
@@ -160,6 +221,15 @@ def costs(
     if full * block < m:
         sums[full] = float(xp.sum(counts[full * block :]))
     return sums, float(xp.max(cost))
+
+
+def reached(closest: Array, w: Array | None, scale: float, total: float, draw: float) -> int:
+    """Return the first row up to which costs add up to the `draw`, if up to the last they do to the `total`."""
+    cost = to_numpy(closest)  # few enough for the host
+    if w is not None:
+        cost = to_numpy(w) * cost
+    so_far = np.rint(cost * scale).cumsum()
+    return int((so_far + (total - so_far[-1])).searchsorted(draw))
 
 
 def whole(xp: Namespace, distances: Array, w: Array | None, scale: float) -> Array:

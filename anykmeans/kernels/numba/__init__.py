@@ -26,7 +26,6 @@ segment_sum = cpu.segment_sum
 SMALL = 1 << 21
 _DIFFERENCES = 64  # features up to which all distances cost less by differences than by a product
 _CACHE = 1 << 15  # numbers of rows that wait in the L2 cache beside a panel of centroids
-_FEW = 32  # features up to which k-means++ measures rows many at a time
 
 
 def why_not(x: Array) -> str | None:
@@ -186,37 +185,70 @@ def _read(matrix: Matrix, select: slice) -> np.ndarray:
     return matrix.data[select] if matrix.direct else matrix.readable(select)[0]
 
 
+def sieve(frame: Any, work: Any, first: np.ndarray, k: int) -> Any:
+    """Return what rules candidates of k-means++ out, see `anykmeans.kernels.numba.seeding`."""
+    from anykmeans.kernels.numba import seeding
+
+    return seeding.Sieve(frame, work)
+
+
 def gains(
     xp: Namespace,
-    y: Array,
+    read: Callable[[], Array],
     c: Array,
-    origin: Array,
     closest: Array,
-    owner: Array,
-    reach: Array,
+    kept: tuple[np.ndarray, ...],
+    against: tuple[np.ndarray, ...],
     w: Array | None,
     scale: float,
 ) -> tuple[Array, float, Array]:
-    """Return what each of t more centroids saves (t,), in doubt by how much, and what it may win (m,)."""
+    """Return what each of t more centroids saves (t,), in doubt by how much, and bits of what it may win (blocks, t)."""
     from anykmeans.kernels.numba import seeding
 
-    y, w = np.ascontiguousarray(y), _weights(w)
-    saved, won = np.zeros(c.shape[0]), np.empty(y.shape[0], np.uint8)
-    if y.shape[1] <= _FEW:
-        seeding.few(y, c, closest, owner, reach, w, scale, saved, won)
-        return saved, 0.0, won
-    doubt = seeding.many(y, c, closest, owner, reach, w, saved, won)
+    (z, edge, spare), w = kept, _weights(w)
+    saved, won = np.zeros(c.shape[0]), np.empty((z.shape[0], c.shape[0]), np.int64)
+    if z.shape[1] == c.shape[1]:
+        doubt = seeding.few(z, edge, spare, *against, w, saved, won)
+    else:
+        y = np.ascontiguousarray(read())
+        doubt = seeding.many(y, c, z, edge, *against, closest, w, saved, won)
     return saved * scale, doubt * scale, won
 
 
-def settle(
-    xp: Namespace, y: Array, c: Array, closest: Array, owner: Array, pick: int, won: Array
-) -> tuple[Array, Array]:
-    """Return `closest` and `owner` (m,) with pick number `pick` at `c` (1, d) counted in."""
+def saved(
+    xp: Namespace,
+    y: Array,
+    c: Array,
+    closest: Array,
+    w: Array | None,
+    scale: float,
+    won: np.ndarray,
+    j: int,
+) -> float:
+    """Return exactly what candidate `j`, at `c` (1, d), saves."""
     from anykmeans.kernels.numba import seeding
 
-    seeding.settle(np.ascontiguousarray(y), c, closest, owner, pick, won)
-    return closest, owner
+    y = np.ascontiguousarray(y)
+    return float(seeding.exact(y, c, closest, _weights(w), scale, won, j))
+
+
+def settle(
+    xp: Namespace,
+    y: Array,
+    c: Array,
+    closest: Array,
+    kept: tuple[np.ndarray, ...],
+    pick: int,
+    won: np.ndarray | None,
+    j: int,
+) -> tuple[Array, tuple[np.ndarray, ...]]:
+    """Return `closest` (m,) and what is kept of rows with candidate `j`, at `c` (1, d), counted in."""
+    from anykmeans.kernels.numba import seeding
+
+    _, edge, spare = kept
+    won = np.empty((0, 0), np.int64) if won is None else won
+    seeding.settle(np.ascontiguousarray(y), c, closest, edge, spare, won, j)
+    return closest, kept
 
 
 def costs(
@@ -229,8 +261,20 @@ def costs(
     return found, seeding.costs(closest, _weights(w), scale, block, found)
 
 
+def reached(
+    closest: np.ndarray, w: np.ndarray | None, scale: float, total: float, draw: float
+) -> int:
+    """Return the first row up to which costs add up to the `draw`, if up to the last they do to the `total`."""
+    from anykmeans.kernels.numba import seeding
+
+    return int(seeding.reached(closest, _weights(w), scale, total, draw))
+
+
+_ONE = np.ones(1)
+
+
 def _weights(w: np.ndarray | None) -> np.ndarray:
-    return np.ones(1) if w is None else np.ascontiguousarray(w)
+    return _ONE if w is None else np.ascontiguousarray(w)
 
 
 def squared_distances(xp: Namespace, a: Array, b: Array) -> Array:

@@ -1,18 +1,24 @@
 # mypy: allow-untyped-defs, allow-untyped-calls
 """Compiled steps of k-means++: every trial of a step in one pass over the rows.
 
-Distances that are kept are `anykmeans._exact`'s bit for bit: no fused or reordered additions. Rows of
-few features are measured for many rows at a time, features transposed. Of more features sums in any
-order, given up as soon as they are too large, tell candidates apart to within a bound on their error.
+A `Sieve` keeps float32 coordinates of each row, in which distances are hardly longer than the true ones, and an
+*edge*, beyond which no candidate is nearer than the row's pick. Of `few` features all are coordinates, so that distances in
+them estimate what candidates save. Of `many` features some directions are, which leave few pairs of a row and a candidate;
+these are measured in float64. Both tell candidates apart to within a bound on the error. Distances that are kept are
+`anykmeans._exact`'s bit for bit: no fused or reordered additions.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
+from anykmeans.kernels.numba import subspace
+from anykmeans.kernels.numba.simd import LANES, SIDE, how_many, lowest, prefetch, saving, within
 from anykmeans.kernels.numba.steps import (
-    SIDE,
     any_order,
+    inline,
     inner,
     jit,
     quarter,
@@ -20,110 +26,254 @@ from anykmeans.kernels.numba.steps import (
     squared_distance,
 )
 
+_FEW = 32  # features up to which all are coordinates
+_SAMPLE = 512  # rows that directions are found from, where they are not
+_NARROW = 2.0**-23  # error of a vector of coordinates, relatively, where it is but rounded
+_WIDER = 1 + 2.0**-9  # edges over squared distances
 
-@inner
-def _nearest(reach):
-    """Return for each pick within what distance no candidate is nearer to its rows."""
-    nearest = np.empty(reach.shape[0])
-    for o in range(reach.shape[0]):
-        nearest[o] = np.inf
-        for j in range(reach.shape[1]):
-            nearest[o] = reach[o, j] if reach[o, j] < nearest[o] else nearest[o]
-    return nearest
+
+class Sieve:
+    """What rules candidates out: coordinates of rows and candidates, and how near a candidate must be in them.
+
+    With errors e of coordinates, a candidate that is nearer than the pick, whose squared distance is B, is in the
+    coordinates within ``(sqrt(B) + e_row + e_candidate)^2 <= (1 + 2^-10) B + 2050 (e_row^2 + e_candidate^2)``.
+    """
+
+    def __init__(self, frame: Any, work: Any) -> None:
+        n, d = frame.matrix.shape
+        p = d if d <= _FEW else LANES if d < 256 else 2 * LANES
+        p = min(p, max(2, work.max_bytes // (16 * n)))
+        sample = frame.wide(np.arange(0, n, -(-n // _SAMPLE)))
+        self._origin = sample.mean(axis=0)
+        self._q: np.ndarray | None = None
+        error = _NARROW
+        if p < d:
+            self._q = subspace.principal(sample - self._origin, p - 1)
+            error = subspace.error(d)
+        self._slack = error**2 * 4096  # times a squared norm: how far errors move an edge
+
+    def rows(self, y: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return what is kept of rows `y` (m, d).
+
+        Coordinates (blocks, p, SIDE), edges (blocks, SIDE), and by how much the errors move these (blocks,).
+        """
+        origin = self._origin
+        if self._q is not None:
+            y = subspace.projected(y, 1.0, origin, self._q)
+            origin = np.zeros(y.shape[1])
+        blocks = -(-y.shape[0] // SIDE)
+        z = np.zeros((blocks, y.shape[1], SIDE), np.float32)
+        edge, spare = np.zeros((blocks, SIDE), np.float32), np.empty(blocks)
+        side(np.ascontiguousarray(y), origin, self._slack, z, spare)
+        return z, edge, spare
+
+    def add(self, c: np.ndarray) -> None:
+        """Count a pick in: rows keep what there is to know of it."""
+
+    def against(self, c: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return coordinates (t, p) of candidates `c` (t, d), float32, and less how much their errors move edges (t,)."""
+        near = c - self._origin
+        if self._q is not None:
+            near = subspace.coordinates(near, self._q)
+        return near.astype(np.float32), (-self._slack * (near**2).sum(axis=1)).astype(np.float32)
 
 
 @jit
-def few(y, c, closest, owner, reach, w, scale, saved, won):
-    """Trials of few features, in float64: rows that no bound rules out, side by side.
+def side(y, origin, slack, z, spare):
+    """Write rows `y` (m, p) less the origin to `z` (blocks, p, SIDE), and `slack` times the largest squared norms."""
+    for block in range(z.shape[0]):
+        start, largest = block * SIDE, 0.0
+        for i in range(y.shape[0] - start if y.shape[0] - start < SIDE else SIDE):
+            norm = 0.0
+            for f in range(y.shape[1]):
+                value = y[start + i, f] - origin[f]
+                z[block, f, i] = value
+                norm += value * value
+            largest = norm if norm > largest else largest
+        spare[block] = largest * slack + 2.0**-100  # and what underflows
 
-    Adds what each of the candidates `c` (t, d) saves to `saved` (t,), and writes to `won` (m,) which may be nearer.
-    """
-    m, d = y.shape
-    t = c.shape[0]
-    left = quarter(d)
-    columns, sums = np.zeros((4 * left, SIDE)), np.zeros((left, SIDE))
-    far = np.zeros((t, 4 * left))
-    for j in range(t):
-        for f in range(d):
-            far[j, f] = c[j, f]
-    weight, before, cost = np.ones(SIDE), np.empty(SIDE), np.empty(SIDE)
-    less, bits = np.zeros((t, SIDE)), np.empty(SIDE, np.int64)
-    rows = np.empty(SIDE, np.uint64)  # a signed index would be looked at twice
-    nearest = _nearest(reach)
-    row = 0
-    while row < m:
-        count = 0
-        while row < m and count < SIDE:
-            won[row], rows[count] = 0, row
-            count += closest[row] > nearest[owner[row]]  # no branch: it would be a guess
-            row += 1
-        for i in range(count):
-            before[i] = closest[rows[i]]
-            weight[i] = w[rows[i]] if w.shape[0] > 1 else w[0]
-        for i in range(count, SIDE):
-            before[i] = 0.0  # nothing is nearer
-        for f in range(d):
-            for i in range(count):
-                columns[f, i] = y[rows[i], f]
-        for i in range(SIDE):
-            cost[i] = np.rint(weight[i] * before[i] * scale)
-            bits[i] = 0
-        for j in range(t):
-            side_by_side(columns, far, j, sums)
-            flag = 1 << (j & 7)
-            for i in range(SIDE):
-                found = sums[0, i]
-                nearer = found < before[i]
-                less[j, i] += cost[i] - np.rint(weight[i] * found * scale) if nearer else 0.0
-                bits[i] |= flag if nearer else 0
-        for i in range(count):
-            won[rows[i]] = bits[i]
-    for j in range(t):
-        for i in range(SIDE):
-            saved[j] += less[j, i]
+
+@inline
+def _edge(before, spare):
+    return np.float32(before * _WIDER + spare if before > 0.0 else 0.0)
 
 
 @any_order
-def many(y, c, closest, owner, reach, w, saved, won):
-    """Trials of many features, estimated: a sum is given up once too large. Returns how far off `saved` may be."""
-    m, d = y.shape
-    piece = 64  # features after which to see whether it is too far already
-    # A sum of d squares in any order errs by less than half of this, and so does the exact one.
-    error, tiny = (d + 8) * 2.0**-51, 2.0**-1000
-    nearest = _nearest(reach)
-    doubt = 0.0
-    for row in range(m):
-        bits, o, before = 0, owner[row], closest[row]
-        if before > nearest[o]:
-            limit = before + before * error + tiny
-            weight = w[row] if w.shape[0] > 1 else w[0]
-            for j in range(c.shape[0]):
-                if before > reach[o, j]:
-                    total = 0.0
-                    for start in range(0, d, piece):
-                        a, b = y[row, start : start + piece], c[j, start : start + piece]
-                        for f in range(a.shape[0]):
-                            step = a[f] - b[f]
-                            total += step * step
-                        if total > limit:
-                            break
-                    if total <= limit:
-                        bits |= 1 << (j & 7)
-                        saved[j] += weight * (before - total) if before > total else 0.0
-                        doubt += weight * before * error + tiny
-        won[row] = bits
+def _measure(y, row, c, j, limit):
+    """Return the squared distance, added in any order, or more than the limit."""
+    total = 0.0
+    if y.shape[1] <= SIDE:
+        for f in range(y.shape[1]):
+            step = y[row, f] - c[j, f]
+            total += step * step
+        return total
+    for start in range(0, y.shape[1], SIDE):
+        a, b = y[row, start : start + SIDE], c[j, start : start + SIDE]
+        for f in range(a.shape[0]):
+            step = a[f] - b[f]
+            total += step * step
+        if total > limit:
+            break
+    return total
+
+
+@any_order
+def _product(a, b):
+    total = a[0] * b[0]
+    for i in range(1, a.shape[0]):
+        total += a[i] * b[i]
+    return total
+
+
+@any_order
+def _total(a):
+    total = a[0]
+    for i in range(1, a.shape[0]):
+        total += a[i]
+    return total
+
+
+@inner
+def _sparse(y, c, closest, w, rows, error, saved, won):
+    """Measure the rows that candidates may win, and correct `won`; return the doubt."""
+    doubt, tiny = 0.0, 2.0**-1000
+    for row in rows:
+        before = closest[row]
+        limit = before + before * error + tiny
+        weight = w[row] if w.shape[0] > 1 else w[0]
+        block, bit = row // SIDE, np.int64(1) << (row % SIDE)
+        for j in range(c.shape[0]):
+            if won[block, j] & bit:
+                total = _measure(y, row, c, j, limit)
+                if total <= limit:
+                    saved[j] += weight * (before - total) if before > total else 0.0
+                    doubt += weight * before * error + tiny
+                else:
+                    won[block, j] ^= bit
     return doubt
 
 
 @jit
-def settle(y, c, closest, owner, pick, won):
-    """Update what is closest, for rows that the pick at `c` (1, d) may be nearer to."""
-    room = np.empty(y.shape[1])
-    for row in range(y.shape[0]):
-        if won[row]:
-            squared = squared_distance(y, row, 1.0, c, np.int64(0), room)
-            if squared < closest[row]:
-                closest[row], owner[row] = squared, pick
+def few(z, edge, spare, near, start, w, saved, won):
+    """Add what each of t candidates at `near` (t, d) saves to `saved` (t,); return how far off that may be.
+
+    The bits of ``won[:, j]`` (blocks,) are the rows that candidate j may be nearer to.
+    """
+    (t, d), weight = near.shape, np.full(SIDE, np.float32(w[0]))
+    less, farthest = np.zeros((t, LANES)), 0.0
+    for j in range(t):
+        farthest = -start[j] if -start[j] > farthest else farthest
+    costs, slack, faint = 0.0, 0.0, 0.0
+    for block in range(z.shape[0]):
+        if w.shape[0] > 1:
+            first = block * SIDE
+            for i in range(SIDE):
+                weight[i] = w[first + i] if first + i < w.shape[0] else 0.0
+            faint += _total(edge[block])
+        for j in range(t):
+            won[block, j] = saving(
+                z, block, near, j, start, edge, _WIDER, spare[block], weight, less
+            )
+        costs += _product(weight, edge[block])
+        slack += _total(weight) * (spare[block] + farthest)
+    for j in range(t):
+        for i in range(LANES):
+            saved[j] += less[j, i]
+    # A squared distance of up to B errs by `2 sqrt(B) e + e^2 <= 2^-20 B + (2^20 + 1) e^2`, and a sum in float32 by its
+    # roundings; a weight by 2^-24 of itself, or 2^-149.
+    return costs * (2.0**-19 + (d + 16) * 2.0**-23) + slack * 2.0**10 + faint * 2.0**-140
+
+
+@jit
+def many(y, c, z, edge, near, start, closest, w, saved, won):
+    """Add what each of the candidates `c` (t, d) saves to `saved` (t,); return how far off that may be.
+
+    The bits of ``won[:, j]`` (blocks,) are the rows that candidate j may be nearer to.
+    """
+    # A sum of d squares in any order errs by less than half of this, and so does the exact one.
+    d, error = y.shape[1], (y.shape[1] + 8) * 2.0**-51
+    rows, waiting = np.empty(2 * SIDE, np.int64), 0
+    line = 64 // y.itemsize
+    doubt = 0.0
+    for block in range(z.shape[0]):
+        some = np.int64(0)
+        for j in range(c.shape[0]):
+            won[block, j] = within(z, block, near, j, start, edge)
+            some |= won[block, j]
+        while some:
+            row = block * SIDE + lowest(some)
+            some &= some - 1
+            rows[waiting] = row
+            waiting += 1
+            prefetch(closest, row)
+            for f in range(0, d if d < 8 * line else 8 * line, line):
+                prefetch(y, row * d + f)
+        if waiting >= SIDE:
+            doubt += _sparse(y, c, closest, w, rows[:waiting], error, saved, won)
+            waiting = 0
+    return doubt + _sparse(y, c, closest, w, rows[:waiting], error, saved, won)
+
+
+@jit
+def exact(y, c, closest, w, scale, won, j):
+    """Return the whole number that candidate `j`, at `c` (1, d), saves."""
+    room, less = np.empty(y.shape[1]), 0.0
+    for block in range(won.shape[0]):
+        bits = won[block, j]
+        while bits:
+            row = block * SIDE + lowest(bits)
+            bits &= bits - 1
+            before, found = closest[row], squared_distance(y, row, 1.0, c, np.int64(0), room)
+            weight = w[row] if w.shape[0] > 1 else w[0]
+            if found < before:
+                less += np.rint(weight * before * scale) - np.rint(weight * found * scale)
+    return less
+
+
+@jit
+def settle(y, c, closest, edge, spare, won, j):
+    """Update what is closest, for rows that candidate `j`, at `c` (1, d), may be nearer to: all if `won` is empty."""
+    m, d = y.shape
+    room, line = np.empty(d), 64 // y.itemsize
+    left = quarter(d)
+    columns, sums, wide = (
+        np.zeros((4 * left, SIDE)),
+        np.zeros((left, SIDE)),
+        np.zeros((1, 4 * left)),
+    )
+    for f in range(d):
+        wide[0, f] = c[0, f]
+    for block in range(edge.shape[0]):
+        first = block * SIDE
+        count = m - first if m - first < SIDE else SIDE
+        bits = won[block, j] if won.shape[0] else np.int64(-1)
+        coming = won[block + 1, j] if block + 1 < won.shape[0] else np.int64(0)
+        while coming:
+            row = first + SIDE + lowest(coming)
+            coming &= coming - 1
+            prefetch(closest, row)
+            for f in range(0, d if d < 8 * line else 8 * line, line):
+                prefetch(y, row * d + f)
+        if d <= _FEW and how_many(bits) > SIDE // 4:
+            for i in range(count):
+                for f in range(d):
+                    columns[f, i] = y[first + i, f]
+            side_by_side(columns, wide, 0, sums)
+            for i in range(count):
+                squared, before = sums[0, i], closest[first + i]
+                before = squared if squared < before else before
+                closest[first + i] = before
+                edge[block, i] = _edge(before, spare[block])
+            continue
+        while bits:
+            i = lowest(bits)
+            bits &= bits - 1
+            if i >= count:
+                break
+            squared = squared_distance(y, first + i, 1.0, c, np.int64(0), room)
+            if squared < closest[first + i]:
+                closest[first + i] = squared
+                edge[block, i] = _edge(squared, spare[block])
 
 
 @jit
@@ -137,15 +287,18 @@ def costs(closest, w, scale, block, sums):
             cost = closest[start + i] * (w[start + i] if w.shape[0] > 1 else w[0])
             high[i] = cost if cost > high[i] else high[i]
             whole[i] = np.rint(cost * scale)
-        for i in range(rows, block):
-            whole[i] = 0.0
-        half = block  # a power of two; halves are added side by side, one sum would wait for itself
-        while half > 1:
-            half //= 2
-            for i in range(half):
-                whole[i] += whole[i + half]
-        sums[number] = whole[0]
+        sums[number] = _total(whole[:rows])  # exact in any order
     largest = 0.0
     for i in range(block):
         largest = high[i] if high[i] > largest else largest
     return largest
+
+
+@jit
+def reached(closest, w, scale, total, draw):
+    """Return the first row up to which costs add up to the `draw`, if up to the last they do to the `total`."""
+    row, before = closest.shape[0], total
+    while row > 0 and before >= draw:
+        row -= 1
+        before -= np.rint(closest[row] * (w[row] if w.shape[0] > 1 else w[0]) * scale)
+    return row

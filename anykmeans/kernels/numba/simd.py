@@ -17,7 +17,8 @@ from numba.extending import intrinsic
 
 LANES = 16  # centroids a panel
 BLOCK = 64  # features a sum is cut into: a product rounds BLOCK + d / BLOCK times, not d times
-WIDTH = 2 * LANES  # rows side by side
+WIDTH = 2 * LANES  # rows side by side, as `lanes` takes them
+SIDE = 64  # and as all others do
 # Rows a tile, and the bytes of a row's sums: as many as the registers hold.
 ROWS, HELD = (8, 128) if llvmlite.binding.get_host_cpu_features().get("avx512f") else (4, 64)
 
@@ -71,6 +72,47 @@ def centre(context, y, t, x, row, ahead, start, stop, scale, offset, c, j):  # t
     return signature, _generate_centre
 
 
+@intrinsic
+def within(context, z, block, c, j, start, edge):  # type: ignore[no-untyped-def]
+    """Return the bits of SIDE rows with ``start[j] + sum((z[block] - c[j]) ** 2) < edge[block]``.
+
+    Coordinates `z` (blocks, p, SIDE) and `c` (t, p), `start` (t,) and `edge` (blocks, SIDE) are C-contiguous and
+    of one floating dtype. Bit r is row r's.
+    """
+    return types.int64(z, block, c, j, start, edge), _generate_within
+
+
+@intrinsic
+def saving(context, z, block, c, j, start, edge, wider, spare, weight, less):  # type: ignore[no-untyped-def]
+    """Return the bits of `within`; add to ``less[j]`` (LANES,), float64, what those rows gain by the centroid.
+
+    That is ``weight * ((edge[block] - spare) / wider - squared distance)`` where it is positive, rows LANES apart in
+    one sum. `weight` (SIDE,) is of the dtype of `z`, and so are the numbers `wider` and `spare`.
+    """
+    signature = types.int64(z, block, c, j, start, edge, z.dtype, z.dtype, weight, less)
+    return signature, _generate_saving
+
+
+@intrinsic
+def lowest(context, bits):  # type: ignore[no-untyped-def]
+    """Return the number of the lowest bit that is set; `bits` is not 0."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.cttz(args[0], ir.Constant(ir.IntType(1), 1))
+
+    return types.int64(types.int64), generate
+
+
+@intrinsic
+def how_many(context, bits):  # type: ignore[no-untyped-def]
+    """Return how many bits are set."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.ctpop(args[0])
+
+    return types.int64(types.int64), generate
+
+
 class _Code:
     """What the generators share: constants, and vectors of the first argument's dtype."""
 
@@ -101,6 +143,12 @@ class _Code:
     def whole(self, i: int) -> Any:
         """Argument `i`, a whole number."""
         return self.context.cast(self.builder, self.args[i], self.signature.args[i], types.intp)
+
+    def size(self, i: int, axis: int) -> Any:
+        """How long an axis of array argument `i` is."""
+        array = self.context.make_array(self.signature.args[i])
+        shape = array(self.context, self.builder, self.args[i]).shape
+        return self.builder.extract_value(shape, axis)
 
     def at(self, pointer: Any, index: Any) -> Any:
         """The place of element `index`."""
@@ -220,6 +268,78 @@ def _generate_lanes(context: Any, builder: Any, signature: Any, args: Any) -> An
         for pointer, value in zip(results, held[b], strict=True):
             code.store(value, code.at(pointer, b * LANES))
     return context.get_dummy_value()
+
+
+def _generate_within(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+    return _within(_Code(context, builder, signature, args))[0]
+
+
+def _within(code: _Code) -> tuple[Any, list[Any], list[Any]]:
+    """The bits of `within`, and by vectors of LANES the squared distances, with the start, and the edges."""
+    builder = code.builder
+    z, c, start, edge = (code.data(i) for i in (0, 2, 4, 5))
+    block, j = code.whole(1), code.whole(3)
+    p = code.size(2, 1)
+    z = code.at(z, builder.mul(builder.mul(block, p), _number(SIDE)))
+    edge = code.at(edge, builder.mul(block, _number(SIDE)))
+    start = code.splat(builder.load(code.at(start, j)))
+    columns = [code.at(z, r) for r in range(0, SIDE, LANES)]
+    squares = _squares(code, p, columns, code.at(c, builder.mul(j, p)), start)
+    edges = [code.load(code.at(edge, r)) for r in range(0, SIDE, LANES)]
+    bits = _number(0)
+    for b, (square, limit) in enumerate(zip(squares, edges, strict=True)):
+        less = builder.fcmp_ordered("<", square, limit)
+        word = builder.zext(builder.bitcast(less, ir.IntType(LANES)), _INDEX)
+        bits = builder.or_(bits, builder.shl(word, _number(b * LANES)))
+    return bits, squares, edges
+
+
+def _generate_saving(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+    code = _Code(context, builder, signature, args)
+    bits, squares, edges = _within(code)
+    start, weight, less = (code.data(i) for i in (4, 8, 9))
+    j = code.whole(3)
+    with builder.if_then(builder.icmp_unsigned("!=", bits, _number(0))):
+        wider, spare = code.splat(args[6]), code.splat(args[7])
+        start = code.splat(builder.load(code.at(start, j)))
+        zero = ir.Constant(code.vector, [0.0] * LANES)
+        total = zero
+        for b, (square, edge) in enumerate(zip(squares, edges, strict=True)):
+            before = builder.fdiv(builder.fsub(edge, spare), wider)
+            gain = builder.fsub(before, builder.fsub(square, start))
+            gain = builder.select(builder.fcmp_ordered(">", gain, zero), gain, zero)
+            total = builder.call(code.fma, [code.load(code.at(weight, b * LANES)), gain, total])
+        wide = ir.VectorType(ir.DoubleType(), LANES)
+        place = code.at(less, builder.mul(j, _number(LANES)))
+        code.store(builder.fadd(code.load(place), code.cast(total, wide)), place)
+    return bits
+
+
+def _squares(code: _Code, d: Any, columns: list[Any], c: Any, start: Any) -> list[Any]:
+    """Add the squares of differences to `start`: of `d` features of vectors from places on, SIDE apart, and of `c`."""
+    builder = code.builder
+    before = builder.block
+    loop, after = (builder.append_basic_block(name) for name in ("features", "squared"))
+    builder.branch(loop)
+
+    builder.position_at_end(loop)
+    f = builder.phi(_INDEX)
+    f.add_incoming(_number(0), before)
+    sums = [builder.phi(code.vector) for _ in columns]
+    value = code.splat(builder.load(code.at(c, f)))
+    feature = builder.mul(f, _number(SIDE))
+    added = []
+    for phi, column in zip(sums, columns, strict=True):
+        phi.add_incoming(start, before)
+        step = builder.fsub(code.load(code.at(column, feature)), value)
+        added.append(builder.call(code.fma, [step, step, phi]))
+        phi.add_incoming(added[-1], loop)
+    following = builder.add(f, _number(1))
+    f.add_incoming(following, loop)
+    builder.cbranch(builder.icmp_signed("<", following, d), loop, after)
+
+    builder.position_at_end(after)
+    return added
 
 
 def _generate_centre(context: Any, builder: Any, signature: Any, args: Any) -> Any:

@@ -14,7 +14,8 @@ import numpy as np
 
 from anykmeans._exact import FAR, GAP, Bounds, Grid
 from anykmeans.kernels.numba import seeding, sums
-from anykmeans.kernels.numba.steps import SIDE, halve, jit, quarter, side_by_side, squared_distance
+from anykmeans.kernels.numba.simd import SIDE
+from anykmeans.kernels.numba.steps import halve, inner, jit, quarter, side_by_side, squared_distance
 
 
 @jit
@@ -104,6 +105,79 @@ def passes(columns, x, w, c, single, unit, tie, scale, step, folds, labels, most
     return done, shift
 
 
+@inner
+def _nearest(reach):
+    """Return for each pick within what distance no candidate is nearer to its rows."""
+    nearest = np.empty(reach.shape[0])
+    for o in range(reach.shape[0]):
+        nearest[o] = np.inf
+        for j in range(reach.shape[1]):
+            nearest[o] = reach[o, j] if reach[o, j] < nearest[o] else nearest[o]
+    return nearest
+
+
+@inner
+def trials(y, c, closest, owner, reach, w, scale, saved, won):
+    """Trials of few features, in float64: rows that no bound rules out, side by side.
+
+    Adds what each of the candidates `c` (t, d) saves to `saved` (t,), and writes to `won` (m,) which may be nearer.
+    """
+    m, d = y.shape
+    t = c.shape[0]
+    left = quarter(d)
+    columns, sums = np.zeros((4 * left, SIDE)), np.zeros((left, SIDE))
+    far = np.zeros((t, 4 * left))
+    for j in range(t):
+        for f in range(d):
+            far[j, f] = c[j, f]
+    weight, before, cost = np.ones(SIDE), np.empty(SIDE), np.empty(SIDE)
+    less, bits = np.zeros((t, SIDE)), np.empty(SIDE, np.int64)
+    rows = np.empty(SIDE, np.uint64)  # a signed index would be looked at twice
+    nearest = _nearest(reach)
+    row = 0
+    while row < m:
+        count = 0
+        while row < m and count < SIDE:
+            won[row], rows[count] = 0, row
+            count += closest[row] > nearest[owner[row]]  # no branch: it would be a guess
+            row += 1
+        for i in range(count):
+            before[i] = closest[rows[i]]
+            weight[i] = w[rows[i]] if w.shape[0] > 1 else w[0]
+        for i in range(count, SIDE):
+            before[i] = 0.0  # nothing is nearer
+        for f in range(d):
+            for i in range(count):
+                columns[f, i] = y[rows[i], f]
+        for i in range(SIDE):
+            cost[i] = np.rint(weight[i] * before[i] * scale)
+            bits[i] = 0
+        for j in range(t):
+            side_by_side(columns, far, j, sums)
+            flag = 1 << (j & 7)
+            for i in range(SIDE):
+                found = sums[0, i]
+                nearer = found < before[i]
+                less[j, i] += cost[i] - np.rint(weight[i] * found * scale) if nearer else 0.0
+                bits[i] |= flag if nearer else 0
+        for i in range(count):
+            won[rows[i]] = bits[i]
+    for j in range(t):
+        for i in range(SIDE):
+            saved[j] += less[j, i]
+
+
+@inner
+def count_in(y, c, closest, owner, pick, won):
+    """Update what is closest, for rows that the pick at `c` (1, d) may be nearer to."""
+    room = np.empty(y.shape[1])
+    for row in range(y.shape[0]):
+        if won[row]:
+            squared = squared_distance(y, row, 1.0, c, np.int64(0), room)
+            if squared < closest[row]:
+                closest[row], owner[row] = squared, pick
+
+
 @jit
 def seeds(y, w, draws, picks):
     """Write to `picks` (k,), of which the first is given, those of greedy k-means++ with `draws` (k - 1, t)."""
@@ -159,14 +233,14 @@ def seeds(y, w, draws, picks):
                     # As `anykmeans._init` has it: a quarter, less more than rounding takes.
                     reach[o, j] = lower / (4 * GAP) if lower > 2.0**-900 else 0.0
             saved = np.zeros(count)
-            seeding.few(y, c[:count], closest, owner, reach, w, scale, saved, won)
+            trials(y, c[:count], closest, owner, reach, w, scale, saved, won)
             best = 0
             for j in range(count):
                 best = j if saved[j] > saved[best] else best
             picks[pick] = candidates[best]
             for row in range(n):
                 won[row] &= 1 << (best & 7)
-        seeding.settle(y, c[best : best + 1], closest, owner, pick, won)
+        count_in(y, c[best : best + 1], closest, owner, pick, won)
         high = seeding.costs(closest, w, scale, block, blocks)
         exponent = math.frexp(high)[1]
         if scale == 0.0 or exponent != last:  # the first fold of `Grid.plan`

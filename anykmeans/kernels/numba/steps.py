@@ -13,6 +13,7 @@ import numpy as np
 from numba import njit
 
 from anykmeans._exact import DOWN, GAP, TINY, UP
+from anykmeans.kernels.numba.simd import SIDE
 
 # On disk after the first time. Compiling that one takes is the price of Numba: NumPy's and Python's own functions,
 # `min` and `max` too, cost much of it, and are spelled out; and what a variable is passed to that begins as a
@@ -27,7 +28,6 @@ any_order = njit(**_options, fastmath={"reassoc", "contract"})
 # Minima in any order.
 any_minimum = njit(**_options, fastmath={"nnan", "nsz", "reassoc"})
 
-SIDE = 64  # rows side by side
 _STRETCH = 256  # rows whose bounds are worn before the doubtful ones are listed
 
 

@@ -21,8 +21,14 @@ WIDE, LONG = 64, 8192  # features and rows from which on fewer coordinates pay
 _SHARE = 4  # features a coordinate, at least
 _SAMPLE = 512  # rows the directions are found from
 _LEFT = 0.1  # of the centroids' squared norms: where more is left out, bounds are too far apart
-# Of a vector of coordinates, relatively: they are stored in float32, and r is found by difference.
-ERROR = 2.0**-18
+
+
+def error(d: int) -> float:
+    """Return the error of a vector of coordinates of `d` features, relatively to its length.
+
+    They are stored in float32, and r is found by difference.
+    """
+    return max(2.0**-18, math.sqrt(d) * 2.0**-25)
 
 
 def directions(y: np.ndarray, c: np.ndarray, p: int) -> np.ndarray | None:
@@ -33,15 +39,15 @@ def directions(y: np.ndarray, c: np.ndarray, p: int) -> np.ndarray | None:
     """
     k = c.shape[0]
     if k >= p:
-        q = _principal(c, p)
+        q = principal(c, p)
         left = (c * c).sum() - ((c @ q) ** 2).sum()
         return q if left <= _LEFT * (c * c).sum() else None
     own = np.linalg.qr(c.T)[0]
     rest = y - (y @ own) @ own.T
-    return np.linalg.qr(np.concatenate([own, _principal(rest, p - k)], axis=1))[0]
+    return np.linalg.qr(np.concatenate([own, principal(rest, p - k)], axis=1))[0]
 
 
-def _principal(y: np.ndarray, p: int) -> np.ndarray:
+def principal(y: np.ndarray, p: int) -> np.ndarray:
     """Return orthonormal directions (d, p), about where the rows `y` (m, d) vary most.
 
     Subspace iteration (Halko, Martinsson and Tropp, SIAM Review 2011).
@@ -87,6 +93,24 @@ def project(x, at, unit, offset, panels, found):
             found[b + r, p - 1] = math.sqrt(norm[r] if norm[r] > 0.0 else 0.0)
 
 
+def _panels(q: np.ndarray, p: int) -> np.ndarray:
+    """Return the directions Q (d, up to p - 1) as `project` takes them, for rows of `p` coordinates."""
+    lanes = np.zeros((q.shape[0], -(-p // LANES) * LANES))
+    lanes[:, : q.shape[1]] = q
+    return np.ascontiguousarray(lanes.reshape(q.shape[0], -1, LANES).transpose(1, 0, 2))
+
+
+def projected(y: np.ndarray, unit: float, offset: np.ndarray, q: np.ndarray) -> np.ndarray:
+    """Return the `coordinates` (m, p + 1), float32, of all rows `y` (m, d)."""
+    p = q.shape[1]
+    panels = _panels(q, p + 1)
+    found = np.empty((y.shape[0], panels.shape[0] * LANES), np.float32)
+    project(y, np.arange(y.shape[0]), unit, offset, panels, found)
+    return (
+        found if found.shape[1] == p + 1 else np.concatenate([found[:, :p], found[:, -1:]], axis=1)
+    )
+
+
 def of_rows(frame: Any, work: Any, c: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
     """Return Q (d, p - 1) for centred `c` (k, d), and all rows' coordinates (n, p), float32.
 
@@ -103,10 +127,7 @@ def of_rows(frame: Any, work: Any, c: np.ndarray) -> tuple[np.ndarray, np.ndarra
     q = directions(frame.centre(frame.wide(every)), c, p - 1)
     if q is None:
         return None
-    found = np.empty((n, p), np.float32)
-    lanes = np.zeros((d, -(-p // LANES) * LANES))
-    lanes[:, : p - 1] = q
-    panels = np.ascontiguousarray(lanes.reshape(d, -1, LANES).transpose(1, 0, 2))
+    found, panels = np.empty((n, p), np.float32), _panels(q, p)
     unit, offset = frame.affine(narrow=False)
 
     def fill(tile: slice) -> None:

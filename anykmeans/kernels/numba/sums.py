@@ -8,8 +8,8 @@ import math
 import numpy as np
 
 from anykmeans._exact import FAR
-from anykmeans.kernels.numba.simd import LANES, ROWS, tile
-from anykmeans.kernels.numba.steps import SIDE, any_minimum, jit, squared_distance, squared_norm
+from anykmeans.kernels.numba.simd import LANES, ROWS, SIDE, tile
+from anykmeans.kernels.numba.steps import any_minimum, jit, squared_distance, squared_norm
 
 
 @jit

@@ -257,7 +257,7 @@ class _Sweep:
                 few = subspace.coordinates(centred, search._subspace[0])
                 p = few.shape[1]
                 errors = Bounds.of(p, 2.0**-24)
-                errors = dataclasses.replace(errors, beta=errors.beta + 16 * subspace.ERROR)
+                errors = dataclasses.replace(errors, beta=errors.beta + 16 * subspace.error(d))
                 self.first_look = _View.of(
                     panels, few, np.float32, np.float32(1), np.zeros(p, np.float32),
                     few[:, -1].copy(), errors,
