@@ -172,7 +172,7 @@ class _Seeds:
         self._frame = Frame(matrix, rows.largest)
         c = self._frame.wide(matrix.asarray([first]))
         self._sieve = kernel.sieve(self._frame, rows.work, c, k)
-        self._count, self._exponent, self._scale = 0, 0, 0.0
+        self._exponent, self._scale = 0, 0.0
         self._tiles = []
         for at in self._cut(trials):
             m = at.stop - at.start
@@ -253,9 +253,7 @@ class _Seeds:
 
     def _settle(self, wide: Array, j: int) -> None:
         """Count the pick at `wide` (1, d), candidate `j`, in."""
-        kernel, work, pick = self.rows.kernel, self.rows.work, self._count
-        self._sieve.add(wide)
-        self._count += 1
+        kernel, work, pick = self.rows.kernel, self.rows.work, self._sieve.add(wide)
 
         def costs(tile: _Tile) -> tuple[Array, float]:
             return kernel.costs(self.xp, tile.closest, tile.w, self._scale, _BLOCK)

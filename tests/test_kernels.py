@@ -114,9 +114,8 @@ def test_steps_of_seeding(steps, m, d, max_bytes, t, dtype, weighted):
         work = Work(m, d, host=kernel.host, max_bytes=max_bytes)
         sieve = kernel.sieve(frame, work, first, 3)
         kept = sieve.rows(rows)
-        for i, pick in enumerate((first, second)):
-            sieve.add(pick)
-            old, kept = kernel.settle(xp, rows, pick, old, kept, i, None, 0)
+        for pick in (first, second):
+            old, kept = kernel.settle(xp, rows, pick, old, kept, sieve.add(pick), None, 0)
         np.testing.assert_array_equal(each.read(old), closest, name)
         against = sieve.against(wide)
         read = functools.partial(matrix.rows, slice(0, m))

@@ -14,7 +14,7 @@ A kernel is a module of this package. It may define
     the one distance whose bits are promised, in its one order of addition;
 ``sieve(frame, work, first, k) -> sieve``
     what rules candidates of k-means++ out: it has ``rows(y)`` and ``against(c)``, what it keeps of rows and
-    of candidates, and ``add(c)`` to count a pick in;
+    of candidates, and ``add(c)``, which counts a pick in and returns what `settle` calls it;
 ``gains(xp, read, c, closest, kept, against, w, scale) -> gains, doubt, won``
     what each candidate would save, how far off that may be, and which rows it may win; ``read()`` is the rows;
 ``saved(xp, y, c, closest, w, scale, won, j) -> saved``

@@ -93,11 +93,12 @@ class Sieve:
         """Return what is kept of rows `y` (m, d): the number of each row's pick, int32."""
         return self._xp.zeros(y.shape[0], dtype=self._xp.int32, device=arrays.device_of(y))
 
-    def add(self, c: Array) -> None:
-        """Count the pick at `c` (1, d) in."""
-        pick = to_numpy(c - self._origin)[0]
-        self._picks[self._count], self._norms[self._count] = pick, pick @ pick
+    def add(self, c: Array) -> int:
+        """Count the pick at `c` (1, d) in, and return its number."""
+        number, pick = self._count, to_numpy(c - self._origin)[0]
+        self._picks[number], self._norms[number] = pick, pick @ pick
         self._count += 1
+        return number
 
     def against(self, c: Array) -> tuple[Array, Array]:
         """Return the origin, and for candidates `c` (t, d) squared distances (picks, t), a `reach`.

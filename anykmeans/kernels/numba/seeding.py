@@ -67,8 +67,9 @@ class Sieve:
         side(np.ascontiguousarray(y), origin, self._slack, z, spare)
         return z, edge, spare
 
-    def add(self, c: np.ndarray) -> None:
-        """Count a pick in: rows keep what there is to know of it."""
+    def add(self, c: np.ndarray) -> int:
+        """Count a pick in: rows keep what there is to know of it, all picks are alike."""
+        return 0
 
     def against(self, c: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return coordinates (t, p) of candidates `c` (t, d), float32, and less how much their errors move edges (t,)."""
@@ -98,15 +99,19 @@ def _edge(before, spare):
     return np.float32(before * _WIDER + spare if before > 0.0 else 0.0)
 
 
+@inline
+def _ask(y, closest, row):
+    """Ask for the beginning of a row, and for what is closest to it."""
+    d, line = y.shape[1], 64 // y.itemsize
+    prefetch(closest, row)
+    for f in range(0, d if d < 8 * line else 8 * line, line):
+        prefetch(y, row * d + f)
+
+
 @any_order
 def _measure(y, row, c, j, limit):
     """Return the squared distance, added in any order, or more than the limit."""
     total = 0.0
-    if y.shape[1] <= SIDE:
-        for f in range(y.shape[1]):
-            step = y[row, f] - c[j, f]
-            total += step * step
-        return total
     for start in range(0, y.shape[1], SIDE):
         a, b = y[row, start : start + SIDE], c[j, start : start + SIDE]
         for f in range(a.shape[0]):
@@ -191,9 +196,8 @@ def many(y, c, z, edge, near, start, closest, w, saved, won):
     The bits of ``won[:, j]`` (blocks,) are the rows that candidate j may be nearer to.
     """
     # A sum of d squares in any order errs by less than half of this, and so does the exact one.
-    d, error = y.shape[1], (y.shape[1] + 8) * 2.0**-51
+    error = (y.shape[1] + 8) * 2.0**-51
     rows, waiting = np.empty(2 * SIDE, np.int64), 0
-    line = 64 // y.itemsize
     doubt = 0.0
     for block in range(z.shape[0]):
         some = np.int64(0)
@@ -205,9 +209,7 @@ def many(y, c, z, edge, near, start, closest, w, saved, won):
             some &= some - 1
             rows[waiting] = row
             waiting += 1
-            prefetch(closest, row)
-            for f in range(0, d if d < 8 * line else 8 * line, line):
-                prefetch(y, row * d + f)
+            _ask(y, closest, row)
         if waiting >= SIDE:
             doubt += _sparse(y, c, closest, w, rows[:waiting], error, saved, won)
             waiting = 0
@@ -234,7 +236,7 @@ def exact(y, c, closest, w, scale, won, j):
 def settle(y, c, closest, edge, spare, won, j):
     """Update what is closest, for rows that candidate `j`, at `c` (1, d), may be nearer to: all if `won` is empty."""
     m, d = y.shape
-    room, line = np.empty(d), 64 // y.itemsize
+    room = np.empty(d)
     left = quarter(d)
     columns, sums, wide = (
         np.zeros((4 * left, SIDE)),
@@ -251,9 +253,7 @@ def settle(y, c, closest, edge, spare, won, j):
         while coming:
             row = first + SIDE + lowest(coming)
             coming &= coming - 1
-            prefetch(closest, row)
-            for f in range(0, d if d < 8 * line else 8 * line, line):
-                prefetch(y, row * d + f)
+            _ask(y, closest, row)
         if d <= _FEW and how_many(bits) > SIDE // 4:
             for i in range(count):
                 for f in range(d):

@@ -230,7 +230,7 @@ def seeds(y, w, draws, picks):
                         step = y[picks[o], f] - c[j, f]
                         squared += step * step
                     lower = squared * (1 - error)
-                    # As `anykmeans._init` has it: a quarter, less more than rounding takes.
+                    # As the sieve of `anykmeans.kernels.agnostic` has it: a quarter, less more than rounding takes.
                     reach[o, j] = lower / (4 * GAP) if lower > 2.0**-900 else 0.0
             saved = np.zeros(count)
             trials(y, c[:count], closest, owner, reach, w, scale, saved, won)
