@@ -14,7 +14,7 @@ from __future__ import annotations
 import functools
 import math
 import operator
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,6 +28,9 @@ UP, DOWN, TINY = 1 + 2.0**-22, 1 - 2.0**-22, 2.0**-120
 GAP = 1 + 2.0**-20  # the factor between bounds that prove a label: more than any tie
 FAR = 2.0**80  # a squared norm beyond which rows are out of the range of a frame, or not finite
 _FEW = 16  # features up to which it pays to have them first
+DIGITS, NARROW_DIGITS = 53, 24  # bits of a float64, and of a float32
+_LAST, _NARROW_LAST = -1074, -149  # exponents of their last bits
+_HALVING = 2.0**27 + 1  # a float64 times this, less what it adds, is the upper half of its bits
 _ROOM = 52  # a float64 holds every whole number of this many bits, and one bit more for a sum
 
 
@@ -51,55 +54,154 @@ class Grid:
     folds: int
 
     @classmethod
-    def plan(cls, high: np.ndarray, n: int, lowest_bit: np.ndarray) -> Grid:
-        """Return the grid for sums of `n` summands of magnitude at most `high` (columns,).
+    def plan(
+        cls,
+        largest: np.ndarray,
+        n: int,
+        lowest_bit: np.ndarray,
+        high: np.ndarray | None = None,
+    ) -> Grid:
+        """Return the grid for sums of `n` summands of magnitude at most `largest` (columns,).
 
-        `lowest_bit` (columns,) holds exponents e such that every summand is a multiple of ``2**e``.
+        `lowest_bit` (columns,) holds exponents e such that every summand is a multiple of ``2**e``. Where a summand is
+        a weight times a value of at most `high` (columns,), the product and what its rounding took are two of `n`.
         """
         bits = max(n - 1, 0).bit_length()
-        coarse = np.minimum(_ROOM - bits - np.frexp(high)[1], 1023)
+        coarse = np.minimum(_ROOM - bits - np.frexp(largest)[1], 1023)
+        if (
+            high is not None
+        ):  # scaled values are split into halves: neither they nor these may overflow
+            coarse = np.minimum(coarse, 960 - np.frexp(high)[1])
         missing = float(np.max(-lowest_bit - coarse, initial=0))
         folds = min(FOLDS, 1 + math.ceil(missing / (_ROOM + 1 - bits)))
         return cls(np.ldexp(1.0, coarse), 2.0 ** (_ROOM + 1 - bits), folds)
 
     @classmethod
-    def of_costs(cls, high: float, n: int) -> Grid:
-        """Return the grid for the sum of `n` costs of at most `high`."""
-        return cls.plan(np.asarray([high]), n, np.frexp(np.asarray([high]))[1] - 2.0 * _ROOM)
+    def of(
+        cls,
+        high: np.ndarray,
+        largest: np.ndarray,
+        smallest: np.ndarray,
+        n: int,
+        digits: int,
+        weight_digits: int | None = None,
+    ) -> Grid:
+        """Return the grid for sums over `n` rows of values of at most `high` (columns,) and `digits` bits.
 
-    def split(self, xp: Namespace, values: Array, scale: Array) -> Array:
-        """Return `values` (m, columns) as whole numbers (m, folds * columns), coarsest grid first.
+        The summands, or what weights of `weight_digits` bits make of them, are from `smallest`, the least that is
+        not zero, or infinite if all are, to `largest` (columns,).
+        """
+        empty = ~np.isfinite(smallest)
+        first = np.frexp(np.where(empty, 1.0, smallest))[1]
+        if weight_digits is None:
+            least = _NARROW_LAST if digits == NARROW_DIGITS else _LAST
+            lowest = np.maximum(first - float(digits), least)
+            return cls.plan(largest, n, np.where(empty, 0.0, lowest))
+        # A product may be rounded up to the next power of two.
+        lowest = first - 1.0 - min(digits + weight_digits, 2 * DIGITS)
+        return cls.plan(largest, 2 * n, np.where(empty, 0.0, lowest), high)
+
+    @classmethod
+    def of_costs(cls, extent: tuple[float, float, float], n: int, weighted: bool) -> Grid:
+        """Return the grid for the sum of `n` costs, of which `extent_of_costs` is known."""
+        high, largest, smallest = (np.asarray([value]) for value in extent)
+        return cls.of(high, largest, smallest, n, DIGITS, DIGITS if weighted else None)
+
+    def split(self, xp: Namespace, values: Array, scale: Array, w: Array | None = None) -> Array:
+        """Return `values` (m, columns), times `w` (m,), as whole numbers (m, folds * columns), coarsest grid first.
 
         `scale` is ``self.scale`` where the values live.
         """
         rest = values * scale
-        parts = [xp.round(rest)]
+        chains = [rest] if w is None else list(two_product(rest, w[:, None]))
+        parts = [functools.reduce(operator.add, map(xp.round, chains))]
         for _ in range(1, self.folds):
-            rest = (rest - parts[-1]) * self.step
-            parts.append(xp.round(rest))
+            chains = [(rest - xp.round(rest)) * self.step for rest in chains]
+            parts.append(functools.reduce(operator.add, map(xp.round, chains)))
         return parts[0] if len(parts) == 1 else xp.concat(parts, axis=-1)
 
     def total(self, xp: Namespace, sums: Array, scale: Array) -> Array:
-        """Return the sums (k, columns), float64, that whole-number `sums` (k, folds * columns) mean."""
+        """Return the sums (k, columns), float64, that whole-number `sums` (k, folds * columns) mean.
+
+        Correctly rounded, so that sums which are equal give equal floats, whatever their grid.
+        """
         columns = int(self.scale.shape[0])
         parts = [sums[:, i * columns : (i + 1) * columns] for i in range(self.folds)]
-        # Carry what overflowed a finer grid up, so that equal totals have equal parts.
+        # Carry what overflowed a finer grid up: what is left of it is at most half a step of the grid before.
         for i in range(self.folds - 1, 0, -1):
             carry = xp.round(parts[i] / self.step)
             parts[i] = parts[i] - carry * self.step
             parts[i - 1] = parts[i - 1] + carry
-        # From the finest up: what is left of the finer grids only decides how the last addition rounds.
-        tail = xp.zeros_like(parts[0])
-        for i in range(self.folds - 1, 0, -1):
-            tail = (parts[i] + tail) / self.step
-        return (parts[0] + tail + 0.0) / scale  # never -0.0, which some ways of adding give
+        # From the coarsest down: one addition rounds, what it loses is `low`; only where that is half a unit does the
+        # sign of the first that follows decide (as in Python's `math.fsum`).
+        found, low, after = parts[0], xp.zeros_like(parts[0]), xp.zeros_like(parts[0])
+        unit = 1.0
+        for i in range(1, self.folds):
+            unit /= self.step
+            finer = parts[i] * unit
+            exact = low == 0
+            further = found + finer
+            after = xp.where(exact | (after != 0), after, finer)
+            low = xp.where(exact, finer - (further - found), low)
+            found = xp.where(exact, further, found)
+        beyond = found + 2 * low
+        tie = (low * after > 0) & (beyond - found == 2 * low)
+        return (
+            xp.where(tie, beyond, found) + 0.0
+        ) / scale  # never -0.0, which some ways of adding give
+
+    def __eq__(self, other: object) -> bool:
+        return (
+            isinstance(other, Grid)
+            and (self.step, self.folds) == (other.step, other.folds)
+            and np.array_equal(self.scale, other.scale)
+        )
 
 
-def exact_sum(xp: Namespace, parts: Iterable[Array], high: float, n: int) -> float:
-    """Return the sum of the values in `parts` (m,), float64, at most `high` each and `n` in all."""
-    grid = Grid.of_costs(high, n)
+def two_product(a: Array, b: Array) -> tuple[Array, Array]:
+    """Return the rounded product of two float64 arrays, and exactly what the rounding took.
+
+    By halves of the factors, whose products are exact (Dekker, "A floating-point technique for extending the
+    available precision", Numerische Mathematik 1971); no library has to have a fused multiplication and addition.
+    """
+    product = a * b
+    (a_high, a_low), (b_high, b_low) = _halves(a), _halves(b)
+    error = ((a_high * b_high - product) + a_high * b_low + a_low * b_high) + a_low * b_low
+    return product, error
+
+
+def _halves(a: Array) -> tuple[Array, Array]:
+    """Return what float64 `a` is the sum of: two numbers of at most 26 bits."""
+    scaled = a * _HALVING
+    high = scaled - (scaled - a)
+    return high, a - high
+
+
+def significant_bits(xp: Namespace, w: Array, narrow: bool) -> int:
+    """Return a number of bits that hold each weight of `w` (n,), float64; all are float32 if `narrow`."""
+    most = NARROW_DIGITS if narrow else DIGITS
+    if bool(xp.all(xp.round(w) == w)):
+        return min(int(np.frexp(float(xp.max(w)))[1]), most)
+    return most
+
+
+def extent_of_costs(xp: Namespace, values: Array, w: Array | None) -> tuple[float, float, float]:
+    """Return the largest of `values` (m,), not negative, and the largest and the smallest nonzero of them times `w`."""
+    costs = values if w is None else w * values
+    smallest = xp.min(xp.where(costs > 0, costs, xp.full_like(costs, xp.inf)))
+    return float(xp.max(values)), float(xp.max(costs)), float(smallest)
+
+
+def merged_extent(extents: Sequence[tuple[float, float, float]]) -> tuple[float, float, float]:
+    """Return the extent of several parts' costs as one."""
+    highs, largests, smallests = zip(*extents, strict=True)
+    return max(highs), max(largests), min(smallests)
+
+
+def exact_sum(xp: Namespace, parts: Iterable[tuple[Array, Array | None]], grid: Grid) -> float:
+    """Return the sum over the parts of values (m,), float64, times their weights (m,), by a `grid` of costs."""
     scale = float(grid.scale[0])
-    sums = [xp.sum(grid.split(xp, part[:, None], scale), axis=0) for part in parts]
+    sums = [xp.sum(grid.split(xp, v[:, None], scale, w), axis=0) for v, w in parts]
     return float(grid.total(xp, functools.reduce(operator.add, sums)[None, :], scale)[0, 0])
 
 

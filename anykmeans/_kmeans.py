@@ -93,8 +93,8 @@ def kmeans(
     k : int
         Number of clusters, between 1 and n.
     sample_weight : array of shape (n,) or (b, n), optional
-        Weight of each row, not negative, beside `x`. A weight of 2 is the row twice. Weights (n,) are
-        those of every problem.
+        Weight of each row, not negative, beside `x`. A weight of 2 is the row twice, to the last bit of
+        the result from given centroids. Weights (n,) are those of every problem.
     init : {"k-means++", "k-means||", "random"}, array of shape (k, d) or (b, k, d), or callable
         Initial centroids, or how to draw them. A callable is called as ``init(x, k, rng)``, for each
         problem with its rows (n, d); centroids (k, d) are those of every problem.
@@ -105,7 +105,7 @@ def kmeans(
         Most passes of a run.
     tol : float
         A run stops when the squared moves of all centroids add up to no more than `tol` times the
-        mean variance of the features.
+        mean weighted variance of the features.
     rng : None, int, SeedSequence, BitGenerator, Generator or RandomState
         Where draws come from, always on the host. A RandomState is drawn from as scikit-learn does.
         A batch draws problem after problem, all runs of one before the next.

@@ -13,7 +13,17 @@ import numpy as np
 
 from anykmeans import _check as check
 from anykmeans._array import Array, Matrix, Selection, to_numpy
-from anykmeans._exact import Grid, exact_sum, halving_sum, power_of_two
+from anykmeans._exact import (
+    DIGITS,
+    NARROW_DIGITS,
+    Grid,
+    exact_sum,
+    extent_of_costs,
+    halving_sum,
+    merged_extent,
+    power_of_two,
+    significant_bits,
+)
 from anykmeans._frame import Frame
 from anykmeans._groups import groups
 from anykmeans._search import Search
@@ -153,30 +163,31 @@ class Rows:
                 smallest = xp.min(xp.where(x > 0, x, xp.full_like(x, xp.inf)), axis=0)
             return tuple(to_numpy(a).astype(np.float64) for a in (high, largest, smallest))
 
-        found = self.work.map(magnitudes, self._shares(self.shape[0]))
-        highs, largests, smallests = zip(*found, strict=True)
-        high, largest = (functools.reduce(np.maximum, each) for each in (highs, largests))
+        high, largest, smallest = self.work.reduce(
+            magnitudes, self._shares(self.shape[0]), _merged_magnitudes
+        )
         check.finite(high, name, matrix.dtype)
         if self.weights is not None:
             check.finite(largest, f"sample_weight * {name}", "float64")
         check.summable(largest, self.shape[0], name)
-        self._extent = largest, functools.reduce(np.minimum, smallests)
+        self._extent = high, largest, smallest
         self.largest = float(high.max())
 
     @functools.cached_property
     def grid(self) -> Grid:
         """The grids of the sums, which labels alone do not need."""
-        largest, smallest = self._extent
-        # Every summand is a multiple of the last bit of the smallest.
-        digits, least = (24, -149) if self.matrix.narrow and self.weights is None else (53, -1074)
-        empty = ~np.isfinite(smallest)
-        lowest = np.maximum(np.frexp(np.where(empty, 1.0, smallest))[1] - float(digits), least)
-        lowest[empty] = 0.0
-        if self.weights is None:
-            if self.matrix.integral:
-                lowest[:] = 0.0
-            largest, lowest = np.append(largest, 1.0), np.append(lowest, 0.0)
-        return Grid.plan(largest, self.shape[0], lowest)
+        high, largest, smallest = self._extent
+        n, matrix = self.shape[0], self.matrix
+        digits = NARROW_DIGITS if matrix.narrow else DIGITS
+        if self.weights is not None:
+            w = self.relative_weight(slice(0, n))
+            weight_digits = significant_bits(self.xp, w, self.weights.narrow)
+            return Grid.of(np.append(high, 1.0), largest, smallest, n, digits, weight_digits)
+        if matrix.integral:
+            smallest = np.maximum(smallest, 2.0 ** (digits - 1))  # whose last bit is 1
+        one = 1.0, 2.0 ** (digits - 1)
+        largest, smallest = np.append(largest, one[0]), np.append(smallest, one[1])
+        return Grid.of(largest, largest, smallest, n, digits)
 
     @functools.cached_property
     def _scale(self) -> Array:
@@ -206,12 +217,9 @@ class Rows:
         """Return the rows' weighted values and weights, split on the grid (m, folds * (d + 1))."""
         xp = self.xp
         x = self.matrix.rows(select, xp.float64)
-        w = self.relative_weight(select)
-        if w is None:
-            w = xp.ones(x.shape[0], dtype=xp.float64, device=self.matrix.device)
-        else:
-            x = x * w[:, None]
-        return self.grid.split(xp, xp.concat([x, w[:, None]], axis=1), self._scale)
+        one = xp.ones((x.shape[0], 1), dtype=xp.float64, device=self.matrix.device)
+        values = xp.concat([x, one], axis=1)
+        return self.grid.split(xp, values, self._scale, self.relative_weight(select))
 
     def stats(
         self, labels: Array, k: int, select: Array | None = None, old: Array | None = None
@@ -233,22 +241,11 @@ class Rows:
                 values, new = xp.concat([values, -values]), xp.concat([new, before])
             return self.kernel.segment_sum(xp, values, new, k)
 
-        def run(tiles: list[slice]) -> Array:
-            return functools.reduce(operator.add, map(added, tiles))
-
         tiles = self._shares(m, k)
-        if len(tiles) == 1:
-            return ClusterStats(added(tiles[0]), grid)
-        runs = [tiles[i :: self.work.threads] for i in range(min(self.work.threads, len(tiles)))]
-        if not runs:
-            zero = self.xp.zeros(
-                (k, grid.folds * (self.shape[1] + 1)),
-                dtype=self.xp.float64,
-                device=self.matrix.device,
-            )
-            return ClusterStats(zero, grid)
-        parts = [ClusterStats(sums, grid) for sums in self.work.map(run, runs)]
-        return functools.reduce(ClusterStats.__add__, parts)
+        if tiles:
+            return ClusterStats(self.work.reduce(added, tiles, operator.add), grid)
+        shape = (k, grid.folds * (self.shape[1] + 1))
+        return ClusterStats(xp.zeros(shape, dtype=xp.float64, device=self.matrix.device), grid)
 
     def totals(self, stats: ClusterStats) -> tuple[Array, Array]:
         """Return the sums (k, d) and weights (k,) of `stats`, float64, both of relative weights."""
@@ -398,28 +395,28 @@ class Rows:
         if self.kernel.cost is not None:
             return self.kernel.cost(distances, self.relative_weight(slice(0, self.shape[0])))
 
-        def cost(tile: slice) -> Array:
-            w = self.relative_weight(tile)
-            return distances[tile] if w is None else w * distances[tile]
-
         tiles = self.work.tiles(step=max(1, self.work.tile // 8))
-        high = max(self.work.map(lambda tile: float(self.xp.max(cost(tile))), tiles))
-        return exact_sum(self.xp, (cost(tile) for tile in tiles), high, self.shape[0])
+        weigh = self.relative_weight
+        extents = self.work.map(
+            lambda tile: extent_of_costs(self.xp, distances[tile], weigh(tile)), tiles
+        )
+        extent = merged_extent(extents)
+        grid = Grid.of_costs(extent, self.shape[0], self.weights is not None)
+        return exact_sum(self.xp, ((distances[tile], weigh(tile)) for tile in tiles), grid)
 
     def variance(self) -> float:
-        """Return the mean over features of the rows' variance (unweighted), in the scaled frame."""
-        xp = self.xp
-        n, d = self.shape
-        plain = (
-            self
-            if self.weights is None
-            else Rows(self.matrix, None, self.kernel, max_bytes=self.work.max_bytes)
-        )
+        """Return the mean over features of the rows' weighted variance, in the scaled frame."""
+        variance, exponent = self._variance
+        return math.ldexp(variance, 2 * (exponent - self.frame.exponent))
+
+    @functools.cached_property
+    def _variance(self) -> tuple[float, int]:
+        """The variance, and the exponent of the frame it is in: the same for every start."""
+        xp, (n, d) = self.xp, self.shape
         labels = xp.zeros(n, dtype=xp.int32, device=self.matrix.device)
-        sums, mass = plain.totals(plain.stats(labels, 1))
-        mean = self.frame.widen(sums / mass[:, None])
-        spread = self._distances(mean, labels)
-        return plain.cost(spread) / n / d
+        sums, mass = self.totals(self.stats(labels, 1))
+        spread = self._distances(self.frame.widen(sums / mass[:, None]), labels)
+        return self.cost(spread) / float(mass[0]) / d, self.frame.exponent
 
     def label(self, c: Array) -> Array | None:
         """Return the labels (n,) of the nearest of the centroids `c`, or None if a glance at the rows misled."""
@@ -439,6 +436,13 @@ class Rows:
                 if part:  # in four steps, as 2**exponent itself may be out of range
                     distances = distances * 2.0**part
         return labels, distances, inertia
+
+
+def _merged_magnitudes(
+    a: tuple[np.ndarray, ...], b: tuple[np.ndarray, ...]
+) -> tuple[np.ndarray, ...]:
+    """Return the largest of two parts' largest magnitudes, twice, and the smallest of their smallest."""
+    return np.maximum(a[0], b[0]), np.maximum(a[1], b[1]), np.minimum(a[2], b[2])
 
 
 def settle_together(sources: list[Rows], centroids: list[Array]) -> None:

@@ -32,6 +32,11 @@ class ClusterStats:
     grid: Grid
 
     def __add__(self, other: ClusterStats) -> ClusterStats:
+        if self.grid != other.grid:
+            raise ValueError(
+                "ClusterStats can be added on one grid only; got two, whose whole numbers mean different steps. "
+                "Plan one grid for all rows."
+            )
         return ClusterStats(self.sums + other.sums, self.grid)
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
@@ -170,3 +171,10 @@ class Work:
                 if not helper.cancel():  # it has begun
                     helper.result()
         return [results[i] for i in range(len(items))]
+
+    def reduce(self, work: Callable[[T], R], items: Sequence[T], add: Callable[[R, R], R]) -> R:
+        """Return the results of `work` on the items, put together by `add` in any order as they come."""
+        runs = [items[i :: self.threads] for i in range(min(self.threads, len(items)))]
+        return functools.reduce(
+            add, self.map(lambda run: functools.reduce(add, map(work, run)), runs)
+        )

@@ -392,7 +392,7 @@ class KMeans(_BaseKMeans):
     max_iter : int, default=300
         Largest number of iterations of one start.
     tol : float, default=1e-4
-        Stop when the squared shift of the centroids, summed, is at most `tol` times the mean variance
+        Stop when the squared shift of the centroids, summed, is at most `tol` times the mean weighted variance
         of the features.
     verbose : int, default=0
         If not 0, print one line about the outcome of the fit.

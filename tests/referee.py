@@ -1,6 +1,7 @@
 """A k-means nobody can doubt: float64, plain loops, `math.fsum`. The tests compare the library with it."""
 
 import math
+from fractions import Fraction
 
 import numpy as np
 
@@ -34,8 +35,16 @@ def nearest(x, c):
 
 
 def mean(x, w):
-    """Weighted mean (d,) of the rows: `math.fsum` of the products over `math.fsum` of the weights."""
-    return np.array([math.fsum(w * x[:, f]) / math.fsum(w) for f in range(x.shape[1])])
+    """Weighted mean (d,) of the rows: the exact sum of the products over that of the weights, each rounded once."""
+    if (w == 1).all():
+        return np.array([math.fsum(x[:, f]) / len(x) for f in range(x.shape[1])])
+    return np.array([weighted_sum(x[:, f], w) / math.fsum(w) for f in range(x.shape[1])])
+
+
+def weighted_sum(values, w):
+    """The exact sum of the values (n,) times their weights (n,), rounded once."""
+    exact = sum(Fraction(float(v)) * Fraction(float(u)) for v, u in zip(values, w, strict=True))
+    return float(exact)
 
 
 def update(x, w, labels, squared, c, empty="relocate"):
@@ -60,7 +69,7 @@ def kmeans(x, c, w=None, *, max_iter=300, tol=1e-4, dtype=np.float64, empty="rel
     """
     x, c = x.astype(np.float64), c.astype(dtype).astype(np.float64)
     w = np.ones(x.shape[0]) if w is None else w.astype(np.float64)
-    threshold = tol * np.mean(np.var(x, axis=0))
+    threshold = tol * np.mean(np.average((x - mean(x, w)) ** 2, axis=0, weights=w))
     before = np.full(x.shape[0], -1)
     for n_iter in range(1, max_iter + 1):  # noqa: B007
         labels, squared = nearest(x, c)
@@ -71,7 +80,7 @@ def kmeans(x, c, w=None, *, max_iter=300, tol=1e-4, dtype=np.float64, empty="rel
             break
         before = labels
     labels, squared = nearest(x, c)
-    return c, labels, math.fsum(w * squared), n_iter
+    return c, labels, weighted_sum(squared, w), n_iter
 
 
 def kmeans_plusplus(x, k, random_state, w=None, trials=None):

@@ -3,12 +3,15 @@
 import itertools
 import math
 from fractions import Fraction
+from importlib.util import find_spec
 
 import numpy as np
 import pytest
 import referee
 
-from anykmeans import assign, kmeans
+from anykmeans import assign, kernels, kmeans
+from anykmeans._exact import Grid
+from anykmeans._stats import ClusterStats
 
 EMPTY = "ignore:Number of distinct clusters"  # "keep" may leave clusters empty, and says so
 
@@ -64,7 +67,7 @@ def test_labels_at_offset_1e6(backend, make, host, kernel, dtype, d):
     centroids = host(result.centroids).astype(np.float64)
     labels, squared = referee.nearest(x.astype(np.float64), centroids)
     np.testing.assert_array_equal(host(result.labels), labels)
-    assert result.inertia == pytest.approx(math.fsum(squared), rel=1e-15)
+    assert result.inertia == math.fsum(squared)
 
 
 @pytest.mark.parametrize(
@@ -154,21 +157,46 @@ def test_the_whole_run_is_the_referees(backend, make, host, kernel, n, d, k, dty
     assert result.n_iter == n_iter
 
 
-def test_weights_are_repetition(backend, make, host, kernel):
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("tol", [0, 0.01])
+def test_weights_are_repetition(backend, make, host, kernel, dtype, tol):
+    """Not to within rounding, but bit for bit, and as many passes."""
     rng = np.random.default_rng(3)
-    x = rng.normal(size=(300, 3)).astype("float32")
+    x = rng.normal(size=(300, 3)).astype(dtype)
     w = rng.integers(0, 5, size=300)
-    w[:6] = 1
-    repeated = kmeans(make(np.repeat(x, w, axis=0)), 6, init=make(x[:6]), tol=0, kernel=kernel)
-    weighted = kmeans(
-        make(x), 6, init=make(x[:6]), sample_weight=make(w, "float64"), tol=0, kernel=kernel
-    )
+    w[:6] = 1, 3, 7, 1, 1, 1000
+    start, weights = make(x[:6]), make(w, "float64")
+    repeated = kmeans(make(np.repeat(x, w, axis=0)), 6, init=start, tol=tol, kernel=kernel)
+    weighted = kmeans(make(x), 6, init=start, sample_weight=weights, tol=tol, kernel=kernel)
     got, wanted = referee.bits(weighted, host), referee.bits(repeated, host)
-    labels = np.array(got.pop("labels"))
-    assert np.repeat(labels, w).tolist() == wanted.pop("labels")
-    cost = float.fromhex(got.pop("inertia"))  # weight times distance is rounded once a row
-    assert cost == pytest.approx(float.fromhex(wanted.pop("inertia")), rel=1e-15)
+    got["labels"] = np.repeat(got["labels"], w).tolist()
     assert got == wanted
+
+
+@pytest.mark.parametrize(
+    ("x", "w"), [([0.1, -0.3], [3, 1]), ([1 / 3, -1.0], [3, 1]), ([0.1, -0.7], [7, 1])]
+)
+def test_weighted_rows_that_nearly_cancel(backend, make, host, kernel, x, w):
+    """Weight times value has more bits than a float64: rounded, it would be all that is left here."""
+    exact = sum(Fraction(value) * weight for value, weight in zip(x, w, strict=True))
+    rows, weights = make(np.array(x)[:, None]), make(np.array(w, np.float64))
+    for scale in (1.0, 2.0**-600, 2.0**600, 0.1):
+        total = float(sum(Fraction(weight * scale) for weight in w))
+        wanted = sum(Fraction(v) * Fraction(u * scale) for v, u in zip(x, w, strict=True))
+        got = kmeans(rows, 1, sample_weight=weights * scale, kernel=kernel)
+        assert host(got.centroids)[0, 0] == float(wanted) / total
+        assert scale == 0.1 or wanted == exact * Fraction(scale)
+
+
+def test_weights_and_rows_of_opposite_scale(kernel):
+    """Tiny weights of huge rows, and a row of no weight that is out of all proportion."""
+    rng = np.random.default_rng(11)
+    scale = 10.0 ** rng.integers(-60, 60, size=200)
+    x, w = rng.normal(size=(200, 2)) * scale[:, None], rng.random(200) / scale
+    x[7], w[7] = np.finfo(np.float64).max / 1e6, 0.0
+    got = kmeans(x, 1, sample_weight=w, kernel=kernel).centroids
+    keep = w > 0
+    assert_within_an_ulp(got, referee.mean(x[keep], w[keep])[None])
 
 
 @pytest.mark.filterwarnings(EMPTY)
@@ -194,7 +222,7 @@ def test_a_converged_result_is_its_own_fixed_point(backend, make, host, kernel, 
     assert result.converged
     labels, squared = assign(x, result.centroids)
     np.testing.assert_array_equal(host(labels), host(result.labels))
-    assert math.fsum(host(squared)) == pytest.approx(result.inertia, rel=1e-15)
+    assert math.fsum(host(squared)) == result.inertia
     again = kmeans(x, 7, init=result.centroids, tol=0, kernel=kernel)
     assert again.n_iter <= 2
     first = referee.bits(result, host)
@@ -207,14 +235,50 @@ def test_labels_belong_to_the_centroids_returned(backend, make, host, kernel):
     assert not result.converged
     labels, squared = referee.nearest(x, host(result.centroids))
     np.testing.assert_array_equal(host(result.labels), labels)
-    assert result.inertia == pytest.approx(math.fsum(squared), rel=1e-15)
+    assert result.inertia == math.fsum(squared)
 
 
 def test_inertia_is_the_rounded_sum(kernel):
     x = lognormal(500, 2, "float64")
     result = kmeans(x, 30, rng=0, kernel=kernel)
     _, squared = referee.nearest(x, result.centroids)
-    assert result.inertia == pytest.approx(math.fsum(squared), rel=1e-15)
+    assert result.inertia == math.fsum(squared)
+    w = np.random.default_rng(0).lognormal(0, 20, size=500)
+    result = kmeans(x, 30, rng=0, sample_weight=w, kernel=kernel)
+    _, squared = referee.nearest(x, result.centroids)
+    assert result.inertia == referee.weighted_sum(squared, w)
+
+
+def test_a_sum_is_rounded_once():
+    """Whatever the grid: totals of whole numbers on several grids, half-way cases among them, against fractions."""
+    rng = np.random.default_rng(12)
+    for n, folds in itertools.product([1, 2, 50, 10**6], [1, 2, 3, 8]):
+        step = 2.0 ** (53 - (n - 1).bit_length())
+        grid = Grid(np.ldexp(1.0, np.zeros(400, int)), step, folds)
+        parts = rng.integers(-(2**52), 2**52, size=(folds, 400)).astype(np.float64)
+        parts *= rng.choice([0.0, 1.0, 2.0**-30, 2.0**-51], size=parts.shape)
+        parts = np.rint(parts)
+        if folds > 1:  # halves of a unit, with and without something after them
+            parts[0, ::3] = 2.0**52 + rng.integers(0, 100, size=parts[0, ::3].size)
+            parts[1, ::3] = rng.choice([-1, 1], size=parts[0, ::3].size) * step / 2
+            parts[2:, ::6] = 0
+        exact = [
+            float(sum(Fraction(v) / Fraction(step) ** i for i, v in enumerate(column)))
+            for column in parts.T.tolist()
+        ]
+        sums = np.ascontiguousarray(parts.reshape(1, -1))
+        for name in ("agnostic", *(["numba"] if find_spec("numba") else [])):
+            kernel = kernels.choose(np.zeros((2, 2)), name)
+            total = grid.total if kernel.total is None else None
+            got = total(np, sums, grid.scale) if total else kernel.total(grid, sums)
+            assert got[0].tolist() == exact, (name, n, folds)
+
+
+def test_stats_of_two_grids_do_not_add():
+    one, other = (ClusterStats(np.zeros((1, 2)), Grid(np.full(2, s), 2.0**40, 1)) for s in (1.0, 2))
+    assert (one + one).sums.tolist() == [[0, 0]]
+    with pytest.raises(ValueError, match="one grid"):
+        one + other
 
 
 @pytest.mark.parametrize(

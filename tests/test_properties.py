@@ -92,11 +92,9 @@ def test_a_weight_is_a_repetition(kernel, problem):
     times = w.astype(int)
     if times.sum() < len(c):
         return
-    weighted = run(x, w, c, empty="keep", tol=0, kernel=kernel)
-    repeated = run(np.repeat(x, times, axis=0), None, c, empty="keep", tol=0, kernel=kernel)
-    assert np.repeat(weighted.pop("labels"), times).tolist() == repeated.pop("labels")
-    cost = float.fromhex(weighted.pop("inertia"))  # weight times distance is rounded once a row
-    assert cost == pytest.approx(float.fromhex(repeated.pop("inertia")), rel=1e-15)
+    weighted = run(x, w, c, empty="keep", kernel=kernel)
+    repeated = run(np.repeat(x, times, axis=0), None, c, empty="keep", kernel=kernel)
+    weighted["labels"] = np.repeat(weighted["labels"], times).tolist()
     assert weighted == repeated
 
 

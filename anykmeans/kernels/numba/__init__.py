@@ -151,8 +151,10 @@ def cost(distances: np.ndarray, w: np.ndarray | None) -> float:
     """Return the exact sum of the weighted `distances` (n,): `anykmeans._exact.exact_sum`, bit for bit."""
     from anykmeans.kernels.numba import sums
 
-    grid = Grid.of_costs(sums.largest(distances, _weights(w)), distances.shape[0])
-    whole = sums.whole(distances, _weights(w), grid.scale[0], grid.step, grid.folds)
+    weights = _weights(w)
+    extent = sums.extent_of_costs(distances, weights)
+    grid = Grid.of_costs(extent, distances.shape[0], w is not None)
+    whole = sums.whole(distances, weights, grid.scale[0], grid.step, grid.folds)
     return float(sums.total(whole, grid.scale, grid.step, grid.folds)[0, 0])
 
 

@@ -82,11 +82,20 @@ def passes(columns, x, w, c, single, unit, tie, scale, step, folds, labels, most
         moved = 0
         for i in range(n):
             rows[moved], old[moved], now[moved] = i, before[i], labels[i]
-            weights[moved] = w[i] if w.shape[0] > 1 else w[0]
+            if w.shape[0] > 1:
+                weights[moved] = w[i]
             moved += done == 0 or before[i] != labels[i]
         left = none if done == 0 else old[:moved]
         sums.accumulate(
-            x, rows[:moved], weights[:moved], now[:moved], left, scale, step, folds, whole
+            x,
+            rows[:moved],
+            weights[:moved] if w.shape[0] > 1 else w,
+            now[:moved],
+            left,
+            scale,
+            step,
+            folds,
+            whole,
         )
         total = sums.total(whole, scale, step, folds)
         for j in range(k):

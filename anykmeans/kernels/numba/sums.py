@@ -9,7 +9,15 @@ import numpy as np
 
 from anykmeans._exact import FAR
 from anykmeans.kernels.numba.simd import LANES, ROWS, SIDE, tile
-from anykmeans.kernels.numba.steps import any_minimum, jit, squared_distance, squared_norm
+from anykmeans.kernels.numba.steps import (
+    any_minimum,
+    inline,
+    jit,
+    squared_distance,
+    squared_norm,
+)
+
+_HALVING = 2.0**27 + 1
 
 
 @jit
@@ -37,6 +45,19 @@ def weighted_magnitudes(x, w, largest, smallest):
             smallest[f] = value if 0.0 < value < smallest[f] else smallest[f]
 
 
+@inline
+def _two_product(a, b):
+    """Return the rounded product, and exactly what the rounding took: `anykmeans._exact.two_product`."""
+    product = a * b
+    scaled = a * _HALVING
+    a_high = scaled - (scaled - a)
+    scaled = b * _HALVING
+    b_high = scaled - (scaled - b)
+    a_low, b_low = a - a_high, b - b_high
+    error = ((a_high * b_high - product) + a_high * b_low + a_low * b_high) + a_low * b_low
+    return product, error
+
+
 @jit
 def accumulate(x, at, w, new, old, scale, step, folds, sums):
     """Add the rows ``x[at]`` to their clusters `new` and take them from `old`, unless that is empty.
@@ -44,28 +65,34 @@ def accumulate(x, at, w, new, old, scale, step, folds, sums):
     `sums` (k, folds * (d + 1)) are whole numbers of the grid: as `Grid.split` makes them.
     """
     d = x.shape[1]
-    rest = np.empty(d + 1)
+    rest, error, part = np.empty(d + 1), np.empty(d + 1), np.empty(d + 1)
+    weighted = w.shape[0] > 1 or w[0] != 1.0
     for i in range(at.shape[0]):
         row = at[i]
-        weight = w[i] if w.shape[0] > 1 else w[0]
         for f in range(d):
-            rest[f] = np.float64(x[row, f]) * weight * scale[f]
-        rest[d] = weight * scale[d]
+            rest[f] = np.float64(x[row, f]) * scale[f]
+        rest[d] = scale[d]
+        if weighted:
+            weight = w[i] if w.shape[0] > 1 else w[0]
+            for f in range(d + 1):
+                rest[f], error[f] = _two_product(rest[f], weight)
         to = new[i]
         for fold in range(folds):
             column = fold * (d + 1)
+            for f in range(d + 1):
+                part[f] = np.rint(rest[f])
+                rest[f] = (rest[f] - part[f]) * step
+            if weighted:
+                for f in range(d + 1):
+                    more = np.rint(error[f])
+                    part[f] += more
+                    error[f] = (error[f] - more) * step
+            for f in range(d + 1):
+                sums[to, column + f] += part[f]
             if old.shape[0]:
                 since = old[i]
                 for f in range(d + 1):
-                    part = np.rint(rest[f])
-                    sums[to, column + f] += part
-                    sums[since, column + f] -= part
-                    rest[f] = (rest[f] - part) * step
-            else:
-                for f in range(d + 1):
-                    part = np.rint(rest[f])
-                    sums[to, column + f] += part
-                    rest[f] = (rest[f] - part) * step
+                    sums[since, column + f] -= part[f]
 
 
 @jit
@@ -77,30 +104,44 @@ def own_distances(x, unit, wide, labels, distances):
 
 
 @any_minimum
-def largest(costs, w):
-    """Return the largest of the weighted costs (n,), not negative."""
-    high = 0.0
-    for i in range(costs.shape[0]):
-        cost = costs[i] * (w[i] if w.shape[0] > 1 else w[0])
-        high = cost if cost > high else high
-    return high
+def extent_of_costs(values, w):
+    """Return the largest of `values` (n,), not negative, and the largest and the smallest nonzero of them times `w`."""
+    high, largest, smallest = 0.0, 0.0, np.inf
+    for i in range(values.shape[0]):
+        value = values[i]
+        cost = value * (w[i] if w.shape[0] > 1 else w[0])
+        high = value if value > high else high
+        largest = cost if cost > largest else largest
+        cost = cost if cost > 0.0 else np.inf
+        smallest = cost if cost < smallest else smallest
+    return high, largest, smallest
 
 
 @jit
-def whole(costs, w, scale, step, folds):
-    """Return the sum of weighted costs (n,) as whole numbers (1, folds) of the grid."""
-    found, rest = np.zeros((folds, SIDE)), np.empty(SIDE)
-    for start in range(0, costs.shape[0], SIDE):
-        count = costs.shape[0] - start if costs.shape[0] - start < SIDE else SIDE
+def whole(values, w, scale, step, folds):
+    """Return the sum of `values` (n,) times `w` as whole numbers (1, folds) of the grid."""
+    found, rest, error = np.zeros((folds, SIDE)), np.empty(SIDE), np.zeros(SIDE)
+    weighted = w.shape[0] > 1 or w[0] != 1.0
+    for start in range(0, values.shape[0], SIDE):
+        count = values.shape[0] - start if values.shape[0] - start < SIDE else SIDE
         for i in range(count):
-            rest[i] = costs[start + i] * (w[start + i] if w.shape[0] > 1 else w[0]) * scale
+            rest[i] = values[start + i] * scale
         for i in range(count, SIDE):
-            rest[i] = 0.0
+            rest[i] = error[i] = 0.0
+        if weighted:
+            for i in range(count):
+                weight = w[start + i] if w.shape[0] > 1 else w[0]
+                rest[i], error[i] = _two_product(rest[i], weight)
         for fold in range(folds):
             for i in range(SIDE):
                 part = np.rint(rest[i])
                 found[fold, i] += part
                 rest[i] = (rest[i] - part) * step
+            if weighted:
+                for i in range(SIDE):
+                    part = np.rint(error[i])
+                    found[fold, i] += part
+                    error[i] = (error[i] - part) * step
     total = np.zeros((1, folds))
     for fold in range(folds):
         for i in range(SIDE):
@@ -121,10 +162,20 @@ def total(sums, scale, step, folds):
                 carry = np.rint(parts[i] / step)
                 parts[i] -= carry * step
                 parts[i - 1] += carry
-            tail = 0.0
-            for i in range(folds - 1, 0, -1):
-                tail = (parts[i] + tail) / step
-            result[a, f] = (parts[0] + tail + 0.0) / scale[f]
+            found, low, after, unit = parts[0], 0.0, 0.0, 1.0
+            for i in range(1, folds):
+                unit /= step
+                finer = parts[i] * unit
+                if low == 0.0:
+                    further = found + finer
+                    low = finer - (further - found)
+                    found = further
+                elif after == 0.0:
+                    after = finer
+            beyond = found + 2.0 * low
+            if low * after > 0.0 and beyond - found == 2.0 * low:
+                found = beyond
+            result[a, f] = (found + 0.0) / scale[f]
     return result
 
 

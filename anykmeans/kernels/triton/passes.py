@@ -420,8 +420,10 @@ def magnitudes(x: Array, w: Array | None) -> tuple[np.ndarray, ...]:
 def cost(distances: Array, w: Array | None) -> float:
     """Return the exact sum of the weighted `distances` (n,)."""
     n, on = distances.shape[0], {"device": distances.device}
-    high = float((distances if w is None else w * distances).max())
-    grid = Grid.of_costs(high, n)
+    costs = distances if w is None else w * distances
+    smallest = torch.where(costs > 0, costs, math.inf).min()
+    extent = torch.stack([distances.max(), costs.max(), smallest]).tolist()
+    grid = Grid.of_costs(extent, n, w is not None)
     found = torch.zeros(grid.folds, dtype=torch.int64, **on)
     scale = float(grid.scale[0])
     with on_device(distances):

@@ -42,6 +42,20 @@ def _rint(a):
     return tl.where((part > 0.5) | ((part == 0.5) & odd), low + 1.0, low)
 
 
+@triton.jit
+def _two_product(a, b):
+    """Return the rounded product, and exactly what the rounding took: `anykmeans._exact.two_product`."""
+    product = a * b
+    scaled = a * 134217728.0 + a
+    a_high = scaled - (scaled - a)
+    scaled = b * 134217728.0 + b
+    b_high = scaled - (scaled - b)
+    a_low = a - a_high
+    b_low = b - b_high
+    error = ((a_high * b_high - product) + a_high * b_low + a_low * b_high) + a_low * b_low
+    return product, error
+
+
 @triton.jit(do_not_specialize=["n", "k", "d", "copies"])
 def accumulate(
     x,
@@ -103,17 +117,24 @@ def accumulate(
             cols = begin + tl.arange(0, WIDTH)
             at = rows[:, None] * across + cols[None, :].to(tl.int64) * along
             value = tl.load(x + at, mask=changed[:, None] & (cols[None, :] < d), other=0)
-            value = tl.where(cols[None, :] == d, 1.0, value.to(tl.float64)) * weight[:, None]
+            value = tl.where(cols[None, :] == d, 1.0, value.to(tl.float64))
             rest = value * tl.load(scale + cols, mask=cols < d + 1, other=1.0)[None, :]
+            error = tl.zeros((ROWS, WIDTH), tl.float64)
+            if WEIGHTED:
+                rest, error = _two_product(rest, weight[:, None])
             there = cols[None, :] < d + 1
             for fold in range(0, folds):
                 part = _rint(rest)
+                rest = (rest - part) * step
+                if WEIGHTED:
+                    more = _rint(error)
+                    error = (error - more) * step
+                    part += more
                 whole = part.to(tl.int64)
                 column = fold * (d + 1) + cols[None, :]
                 there_now = there & (whole != 0)
                 tl.atomic_add(to + column, whole, mask=there_now & changed[:, None], sem="relaxed")
                 tl.atomic_add(off + column, -whole, mask=there_now & leaves[:, None], sem="relaxed")
-                rest = (rest - part) * step
     # Only now, and after a barrier: warps of a block read the same labels, each at its own time.
     tl.debug_barrier()
     tl.store(old + span, latest, mask=inside & moved)
@@ -138,22 +159,40 @@ def _add_by_halving(s, count, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def _total(sums, copies, between, cols, stop, folds, d, step, COPIES: tl.constexpr):
-    """Return what whole numbers of all folds mean, times their scale: `anykmeans._exact.Grid.total`."""
+def _part(sums, copies, between, cols, stop, fold, d, COPIES: tl.constexpr):
+    """Return whole numbers of a fold, those of all copies together."""
     every = tl.arange(0, COPIES)
     there = (every[:, None] < copies) & (cols[None, :] < stop)
-    carry = tl.zeros((cols.shape[0],), tl.float64)
-    tail = tl.zeros((cols.shape[0],), tl.float64)
-    part = tl.zeros((cols.shape[0],), tl.float64)
-    for back in range(0, folds):
-        fold = folds - 1 - back
-        at = sums + every[:, None].to(tl.int64) * between + fold * (d + 1) + cols[None, :]
-        part = tl.sum(tl.load(at, mask=there, other=0), 0).to(tl.float64) + carry
-        if fold > 0:
+    at = sums + every[:, None].to(tl.int64) * between + fold * (d + 1) + cols[None, :]
+    return tl.sum(tl.load(at, mask=there, other=0), 0).to(tl.float64)
+
+
+@triton.jit
+def _total(sums, copies, between, cols, stop, folds, d, step, COPIES: tl.constexpr):
+    """Return what whole numbers of all folds mean, times their scale: `anykmeans._exact.Grid.total`."""
+    found = tl.zeros((cols.shape[0],), tl.float64)
+    low = tl.zeros((cols.shape[0],), tl.float64)
+    after = tl.zeros((cols.shape[0],), tl.float64)
+    unit = step / step
+    for fold in range(0, folds):
+        # What finer ones carry up is found anew for each: there are two or three, and no room for them.
+        carry = tl.zeros((cols.shape[0],), tl.float64)
+        for back in range(0, folds - 1 - fold):
+            part = _part(sums, copies, between, cols, stop, folds - 1 - back, d, COPIES) + carry
             carry = _rint(part / step)
-            part -= carry * step
-            tail = (part + tail) / step
-    return part + tail + 0.0
+        part = _part(sums, copies, between, cols, stop, fold, d, COPIES) + carry
+        if fold > 0:
+            part -= _rint(part / step) * step
+        finer = part * unit
+        unit = unit / step
+        exact = low == 0.0
+        further = found + finer
+        after = tl.where(exact | (after != 0.0), after, finer)
+        low = tl.where(exact, finer - (further - found), low)
+        found = tl.where(exact, further, found)
+    beyond = found + 2.0 * low
+    tie = (low * after > 0.0) & (beyond - found == 2.0 * low)
+    return tl.where(tie, beyond, found) + 0.0
 
 
 @triton.jit(do_not_specialize=["k", "d", "copies"])
@@ -306,11 +345,15 @@ def cost(
 ):
     """Add weighted distances (n,), split on the `grid` (scale, step), to whole numbers `found` (folds,)."""
     rows = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    value = tl.load(distances + rows, mask=rows < n, other=0.0)
+    rest = tl.load(distances + rows, mask=rows < n, other=0.0) * tl.load(grid)
+    error = tl.zeros((BLOCK,), tl.float64)
     if WEIGHTED:
-        value *= tl.load(w + rows, mask=rows < n, other=0.0)
-    rest = value * tl.load(grid)
+        rest, error = _two_product(rest, tl.load(w + rows, mask=rows < n, other=0.0))
     for fold in range(0, folds):
         part = _rint(rest)
-        tl.atomic_add(found + fold, tl.sum(part.to(tl.int64), 0), sem="relaxed")
         rest = (rest - part) * tl.load(grid + 1)
+        if WEIGHTED:
+            more = _rint(error)
+            error = (error - more) * tl.load(grid + 1)
+            part += more
+        tl.atomic_add(found + fold, tl.sum(part.to(tl.int64), 0), sem="relaxed")
