@@ -19,11 +19,15 @@ import array_api_compat
 import numpy as np
 from array_api_compat import numpy as np_compat
 
+from anykmeans._sparse import SparseRows
+
 P = ParamSpec("P")
 T = TypeVar("T")
 Array = Any  # an array of any library; the Array API has no static type yet
 Namespace = Any
 Selection = Any  # a slice, or an integer array of row numbers
+
+_SPARSE_BYTES = 1 << 28  # for a copy of sparse rows, unless the user says otherwise
 
 # Dtypes whose every value is a float32, so that float32 arithmetic starts from exact numbers.
 _NARROW = {"float32", "float16", "bfloat16", "bool", "int8", "uint8", "int16", "uint16"}
@@ -241,6 +245,11 @@ def put(xp: Namespace, a: Array, at: Array, values: Array) -> Array:
     return xp.where(xp.take(at, place) == rows, xp.take(values, place), a)
 
 
+def take_rows(xp: Namespace, y: Array | SparseRows, at: Array) -> Array | SparseRows:
+    """Return the rows of `y` (m, d) whose numbers are `at`."""
+    return y[at] if isinstance(y, SparseRows) else xp.take(y, at, axis=0)
+
+
 @dataclass(frozen=True)
 class Matrix:
     """The rows a user gave, read a few at a time in floating point; nothing is ever written.
@@ -249,7 +258,7 @@ class Matrix:
     ----------
     source : array of shape (n, d)
         The array as given (detached, CSR), for the library and device of results.
-    data : array of shape (n, d)
+    data : array of shape (n, d), or SparseRows
         The same memory as the work sees it: a view of another library, or `source` itself.
     xp : namespace
         Where the work is done.
@@ -266,12 +275,26 @@ class Matrix:
     dtype: str
 
     @classmethod
-    def of(cls, x: Array, library: str | None) -> Matrix:
-        """Return a Matrix over `x` as `library`, which must be able to reach its memory, sees it."""
+    def of(
+        cls,
+        x: Array,
+        library: str | None,
+        *,
+        given: np.ndarray | None = None,
+        max_bytes: int | None = None,
+    ) -> Matrix:
+        """Return a Matrix over `x` as `library`, which must be able to reach its memory, sees it.
+
+        Sparse rows, if the budget has room for a copy, keep columns alone that have entries, or that the
+        centroids `given` (k, d) are not zero in.
+        """
         dtype = dtype_name(x)
         data = x
         host = library == "numpy"
-        if host and not isinstance(x, np.ndarray) and not is_sparse(x):
+        if is_sparse(x):
+            data = SparseRows.of(x, given, (max_bytes or _SPARSE_BYTES) // 2)
+            return cls(x, data, np_compat, "cpu", dtype)
+        if host and not isinstance(x, np.ndarray):
             if array_api_compat.is_torch_array(x):
                 import torch
 
@@ -290,7 +313,7 @@ class Matrix:
     @property
     def shape(self) -> tuple[int, int]:
         """Rows and columns."""
-        return int(self.source.shape[0]), int(self.source.shape[1])
+        return int(self.data.shape[0]), int(self.data.shape[1])
 
     @property
     def narrow(self) -> bool:
@@ -320,8 +343,8 @@ class Matrix:
             block = self.data[select, :] if isinstance(select, slice) else self.data[select]
         else:
             block = xp.take(self.data, select, axis=0)
-        if is_sparse(block):
-            block = block.toarray()
+        if isinstance(block, SparseRows):
+            block = block.dense()
         if self.dtype == "bfloat16" and isinstance(block, np.ndarray) and block.dtype == np.int16:
             block = (block.astype(np.int32) << 16).view(np.float32)
         if block.dtype == dtype:
@@ -330,10 +353,39 @@ class Matrix:
             return xp.where(block, xp.ones((), dtype=dtype), xp.zeros((), dtype=dtype))
         return xp.astype(block, dtype)
 
+    def tile(self, select: Selection, dtype: Any = None) -> Array | SparseRows:
+        """Return what `rows` does; sparse ones stay sparse."""
+        if not self.sparse:
+            return self.rows(select, dtype)
+        rows: SparseRows = self.data[select]
+        return rows.astype(self.float_dtype if dtype is None else dtype)
+
+    def take(self, at: Array) -> Matrix:
+        """Return the rows numbered `at` (m,) as a matrix of their own, a copy in the dtype of centroids."""
+        data = self.tile(at, self.state_dtype)
+        return Matrix(data, data, self.xp, self.device, dtype_name(data))
+
+    @property
+    def sparse(self) -> bool:
+        """Whether rows are sparse."""
+        return isinstance(self.data, SparseRows)
+
+    @functools.cached_property
+    def width(self) -> int:
+        """How many numbers a row takes: its features, or, if they are sparse, entries in the mean."""
+        if not self.sparse:
+            return self.shape[1]
+        return 1 + int(self.data.entries) // self.shape[0]
+
+    @functools.cached_property
+    def terms(self) -> int:
+        """How many terms a product with a row has at most."""
+        return max(1, self.data.longest) if self.sparse else self.shape[1]
+
     @property
     def direct(self) -> bool:
         """Whether compiled code can read the rows where they are."""
-        x = self.data
+        x = self.data.values if self.sparse else self.data
         return (
             isinstance(x, np.ndarray)
             and x.dtype in (np.float32, np.float64)
@@ -362,6 +414,21 @@ class Matrix:
     def arange(self, stop: int) -> Array:
         """Return 0, 1, ..., stop - 1 where the work is done."""
         return self.xp.arange(stop, dtype=self.xp.int64, device=self.device)
+
+    def columns_of(self, c: np.ndarray) -> np.ndarray:
+        """Return the columns of a user's centroids `c` (k, d) that rows here have, in their order."""
+        if not self.sparse or self.data.halving.complete:
+            return c
+        return np.ascontiguousarray(c[:, self.data.halving.columns])
+
+    def spread(self, c: Array) -> Array:
+        """Return centroids (k, d) with all of the user's columns, in their order."""
+        if not self.sparse or self.data.halving.complete:
+            return c
+        halving = self.data.halving
+        found = np.zeros((c.shape[0], halving.d), c.dtype)
+        found[:, halving.columns] = c
+        return found
 
     def give(self, a: Array) -> Array:
         """Return a result in the library and on the device of the user's array."""

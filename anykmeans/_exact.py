@@ -20,6 +20,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from anykmeans._array import Array, Namespace
+from anykmeans._sparse import SparseRows
 
 FOLDS = 8  # grids a summand may be split on; at n = 10^6 they hold 263 bits below the maximum
 # Bounds are kept as float32 distances, rounded outwards by more than float32 rounding takes, and by
@@ -284,8 +285,10 @@ class Bounds:
         return xp.astype(root * DOWN - TINY, xp.float32)
 
 
-def squared_norms(xp: Namespace, y: Array) -> Array:
+def squared_norms(xp: Namespace, y: Array | SparseRows) -> Array:
     """Return the squared norms (m,), float64, of rows `y` (m, d), as `Bounds` takes them."""
+    if isinstance(y, SparseRows):
+        return y.squared_norms()
     return xp.astype(xp.vecdot(y, y), xp.float64)
 
 

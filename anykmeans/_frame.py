@@ -8,6 +8,7 @@ import numpy as np
 
 from anykmeans._array import Array, Matrix, Selection, to_numpy
 from anykmeans._exact import power_of_two
+from anykmeans._sparse import SparseRows
 
 
 class Frame:
@@ -37,13 +38,14 @@ class Frame:
     def around(cls, matrix: Matrix, largest: float, c: np.ndarray) -> Frame:
         """Return a frame for rows of magnitude `largest` and centroids `c` (k, d), float64.
 
-        The offset is the centroids' mean, if they are nearer to it than to the origin.
+        The offset is the centroids' mean, if they are nearer to it than to the origin. Sparse rows have none: they
+        would be dense.
         """
         largest = max(largest, float(np.abs(c).max()))
         exponent = power_of_two(largest)
         scaled = np.ldexp(c, -exponent)
         mean = scaled.mean(axis=0)
-        far = (mean**2).sum() > ((scaled - mean) ** 2).sum() / c.shape[0]
+        far = not matrix.sparse and (mean**2).sum() > ((scaled - mean) ** 2).sum() / c.shape[0]
         return cls(matrix, largest, np.ldexp(mean, exponent) if far else None)
 
     def scaled(self, a: Array) -> Array:
@@ -74,10 +76,17 @@ class Frame:
         """Return whether rows are centred in float32: 2**126 is one, and must hold the scale."""
         return self.matrix.narrow and narrow and self.exponent > -126
 
-    def centred(self, select: Selection, narrow: bool) -> Array:
+    def tile(self, select: Selection, dtype: Any) -> SparseRows:
+        """Return sparse rows (m, d) in the frame."""
+        rows: SparseRows = self.matrix.tile(select, dtype)
+        return rows.times(self.unit)
+
+    def centred(self, select: Selection, narrow: bool) -> Array | SparseRows:
         """Return rows (m, d) less the offset, float32 if `narrow`, for scores."""
         xp = self.xp
         dtype = xp.float32 if narrow else xp.float64
+        if self.matrix.sparse:
+            return self.tile(select, None if self._single(narrow) else np.float64).astype(dtype)
         # One rounding between the row and its score: the subtraction, or the cast where the data
         # is float64. Scaling is exact, and comes first so that nothing overflows.
         x = self.matrix.rows(select, None if self._single(narrow) else xp.float64)

@@ -63,9 +63,19 @@ def initial_centroids(
 ) -> Array:
     """Return initial centroids (k, d) for rows `x` (n, d), where `x` lives."""
     init = check.start(init, x, k)
-    rows = Rows.over(x, sample_weight, kernel=kernel, max_bytes=max_bytes)
+    rows = Rows.over(x, sample_weight, kernel=kernel, max_bytes=max_bytes, given=given(init, x))
     with rows.work:
-        return rows.matrix.give(start(rows, k, init, generator(rng)))
+        return rows.matrix.give(rows.matrix.spread(start(rows, k, init, generator(rng))))
+
+
+def given(init: Init, x: Array) -> np.ndarray | None:
+    """Return centroids (k, d) whose columns count, besides those of the rows, on the host: all do if a callable makes them."""
+    if isinstance(init, str) or not arrays.is_sparse(x):
+        return None
+    if callable(init):
+        return np.ones((1, x.shape[1]))
+    c: np.ndarray = check.host_float64(init)
+    return c
 
 
 def start(rows: Rows, k: int, init: Init, rng: Draws) -> Array:
@@ -79,7 +89,7 @@ def start(rows: Rows, k: int, init: Init, rng: Draws) -> Array:
         return rows.rows(matrix.asarray(plus_plus(rows, k, rng)))
     if callable(init):
         init = check.centroids(init(matrix.source, k, rng), matrix.source, "init", k)
-    c = matrix.asarray(check.host_float64(init))
+    c = matrix.asarray(matrix.columns_of(check.host_float64(init)))
     with np.errstate(over="ignore"):
         c = xp.astype(c, matrix.state_dtype)
     if not bool(xp.all(xp.isfinite(c))):
@@ -184,7 +194,7 @@ class _Seeds:
 
     def _cut(self, trials: int) -> list[slice]:
         """Return tiles: long ones where nothing of the rows' size is written but what copies the rows take."""
-        (n, d), work = self.rows.shape, self.rows.work
+        n, d, work = self.rows.shape[0], self.rows.work.d, self.rows.work
         if not self.rows.kernel.lean:
             return work.tiles(step=work.rows_of(d + 2 * trials))
         pieces = n * (d + trials) // _LONG + 1 if work.threads > 1 else 1
@@ -194,8 +204,10 @@ class _Seeds:
 
     def _read(self, tile: _Tile) -> Callable[[], Array]:
         """Return what returns rows (m, d) in the frame, in the dtype they come in if it is a float."""
-        rows = self._frame.wide if self._frame.exponent else self.rows.matrix.rows
-        return functools.partial(rows, tile.at)
+        frame, matrix = self._frame, self.rows.matrix
+        if matrix.sparse:
+            return functools.partial(frame.tile, tile.at, np.float64 if frame.exponent else None)
+        return functools.partial(frame.wide if frame.exponent else matrix.rows, tile.at)
 
     def at(self, draws: np.ndarray) -> list[int]:
         """Return the rows at `draws` (t,), from 0 to 1, of the cumulative cost, no row twice."""
@@ -314,9 +326,9 @@ def parallel(rows: Rows, k: int, rng: Draws) -> Array:
         return rows.rows(matrix.asarray(plus_plus(rows, k, rng)))
     c = rows.rows(matrix.asarray(picked))
     rows.begin(c, "off")
-    mass = rows.totals(rows.sweep(c))[1]
-    candidates = Matrix.of(c, rows.kernel.library)
+    mass = rows.masses(rows.label(c), int(c.shape[0]))
     weights = Matrix.of(mass[:, None], rows.kernel.library)
+    candidates = matrix.take(matrix.asarray(picked))
     few = Rows(candidates, weights, rows.kernel, max_bytes=rows.work.max_bytes)
     with few.work:
         c = few.rows(matrix.asarray(plus_plus(few, k, rng)))

@@ -12,11 +12,21 @@ from typing import Any
 import numpy as np
 
 from anykmeans import _check as check
-from anykmeans._array import Array, Namespace, eager, namespace, on_cpu, put, to_numpy
-from anykmeans._exact import squared_distances
-from anykmeans._init import Draws, Init, generator, plus_plus, start
+from anykmeans._array import (
+    Array,
+    Namespace,
+    eager,
+    is_sparse,
+    namespace,
+    on_cpu,
+    put,
+    to_numpy,
+)
+from anykmeans._exact import squared_norms
+from anykmeans._init import Draws, Init, generator, given, plus_plus, start
 from anykmeans._lloyd import lloyd
 from anykmeans._rows import Rows, leap_together, settle_together
+from anykmeans._search import own_distances
 from anykmeans.kernels import choose
 
 # Inertia, centroids, labels, passes and whether it stopped: of one run, or stacked.
@@ -194,7 +204,7 @@ def kmeans(
     )
     over = functools.partial(Rows.over, max_bytes=max_bytes, precision=precision)
     if len(x.shape) == 2:
-        rows = over(x, sample_weight, kernel=kernel)
+        rows = over(x, sample_weight, kernel=kernel, given=given(init, x))
         ((inertia, c, labels, n_iter, converged),) = best([_Problem("", rows, init)])
     else:
         chosen = choose(x, kernel)  # once, as what pays depends on how many problems there are
@@ -213,7 +223,13 @@ def kmeans(
     give = rows.matrix.give
     labels = rows.xp.astype(labels, rows.xp.int64)
     return KMeansResult(
-        give(c), give(labels), inertia, n_iter, converged, rows.kernel.name, precision
+        give(rows.matrix.spread(c)),
+        give(labels),
+        inertia,
+        n_iter,
+        converged,
+        rows.kernel.name,
+        precision,
     )
 
 
@@ -427,9 +443,10 @@ def _against(
         sample_weight,
         kernel=kernel,
         max_bytes=max_bytes,
-        glance=float(np.abs(host).max()) if glance else None,
+        glance=max(float(host.max()), -float(host.min())) if glance else None,
+        given=host if is_sparse(x) else None,
     )
-    work = _work_centroids(rows, host)
+    work = _work_centroids(rows, rows.matrix.columns_of(host))
     rows.begin(work, "off", "centroids")  # one pass: bounds would not pay
     return rows, work
 
@@ -457,20 +474,18 @@ def distances(x: Any, centroids: Any, *, max_bytes: int | None = None) -> Array:
         return rows.matrix.give(found)
     xp, wide = rows.xp, rows.frame.widen(c)
     centred = rows.frame.centre(wide)
-    norms = xp.vecdot(centred, centred)
+    norms = squared_norms(xp, centred)
     minus_2c = xp.permute_dims(centred * -2.0, (1, 0))
 
     def tile_distances(tile: slice) -> Array:
         y = rows.frame.centred(tile, narrow=False)
-        norm = xp.vecdot(y, y)[:, None]
+        norm = squared_norms(xp, y)[:, None]
         squared = (y @ minus_2c + norms) + norm
         near = squared < (norm + norms) * 1e-6
         (pairs,) = xp.nonzero(xp.reshape(near, (-1,)))
         if pairs.shape[0]:
             k = int(norms.shape[0])
-            found = squared_distances(
-                xp, rows.frame.wide(pairs // k + tile.start), xp.take(wide, pairs % k, axis=0)
-            )
+            found = own_distances(rows.frame, rows.kernel, pairs // k + tile.start, wide, pairs % k)
             flat = put(xp, xp.reshape(squared, (-1,)), pairs, found)
             squared = xp.reshape(flat, squared.shape)
         result = xp.sqrt(xp.where(squared > 0, squared, xp.zeros_like(squared)))
@@ -478,7 +493,7 @@ def distances(x: Any, centroids: Any, *, max_bytes: int | None = None) -> Array:
             result = result * 2.0**rows.frame.exponent
         return xp.astype(result, rows.matrix.state_dtype)
 
-    step = max(1, rows.work.tile // (rows.shape[1] + 2 * int(c.shape[0])))
+    step = max(1, rows.work.tile // (rows.work.d + 2 * int(c.shape[0])))
     with rows.work:
         return rows.matrix.give(
             xp.concat(rows.work.map(tile_distances, rows.work.tiles(step=step)))
@@ -503,7 +518,7 @@ def cluster_sums(x: Any, labels: Any, k: int, *, sample_weight: Any = None) -> t
     with rows.work:
         work = labels if rows.matrix.data is x else rows.matrix.asarray(to_numpy(labels))
         sums, mass = (a * 2.0**rows.heaviest for a in rows.totals(rows.stats(work, k)))
-    return rows.matrix.give(sums), rows.matrix.give(mass)
+    return rows.matrix.give(rows.matrix.spread(sums)), rows.matrix.give(mass)
 
 
 @eager
@@ -567,4 +582,4 @@ def kmeans_plusplus(
     with rows.work:
         at = rows.matrix.asarray(plus_plus(rows, k, draws, n_local_trials))
     give = rows.matrix.give
-    return give(rows.rows(at)), give(at)
+    return give(rows.matrix.spread(rows.rows(at))), give(at)

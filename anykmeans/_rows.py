@@ -26,7 +26,7 @@ from anykmeans._exact import (
 )
 from anykmeans._frame import Frame
 from anykmeans._groups import groups
-from anykmeans._search import Search
+from anykmeans._search import Search, moves, own_distances
 from anykmeans._stats import ClusterStats, means, seats
 from anykmeans._work import Work
 from anykmeans.kernels import Kernel, choose
@@ -79,9 +79,8 @@ class Rows:
         self.matrix, self.weights, self.kernel = matrix, weights, kernel
         self.xp, self.shape = matrix.xp, matrix.shape
         self.exact = precision == "exact"
-        self.work = Work(
-            *self.shape, host=kernel.host, max_bytes=max_bytes, blas=not kernel.compiled
-        )
+        n, width = self.shape[0], matrix.width
+        self.work = Work(n, width, host=kernel.host, max_bytes=max_bytes, blas=not kernel.compiled)
         self.glanced = glance is not None and kernel.wary and self._glance(glance)
         if not self.glanced:
             self._plan(name)
@@ -97,13 +96,17 @@ class Rows:
         precision: str = "exact",
         name: str = "x",
         glance: float | None = None,
+        given: np.ndarray | None = None,
     ) -> Rows:
-        """Return a source over checked arrays `x` (n, d) and `sample_weight` (n,)."""
+        """Return a source over checked arrays `x` (n, d) and `sample_weight` (n,).
+
+        Centroids (k, d) that are not rows, or means of rows, are `given`: sparse rows have columns for them.
+        """
         chosen = choose(x, kernel)
         weights = None
         if sample_weight is not None:
             weights = Matrix.of(sample_weight[:, None], chosen.library)
-        matrix = Matrix.of(x, chosen.library)
+        matrix = Matrix.of(x, chosen.library, given=given, max_bytes=max_bytes)
         return cls(
             matrix,
             weights,
@@ -139,12 +142,28 @@ class Rows:
         return 2.0**-20 < self.largest < 2.0**20 and other < 2.0**20
 
     def _plan(self, name: str) -> None:
-        """Look at all rows once: for what is not finite, and for what the grids are made from."""
-        xp, matrix = self.xp, self.matrix
+        """Look at all rows once: for what is not finite, and how large they are."""
+        xp, matrix, n = self.xp, self.matrix, self.shape[0]
         self.heaviest = 0
+        heaviest = 1.0
         if self.weights is not None:
-            w = self.weights.rows(slice(0, self.shape[0]), xp.float64)
-            self.heaviest = power_of_two(float(xp.max(w)))
+            heaviest = float(xp.max(self.weights.rows(slice(0, n), xp.float64)))
+            self.heaviest = power_of_two(heaviest)
+        if matrix.sparse:  # all values at once tell as much, unless one of them has to be named
+            self.largest = matrix.data.largest
+            if self.largest * max(heaviest, 1.0) < 2.0**900:
+                return
+        high, largest, _ = self._extent
+        check.finite(matrix.spread(high[None, :])[0], name, matrix.dtype)
+        if self.weights is not None:
+            check.finite(largest, f"sample_weight * {name}", "float64")
+        check.summable(largest, n, name)
+        self.largest = float(high.max())
+
+    @functools.cached_property
+    def _extent(self) -> tuple[np.ndarray, ...]:
+        """By feature, the largest magnitude of rows, and the largest and the smallest nonzero one of summands."""
+        xp, matrix = self.xp, self.matrix
 
         def magnitudes(tile: slice) -> tuple[np.ndarray, ...]:
             """Largest |x|, and largest and smallest nonzero |summand|, of each feature."""
@@ -163,15 +182,7 @@ class Rows:
                 smallest = xp.min(xp.where(x > 0, x, xp.full_like(x, xp.inf)), axis=0)
             return tuple(to_numpy(a).astype(np.float64) for a in (high, largest, smallest))
 
-        high, largest, smallest = self.work.reduce(
-            magnitudes, self._shares(self.shape[0]), _merged_magnitudes
-        )
-        check.finite(high, name, matrix.dtype)
-        if self.weights is not None:
-            check.finite(largest, f"sample_weight * {name}", "float64")
-        check.summable(largest, self.shape[0], name)
-        self._extent = high, largest, smallest
-        self.largest = float(high.max())
+        return self.work.reduce(magnitudes, self._shares(self.shape[0]), _merged_magnitudes)
 
     @functools.cached_property
     def grid(self) -> Grid:
@@ -198,20 +209,20 @@ class Rows:
         """The coordinates of comparison; a run from centroids chooses its own."""
         return Frame(self.matrix, self.largest)
 
-    def _shares(self, m: int, width: int = 1) -> list[slice]:
-        """Return tiles of `m` rows for work that ends in `width` times a row's numbers a tile."""
+    def _shares(self, m: int, clusters: int = 0) -> list[slice]:
+        """Return tiles of `m` rows; each ends in the sums of so many `clusters`, if any."""
+        work = self.work
+        results = -(-clusters * self.shape[1] // work.d)  # rows as large as these
         if self.kernel.compiled:  # which needs no room for itself
-            share = -(-m // (2 * self.work.threads)) if self.work.threads > 1 else m
+            share = -(-m // (2 * work.threads)) if work.threads > 1 else m
             # Each result is written and added, and each thread called.
-            share = max(share, 2 * width, _CALL // self.shape[1])
-            return self.work.tiles(0, m, max(1, min(share, self.work.readable(self.matrix))))
+            share = max(share, 2 * results, _CALL // work.d)
+            return work.tiles(0, m, max(1, min(share, work.readable(self.matrix))))
         # Each piece adds its result, so make it long against that.
-        step = max(
-            self.work.rows_of(self.shape[1]), min(4 * width, self.work.room // self.shape[1])
-        )
+        step = max(work.rows_of(work.d), min(4 * results, work.room // work.d))
         if self.kernel.one_hot:
-            step = max(1, min(step, self.work.room // width))
-        return self.work.tiles(0, m, step)
+            step = max(1, min(step, work.room // max(1, clusters)))
+        return work.tiles(0, m, step)
 
     def summands(self, select: Selection) -> Array:
         """Return the rows' weighted values and weights, split on the grid (m, folds * (d + 1))."""
@@ -246,6 +257,18 @@ class Rows:
             return ClusterStats(self.work.reduce(added, tiles, operator.add), grid)
         shape = (k, grid.folds * (self.shape[1] + 1))
         return ClusterStats(xp.zeros(shape, dtype=xp.float64, device=self.matrix.device), grid)
+
+    def masses(self, labels: Array, k: int) -> Array:
+        """Return the weights (k,), float64, of all rows by label: the last column of the sums alone."""
+        xp, grid = self.xp, Grid(self.grid.scale[-1:], self.grid.step, self.grid.folds)
+
+        def added(tile: slice) -> Array:
+            one = xp.ones((tile.stop - tile.start, 1), dtype=xp.float64, device=self.matrix.device)
+            values = grid.split(xp, one, self._scale[-1:], self.relative_weight(tile))
+            return self.kernel.segment_sum(xp, values, labels[tile], k)
+
+        sums = self.work.reduce(added, self._shares(self.shape[0], k), operator.add)
+        return grid.total(xp, sums, self._scale[-1:])[:, 0]
 
     def totals(self, stats: ClusterStats) -> tuple[Array, Array]:
         """Return the sums (k, d) and weights (k,) of `stats`, float64, both of relative weights."""
@@ -290,7 +313,7 @@ class Rows:
         n, d = self.shape
         k = c.shape[0]
         everything = [np.arange(k)]
-        if bounds in ("off", "hamerly") or k <= _GROUP:
+        if self.matrix.sparse or bounds in ("off", "hamerly") or k <= _GROUP:
             return everything
         if bounds == "auto" and (d <= 12 or k < _MANY):
             return everything
@@ -368,27 +391,17 @@ class Rows:
 
     def _distances(self, wide: Array, labels: Array) -> Array:
         """Return each row's squared distance (n,) to its label's centroid of `wide` (k, d)."""
-        xp = self.xp
-
-        if self.kernel.own_distances is not None:
-            found = xp.empty(self.shape[0], dtype=xp.float64, device=self.matrix.device)
-            unit, write = self.frame.unit, self.kernel.own_distances
-            self.work.map(
-                lambda tile: write(self.matrix, tile, unit, wide, labels[tile], found[tile]),
-                self._shares(self.shape[0]),
-            )
-            return found
-
-        def distance(tile: slice) -> Array:
-            own = xp.take(wide, labels[tile], axis=0)
-            return self.kernel.squared_distances(xp, self.frame.wide(tile), own)
-
-        return xp.concat(self.work.map(distance, self._shares(self.shape[0])))
+        parts = self.work.map(
+            lambda tile: own_distances(self.frame, self.kernel, tile, wide, labels[tile]),
+            self._shares(self.shape[0]),
+        )
+        return parts[0] if len(parts) == 1 else self.xp.concat(parts)
 
     def shift(self, c_new: Array, c: Array) -> float:
         """Return the sum of squared moves in the scaled frame."""
-        moves = self.kernel.squared_distances(self.xp, self.frame.widen(c_new), self.frame.widen(c))
-        return float(halving_sum(self.xp, moves[None, :])[0])
+        now, before = self.frame.widen(c_new), self.frame.widen(c)
+        moved = moves(self.kernel, self.matrix, now, before)
+        return float(halving_sum(self.xp, moved[None, :])[0])
 
     def cost(self, distances: Array) -> float:
         """Return the sum of per-row `distances` (n,) by relative weight, exact on its grid."""

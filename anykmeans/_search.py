@@ -12,8 +12,16 @@ from typing import Any
 
 import numpy as np
 
-from anykmeans._array import Array, Selection, full_float32_products, put, to_numpy
-from anykmeans._exact import DOWN, GAP, TINY, UP, Bounds, squared_distances, squared_norms
+from anykmeans._array import (
+    Array,
+    Matrix,
+    Selection,
+    full_float32_products,
+    put,
+    take_rows,
+    to_numpy,
+)
+from anykmeans._exact import DOWN, GAP, TINY, UP, Bounds, squared_norms
 from anykmeans._frame import Frame
 from anykmeans._work import Work
 from anykmeans.kernels import Kernel
@@ -71,12 +79,40 @@ class Screen:
     bounds: Bounds
 
 
+def _padded(minus_2c: np.ndarray, norms: np.ndarray, lanes: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return coefficients (d, slots), by rows, and norms (slots,), a multiple of `lanes`, the last of which are infinite."""
+    d, k = minus_2c.shape
+    slots = -(-k // lanes) * lanes
+    table, far = np.zeros((d, slots), minus_2c.dtype), np.full(slots, np.inf, norms.dtype)
+    table[:, :k], far[:k] = minus_2c, norms
+    return table, far
+
+
 def _joined(xp: Any, parts: list[tuple[Any, ...]]) -> tuple[Array, Array, Array]:
     """Return labels (m,), upper (m,) and lower (groups, m) of tiles, end to end."""
     if len(parts) == 1:
         return parts[0][:3]
     labels, upper, lower = ([part[i] for part in parts] for i in range(3))
     return xp.concat(labels), xp.concat(upper), xp.concat(lower, axis=1)
+
+
+def own_distances(
+    frame: Frame, kernel: Kernel, select: Selection, wide: Array, labels: Array
+) -> Array:
+    """Return the squared distances (m,), by R5, of selected rows to their labels' centroids of `wide` (k, d)."""
+    xp, matrix = frame.xp, frame.matrix
+    if kernel.own_distances is not None:
+        found = xp.empty(labels.shape[0], dtype=xp.float64, device=matrix.device)
+        kernel.own_distances(matrix, select, frame.unit, wide, labels, found)
+        return found
+    return kernel.squared_distances(xp, frame.wide(select), xp.take(wide, labels, axis=0))
+
+
+def moves(kernel: Kernel, matrix: Matrix, a: Array, b: Array) -> Array:
+    """Return the squared distances (k,), by R5, of centroids `a` to centroids `b` (k, d), float64."""
+    if kernel.moves is not None:
+        return kernel.moves(matrix, a, b)
+    return kernel.squared_distances(matrix.xp, a, b)
 
 
 class Search:
@@ -116,13 +152,15 @@ class Search:
         self._members, self._exact, self._skip, self._drop = members, exact, skip, drop
         # Score in float32 where that can tell centroids apart and the library really does it.
         self._narrow = (
-            full_float32_products(self.matrix.source) and Bounds.of(self.shape[1], 2.0**-24).sound
+            full_float32_products(self.matrix.source)
+            and Bounds.of(self.shape[1], 2.0**-24, self.matrix.terms).sound
         )
         self._centroids: Array | None = None
         self._passes = 0
         self._tile = self._tile_rows()
         # A block's bounds are worked on whole: keep them in the cache, too.
-        share = -(-self.shape[0] // (4 * work.threads))
+        pieces = 1 if kernel.lanes > 1 and work.threads == 1 else 4 * work.threads
+        share = -(-self.shape[0] // pieces)
         length = max(self._tile, min(share, 1 << 16, work.room // (len(members) + 4)))
         self._blocks = [Block(s.start, s.stop) for s in work.tiles(step=max(1, length))]
 
@@ -133,7 +171,7 @@ class Search:
 
     def _tile_rows(self) -> int:
         """Return how many rows to score at once."""
-        d, groups = self.shape[1], len(self._members)
+        d, groups = self.work.d, len(self._members)
         widest = max(len(ids) for ids in self._members)
         if not self.kernel.host:
             return max(1, self.work.room // (widest + 4 * groups + d))
@@ -151,6 +189,8 @@ class Search:
         norms = xp.astype(xp.sum(near * near, axis=1), dtype)
         centred = xp.astype(near, dtype)
         minus_2c = xp.permute_dims(centred * -2.0, (1, 0))
+        if self.matrix.sparse:
+            minus_2c, norms = _padded(minus_2c, norms, self.kernel.lanes)
         # Indices: four bytes a row in NumPy; torch wants int64 to index with.
         number = xp.int32 if self.kernel.host else xp.int64
         groups, group_of = [], np.zeros(int(c.shape[0]), dtype=np.int64)
@@ -164,12 +204,12 @@ class Search:
                 groups.append((at, xp.permute_dims(part, (1, 0)), xp.take(norms, at)))
         drift = drifts = None
         if self._centroids is not None:
-            moved = to_numpy(
-                xp.sqrt(squared_distances(xp, wide, self.frame.widen(self._centroids)))
-            )
+            before = self.frame.widen(self._centroids)
+            moved = to_numpy(xp.sqrt(moves(self.kernel, self.matrix, wide, before)))
             drift, drifts = (asarray(a, xp.float32) for a in self._drifts(moved * UP))
         group_of = asarray(group_of, number)
-        bounds = Bounds.of(self.shape[1], 2.0**-24 if self._narrow else 2.0**-53)
+        unit = 2.0**-24 if self._narrow else 2.0**-53
+        bounds = Bounds.of(self.shape[1], unit, self.matrix.terms)
         return Screen(wide, centred, groups, minus_2c, norms, group_of, drift, drifts, bounds)
 
     def _drifts(self, moved: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -275,7 +315,7 @@ class Search:
             if hard:
                 rows = at + select.start if isinstance(select, slice) else xp.take(select, at)
                 found, above, far = self._resolve(
-                    xp.take(y, at, axis=0), rows, xp.take(labels, at), screen
+                    take_rows(xp, y, at), rows, xp.take(labels, at), screen
                 )
                 upper = put(xp, upper, at, above)
                 distance = put(xp, xp.full_like(upper, xp.inf), at, far)
@@ -355,7 +395,7 @@ class Search:
         to the lowest label.
         """
         k = int(screen.norms.shape[0])
-        step = max(1, self.work.tile // (k + self.shape[1]))
+        step = max(1, self.work.tile // (k + self.work.d))
         parts = [
             self._resolve_tile(y[t, :], rows[t], guess[t], screen)
             for t in self.work.tiles(0, int(rows.shape[0]), step)
@@ -377,13 +417,11 @@ class Search:
         most = bounds.upper(xp, norm + xp.min(scores, axis=1), norm) * (1 + 3 * bounds.tie)
         who, candidates = xp.nonzero(least <= most[:, None])
         pairs = int(who.shape[0])
-        step = max(1, self.work.tile // self.shape[1])
+        step = max(1, self.work.tile // self.work.d)
         found = xp.concat(
             [
-                self.kernel.squared_distances(
-                    xp,
-                    self.frame.wide(xp.take(rows, who[t])),
-                    xp.take(screen.wide, candidates[t], axis=0),
+                own_distances(
+                    self.frame, self.kernel, xp.take(rows, who[t]), screen.wide, candidates[t]
                 )
                 for t in self.work.tiles(0, pairs, step)
             ]

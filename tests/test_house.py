@@ -25,6 +25,7 @@ HEAVY = [
 ]
 # A module imports only from lower floors, or its own floor where nothing comes back.
 FLOORS = [
+    {"_sparse"},
     {"_array", "_check"},
     {"_exact", "_groups"},
     {"_stats", "_work"},

@@ -168,4 +168,5 @@ def test_the_table_names_every_kernel_file():
     folder = pathlib.Path(kernels.__file__).parent
     files = {path.stem for path in folder.glob("*.py")}
     folders = {path.parent.name for path in folder.glob("*/__init__.py")}
-    assert (files | folders) - {"__init__"} == set(kernels.TABLE)
+    assert (files | folders) - {"__init__", "sparse"} == set(kernels.TABLE)
+    assert {path.stem for path in folder.glob("sparse/*.py")} - {"__init__"} == set(kernels.SPARSE)

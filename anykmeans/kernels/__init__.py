@@ -43,6 +43,8 @@ A kernel is a module of this package. It may define
     in place of `anykmeans._stats.means`;
 ``own_distances(matrix, select, unit, wide, labels, distances)``
     written: squared distances of rows to their own centroids, in place of `squared_distances`;
+``moves(matrix, a, b) -> distances``
+    the same of centroids to centroids, where `squared_distances` has another order;
 ``cost(distances, w) -> sum``
     the exact sum of weighted distances (n,), in place of `exact_sum`;
 ``pairwise(frame, wide) -> write``
@@ -66,10 +68,11 @@ from typing import Any
 
 import numpy as np
 
-from anykmeans._array import Array
+from anykmeans._array import Array, is_sparse
 from anykmeans._work import seconds
 
 TABLE = ("numba", "cpu", "triton", "torch", "cupy", "agnostic")  # in order of preference
+SPARSE = ("numba", "cpu")  # those that have steps for sparse rows, in files of their own
 # Numbers in `x` from which on a kernel is chosen unasked. One that is compiled already is chosen for less, too, as who
 # fits twice gains; one that is not, once small work has taken nearly as long as compiling it.
 LEAST = {"numba": 1 << 16}
@@ -98,6 +101,8 @@ class Kernel:
         The steps.
     lean : bool
         Whether `gains` writes out but bits a row, so that tiles of seeding may be long.
+    lanes : int
+        Centroids that `nearest` scores together; `Search` adds ones at infinity up to a multiple.
     one_hot : bool
         Whether `segment_sum` writes out k numbers a row.
     wary : bool
@@ -118,6 +123,7 @@ class Kernel:
     costs: Callable[..., tuple[Array, float]]
     reached: Callable[..., int]
     lean: bool
+    lanes: int
     one_hot: bool
     wary: bool
     search: Callable[..., Any] | None
@@ -129,6 +135,7 @@ class Kernel:
     total: Callable[..., Array] | None
     means: Callable[..., Array] | None
     own_distances: Callable[..., None] | None
+    moves: Callable[..., Array] | None
     cost: Callable[..., float] | None
     pairwise: Callable[..., Callable[..., int]] | None
 
@@ -145,6 +152,8 @@ class Kernel:
 
 def why_not(name: str, x: Array) -> str | None:
     """Return why the kernel `name` cannot run on the array `x`, or None if it can."""
+    if is_sparse(x) and name not in SPARSE:
+        return "x is sparse, which the Array API does not have"
     reason: str | None = importlib.import_module(f"{__name__}.{name}").why_not(x)
     return reason
 
@@ -158,7 +167,7 @@ def choose(x: Array, name: str = "auto") -> Kernel:
         If `name` is unknown, or that kernel cannot run on `x`.
     """
     if name == "auto":
-        size = math.prod(x.shape)
+        size = x.nnz if is_sparse(x) else math.prod(x.shape)
         name = next(each for each in TABLE if _pays(each, size) and why_not(each, x) is None)
     elif name not in TABLE:
         raise ValueError(
@@ -169,16 +178,16 @@ def choose(x: Array, name: str = "auto") -> Kernel:
         raise ValueError(
             f"`kernel`={name!r} cannot run here: {reason}. Use kernel='auto', or one of:\n{others}"
         )
-    return _made(name)
+    return _made(name, f"sparse.{name}" if is_sparse(x) else name)
 
 
 @functools.cache
-def _made(name: str) -> Kernel:
+def _made(name: str, module: str) -> Kernel:
     agnostic = importlib.import_module(f"{__name__}.agnostic")
-    own = importlib.import_module(f"{__name__}.{name}")
+    own = importlib.import_module(f"{__name__}.{module}")
 
     def step(name: str) -> Callable[..., Any]:
-        found: Callable[..., Any] = getattr(own, name, getattr(agnostic, name))
+        found: Callable[..., Any] = getattr(own, name, None) or getattr(agnostic, name)
         return found
 
     return Kernel(
@@ -196,6 +205,7 @@ def _made(name: str) -> Kernel:
         costs=step("costs"),
         reached=step("reached"),
         lean=getattr(own, "LEAN", False),
+        lanes=getattr(own, "LANES", 1),
         one_hot=not hasattr(own, "segment_sum") or own is agnostic,
         wary=getattr(own, "WARY", False),
         search=getattr(own, "search", None),
@@ -207,6 +217,7 @@ def _made(name: str) -> Kernel:
         total=getattr(own, "total", None),
         means=getattr(own, "means", None),
         own_distances=getattr(own, "own_distances", None),
+        moves=getattr(own, "moves", None),
         cost=getattr(own, "cost", None),
         pairwise=getattr(own, "pairwise", None),
     )

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from anykmeans import _array as arrays
-from anykmeans._array import Array, Namespace, put, to_numpy
+from anykmeans._array import Array, Namespace, put, take_rows, to_numpy
 from anykmeans._exact import (
     DOWN,
     GAP,
@@ -17,6 +17,7 @@ from anykmeans._exact import (
     squared_distances,
     squared_norms,
 )
+from anykmeans._sparse import SparseRows
 
 __all__ = [
     "costs",
@@ -136,17 +137,34 @@ def gains(
     distances times `scale`. Bit ``j % 8`` of the last result (m,), uint8, is set for all rows nearer to `c[j]`.
     """
     y, (origin, reach) = read(), against
-    m, t = int(closest.shape[0]), int(c.shape[0])
+    m = int(closest.shape[0])
     (at,) = xp.nonzero(closest > xp.take(xp.min(reach, axis=1), owner))
     some = 2 * at.shape[0] < m  # else the others are no more work than to leave them out
     if some:
         y, closest = xp.take(y, at, axis=0), xp.take(closest, at)
         w = None if w is None else xp.take(w, at)
-    bounds = Bounds.of(int(c.shape[1]), 2.0**-53)
     z, b = xp.astype(y, xp.float64, copy=False) - origin, c - origin
     norm = xp.vecdot(z, z)
     estimate = (b * -2.0) @ xp.permute_dims(z, (1, 0)) + xp.vecdot(b, b)[:, None]  # (t, m)
     estimate += norm
+    bounds = Bounds.of(int(c.shape[1]), 2.0**-53)
+    saved, doubt, won = weighed(xp, estimate, norm, closest, bounds, w, scale)
+    if some:
+        won = put(xp, xp.zeros_like(owner, dtype=xp.uint8), at, won)
+    return saved, doubt, won
+
+
+def weighed(
+    xp: Namespace,
+    estimate: Array,
+    norm: Array,
+    closest: Array,
+    bounds: Bounds,
+    w: Array | None,
+    scale: float,
+) -> tuple[Array, float, Array]:
+    """Return what `gains` does, by estimates (t, m) of squared distances that err by `bounds` at most."""
+    m, t = int(closest.shape[0]), int(estimate.shape[0])
     # Solved for the estimate, with 1 / (1 - beta) <= 1 + 2 beta: the distance may be below `closest`.
     nearer = estimate < (closest + norm * bounds.beta + bounds.eta) * (1 + 2 * bounds.beta)
     less = xp.minimum(xp.maximum(closest - estimate, xp.zeros_like(closest)), closest)
@@ -161,8 +179,6 @@ def gains(
         eight = nearer[j : min(j + 8, t), :]
         flags = xp.astype(eight, xp.uint8) * bits[: eight.shape[0], :]
         won |= xp.sum(flags, axis=0, dtype=xp.uint8)
-    if some:
-        won = put(xp, xp.zeros_like(owner, dtype=xp.uint8), at, won)
     return (less @ weights) * scale, doubt * scale, won
 
 
@@ -178,7 +194,7 @@ def saved(
 ) -> Array:
     """Return exactly what candidate `j`, at `c` (1, d), saves (), of rows it may have `won` (m,) alone."""
     (at,) = xp.nonzero(won & (1 << j % 8))
-    found = squared_distances(xp, xp.astype(xp.take(y, at, axis=0), xp.float64), c)
+    found = distances_to(xp, y, at, c)
     before = xp.take(closest, at)
     w = None if w is None else xp.take(w, at)
     less = whole(xp, before, w, scale) - whole(xp, xp.minimum(found, before), w, scale)
@@ -200,12 +216,18 @@ def settle(
     It may have `won` (m,) only some rows, or None for all. What is given may be written to.
     """
     at = xp.nonzero(xp.ones_like(owner) if won is None else won & (1 << j % 8))[0]
-    if at.shape[0] < owner.shape[0]:
-        y = xp.take(y, at, axis=0)
-    found = squared_distances(xp, xp.astype(y, xp.float64, copy=False), c)
+    found = distances_to(xp, y, at, c)
     before, old = xp.take(closest, at), xp.take(owner, at)
     owner = put(xp, owner, at, xp.where(found < before, xp.full_like(old, pick), old))
     return put(xp, closest, at, xp.minimum(found, before)), owner
+
+
+def distances_to(xp: Namespace, y: Array | SparseRows, at: Array, c: Array) -> Array:
+    """Return the squared distances (m,), by R5, of the rows ``y[at]`` to one centroid `c` (1, d), float64."""
+    y = take_rows(xp, y, at) if at.shape[0] < y.shape[0] else y
+    if isinstance(y, SparseRows):
+        return y.squared_distances(c[0])
+    return squared_distances(xp, xp.astype(y, xp.float64, copy=False), c)
 
 
 def costs(

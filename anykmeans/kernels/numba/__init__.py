@@ -29,9 +29,7 @@ _CACHE = 1 << 15  # numbers of rows that wait in the L2 cache beside a panel of 
 
 
 def why_not(x: Array) -> str | None:
-    """Return None for dense arrays in host memory where Numba is installed."""
-    if arrays.is_sparse(x):
-        return "x is sparse"
+    """Return None for arrays in host memory, and sparse ones, where Numba is installed."""
     if not arrays.on_cpu(x):
         return f"x is {arrays.where_is(x)}, out of NumPy's reach"
     if importlib.util.find_spec("numba") is None:

@@ -94,6 +94,15 @@ def saving(context, z, block, c, j, start, edge, wider, spare, weight, less):  #
 
 
 @intrinsic
+def combine(context, table, features, values, first, stop, p, scores):  # type: ignore[no-untyped-def]
+    """Add ``values[e] * table[features[e]]`` to `scores`, LANES of them from ``p * LANES`` on, for e from `first` to `stop`.
+
+    `table` (columns, panels * LANES) and `scores` (panels * LANES,) are of one floating dtype; all are C-contiguous.
+    """
+    return types.void(table, features, values, first, stop, p, scores), _generate_combine
+
+
+@intrinsic
 def lowest(context, bits):  # type: ignore[no-untyped-def]
     """Return the number of the lowest bit that is set; `bits` is not 0."""
 
@@ -267,6 +276,43 @@ def _generate_lanes(context: Any, builder: Any, signature: Any, args: Any) -> An
     for b in range(blocks):
         for pointer, value in zip(results, held[b], strict=True):
             code.store(value, code.at(pointer, b * LANES))
+    return context.get_dummy_value()
+
+
+def _generate_combine(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+    code = _Code(context, builder, signature, args)
+    table, features, values, scores = (code.data(i) for i in (0, 1, 2, 6))
+    first, stop, p = (code.whole(i) for i in (3, 4, 5))
+    begin, width = builder.mul(p, _number(LANES)), code.size(0, 1)
+    place = code.at(scores, begin)
+    start = code.load(place)
+    before = builder.block
+    loop, after = (builder.append_basic_block(name) for name in ("entries", "combined"))
+    builder.cbranch(builder.icmp_signed("<", first, stop), loop, after)
+
+    builder.position_at_end(loop)
+    e, total = builder.phi(_INDEX), builder.phi(code.vector)
+    e.add_incoming(first, before)
+    total.add_incoming(start, before)
+    feature = builder.load(code.at(features, e))
+    if feature.type != _INDEX:
+        feature = builder.sext(feature, _INDEX)
+    value = builder.load(code.at(values, e))
+    if value.type != code.real:
+        wider = code.real == ir.DoubleType()
+        value = (builder.fpext if wider else builder.fptrunc)(value, code.real)
+    row = code.load(code.at(table, builder.add(builder.mul(feature, width), begin)))
+    added = builder.call(code.fma, [code.splat(value), row, total])
+    following = builder.add(e, _number(1))
+    e.add_incoming(following, loop)
+    total.add_incoming(added, loop)
+    builder.cbranch(builder.icmp_signed("<", following, stop), loop, after)
+
+    builder.position_at_end(after)
+    result = builder.phi(code.vector)
+    result.add_incoming(start, before)
+    result.add_incoming(added, loop)
+    code.store(result, place)
     return context.get_dummy_value()
 
 

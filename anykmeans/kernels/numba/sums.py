@@ -58,6 +58,22 @@ def _two_product(a, b):
     return product, error
 
 
+@inline
+def split_row(rest, error, part, count, weight, weighted, fold, step):
+    """Write whole numbers of the next fold of scaled values (count,) times the `weight` to `part`, see `Grid.split`."""
+    if weighted and fold == 0:
+        for i in range(count):
+            rest[i], error[i] = _two_product(rest[i], weight)
+    for i in range(count):
+        part[i] = np.rint(rest[i])
+        rest[i] = (rest[i] - part[i]) * step
+    if weighted:
+        for i in range(count):
+            more = np.rint(error[i])
+            part[i] += more
+            error[i] = (error[i] - more) * step
+
+
 @jit
 def accumulate(x, at, w, new, old, scale, step, folds, sums):
     """Add the rows ``x[at]`` to their clusters `new` and take them from `old`, unless that is empty.
@@ -68,25 +84,14 @@ def accumulate(x, at, w, new, old, scale, step, folds, sums):
     rest, error, part = np.empty(d + 1), np.empty(d + 1), np.empty(d + 1)
     weighted = w.shape[0] > 1 or w[0] != 1.0
     for i in range(at.shape[0]):
-        row = at[i]
+        row, to = at[i], new[i]
+        weight = w[i] if w.shape[0] > 1 else w[0]
         for f in range(d):
             rest[f] = np.float64(x[row, f]) * scale[f]
         rest[d] = scale[d]
-        if weighted:
-            weight = w[i] if w.shape[0] > 1 else w[0]
-            for f in range(d + 1):
-                rest[f], error[f] = _two_product(rest[f], weight)
-        to = new[i]
         for fold in range(folds):
             column = fold * (d + 1)
-            for f in range(d + 1):
-                part[f] = np.rint(rest[f])
-                rest[f] = (rest[f] - part[f]) * step
-            if weighted:
-                for f in range(d + 1):
-                    more = np.rint(error[f])
-                    part[f] += more
-                    error[f] = (error[f] - more) * step
+            split_row(rest, error, part, d + 1, weight, weighted, fold, step)
             for f in range(d + 1):
                 sums[to, column + f] += part[f]
             if old.shape[0]:
@@ -153,29 +158,32 @@ def whole(values, w, scale, step, folds):
 def total(sums, scale, step, folds):
     """Return the sums (k, columns) that whole numbers mean: `Grid.total`, bit for bit."""
     k, columns = sums.shape[0], scale.shape[0]
-    result, parts = np.empty((k, columns)), np.empty(folds)
+    result, parts = np.empty((k, columns)), np.empty((folds, columns))
+    low, after = np.empty(columns), np.empty(columns)
     for a in range(k):
+        for i in range(folds):
+            for f in range(columns):
+                parts[i, f] = sums[a, i * columns + f]
+        for i in range(folds - 1, 0, -1):
+            for f in range(columns):
+                carry = np.rint(parts[i, f] / step)
+                parts[i, f] -= carry * step
+                parts[i - 1, f] += carry
         for f in range(columns):
-            for i in range(folds):
-                parts[i] = sums[a, i * columns + f]
-            for i in range(folds - 1, 0, -1):
-                carry = np.rint(parts[i] / step)
-                parts[i] -= carry * step
-                parts[i - 1] += carry
-            found, low, after, unit = parts[0], 0.0, 0.0, 1.0
-            for i in range(1, folds):
-                unit /= step
-                finer = parts[i] * unit
-                if low == 0.0:
-                    further = found + finer
-                    low = finer - (further - found)
-                    found = further
-                elif after == 0.0:
-                    after = finer
-            beyond = found + 2.0 * low
-            if low * after > 0.0 and beyond - found == 2.0 * low:
-                found = beyond
-            result[a, f] = (found + 0.0) / scale[f]
+            low[f] = after[f] = 0.0
+        unit = 1.0
+        for i in range(1, folds):
+            unit /= step
+            for f in range(columns):
+                finer, found = parts[i, f] * unit, parts[0, f]
+                exact, further = low[f] == 0.0, found + finer
+                after[f] = after[f] if exact or after[f] != 0.0 else finer
+                low[f] = finer - (further - found) if exact else low[f]
+                parts[0, f] = further if exact else found
+        for f in range(columns):
+            found, twice = parts[0, f], 2.0 * low[f]
+            tie = low[f] * after[f] > 0.0 and found + twice - found == twice
+            result[a, f] = ((found + twice if tie else found) + 0.0) / scale[f]
     return result
 
 

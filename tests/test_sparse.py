@@ -1,0 +1,273 @@
+"""Sparse rows: the bits of dense ones, from the entries alone."""
+
+import itertools
+from importlib.util import find_spec
+
+import numpy as np
+import pytest
+import scipy.sparse as sp
+from referee import bits
+
+from anykmeans import KMeans, MiniBatchKMeans, assign, kernels, kmeans, kmeans_plusplus
+from anykmeans._array import Matrix
+from anykmeans._exact import Bounds, squared_distances
+from anykmeans._frame import Frame
+from anykmeans._sparse import SparseRows
+
+KERNELS = ["cpu", *(["numba"] if find_spec("numba") else [])]
+pytestmark = pytest.mark.filterwarnings("ignore:Number of distinct clusters")
+
+
+def sparse(n, d, density, dtype="float64", seed=0, whole=False):
+    """Random rows (n, d), CSR, with rows of no entry, values of both signs and, if `whole`, many ties."""
+    rng = np.random.default_rng([n, d, seed])
+    values = rng.integers(-2, 3, size=(n, d)) if whole else rng.normal(size=(n, d)) * 3
+    x = np.where(rng.random((n, d)) < density, values, 0).astype(dtype)
+    x[: n // 7] = 0
+    return sp.csr_array(x)
+
+
+def same(x, k, kernel, dense=None, **options):
+    """Assert that clustering sparse rows gives the bits of clustering them dense."""
+    dense = x.toarray() if dense is None else dense
+    got = kmeans(x, k, kernel=kernel, **options)
+    assert got.kernel == kernel
+    assert bits(got) == bits(kmeans(dense, k, kernel="agnostic", **options))
+
+
+@pytest.mark.parametrize("d", [1, 2, 3, 5, 8, 17, 100, 1 << 12])
+@pytest.mark.parametrize("density", [0, 0.003, 0.05, 0.6, 1])
+@pytest.mark.parametrize("by", KERNELS)
+def test_a_distance_is_that_of_dense_rows(by, d, density):
+    x = sparse(40, d, density)
+    rng = np.random.default_rng(d)
+    c = np.where(rng.random((3, d)) < 0.5, rng.normal(size=(3, d)), 0)
+    c[2] = 0
+    labels = rng.integers(3, size=40)
+    wanted = squared_distances(np, x.toarray(), c[labels])
+    # With a column for each feature, and for those alone that are not zero everywhere.
+    for room in (0, 1 << 30):
+        matrix = Matrix(x, SparseRows.of(x, c, room), np, "cpu", "float64")
+        found = np.empty(40)
+        chosen = kernels.choose(x, by)
+        chosen.own_distances(matrix, slice(0, 40), 1.0, matrix.columns_of(c), labels, found)
+        assert found.tobytes() == wanted.tobytes()
+        at = np.array([3, 39, 3])
+        chosen.own_distances(matrix, at, 1.0, matrix.columns_of(c), labels[at], found[:3])
+        assert found[:3].tobytes() == wanted[at].tobytes()
+        moved = chosen.moves(matrix, matrix.columns_of(c), matrix.columns_of(c[::-1]))
+        assert moved.tobytes() == squared_distances(np, c, c[::-1]).tobytes()
+
+
+def test_few_features_with_entries_have_columns():
+    x = sp.csr_array(([1.0, 2.0, -4.0], [70, 9, 70], [0, 1, 1, 3]), shape=(3, 100))
+    c = np.zeros((2, 100))
+    c[1, 33] = 5
+    rows = SparseRows.of(x, c, 1 << 20)
+    assert rows.halving.columns.tolist() == [9, 33, 70]
+    matrix = Matrix(x, rows, np, "cpu", "float64")
+    assert matrix.rows(slice(0, 3)).tolist() == [[0, 0, 1], [0, 0, 0], [2, 0, -4]]
+    np.testing.assert_array_equal(matrix.spread(matrix.columns_of(c)), c)
+    assert SparseRows.of(x, c, 0).halving.complete  # there is no room for new numbers
+    assert SparseRows.of(x, np.ones((1, 100)), 1 << 20).halving.complete
+
+
+@pytest.mark.parametrize("by", KERNELS)
+@pytest.mark.parametrize("dtype", ["float32", "float64", "int64", "bool"])
+@pytest.mark.parametrize("init", ["k-means++", "random", "k-means||", "given", "callable"])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_the_bits_of_dense_rows(by, dtype, init, weighted):
+    for d, density in ((7, 0.4), (300, 0.03), (3000, 0.001)):
+        x = sparse(150, d, density, dtype, whole=dtype in ("int64", "bool"))
+        w = np.random.default_rng(1).integers(0, 4, 150) / 3 if weighted else None
+        start = np.random.default_rng(2).normal(size=(6, d)).astype("float32")
+        start[:, ::2] = 0
+        how = {"given": start, "callable": lambda x, k, rng, start=start: start}.get(init, init)
+        same(x, 6, by, init=how, rng=3, sample_weight=w, n_init=1, max_iter=15)
+
+
+@pytest.mark.parametrize("by", KERNELS)
+@pytest.mark.parametrize("scale", [2.0**-400, 1e-12, 1e30, 2.0**400])
+def test_tiny_and_huge_values(by, scale):
+    x = sparse(120, 40, 0.2)
+    same(x * scale, 5, by, rng=0, max_iter=10)
+    same(x * scale, 5, by, init=(x.toarray() * scale)[40:45], max_iter=10)
+
+
+@pytest.mark.parametrize("by", KERNELS)
+@pytest.mark.parametrize("values", [1, 3])
+def test_rows_of_few_values_that_often_tie(by, values):
+    """Where estimates cannot tell candidates of k-means++ apart, exact steps must."""
+    rng = np.random.default_rng(values)
+    x = sp.csr_array(rng.integers(0, values + 1, size=(300, 12)).astype("float64"))
+    for k, seed in itertools.product([2, 9, 40], range(4)):
+        wanted = kmeans_plusplus(x.toarray(), k, random_state=seed)[1]
+        assert kmeans_plusplus(x, k, random_state=seed, n_local_trials=None)[1].tolist() == (
+            wanted.tolist()
+        )
+        same(x, k, by, rng=seed, max_iter=5)
+
+
+@pytest.mark.skipif("numba" not in KERNELS, reason="Numba is not installed")
+@pytest.mark.parametrize("weighted", [False, True])
+def test_picks_by_estimates_and_by_exact_distances(monkeypatch, weighted):
+    from anykmeans.kernels.sparse import numba as compiled
+
+    x = sparse(2000, 200, 0.05)
+    w = np.random.default_rng(0).exponential(size=2000) if weighted else None
+    estimated = []
+    seeds = compiled.seeds
+
+    def spy(*arguments):
+        estimated.append(seeds(*arguments))
+        return estimated[-1]
+
+    for how in (spy, lambda *arguments: None):
+        monkeypatch.setattr(compiled, "seeds", how)
+        kernels._made.cache_clear()
+        for seed in range(5):
+            got = kmeans(x, 20, sample_weight=w, rng=seed, max_iter=1, kernel="numba")
+            dense = kmeans(x.toarray(), 20, sample_weight=w, rng=seed, max_iter=1)
+            assert bits(got) == bits(dense)
+    kernels._made.cache_clear()
+    assert [picks for picks in estimated if picks is not None]  # it is of use
+
+
+def containers(x):
+    """The same rows in all of SciPy's formats and index types, and with entries out of order and given twice."""
+    yield from (form(x) for form in (sp.csr_array, sp.csr_matrix, sp.csc_matrix, sp.coo_array))
+    yield sp.lil_matrix(x)
+    wide = sp.csr_array(x)
+    wide.indices, wide.indptr = wide.indices.astype(np.int64), wide.indptr.astype(np.int64)
+    yield wide
+    yield sp.csc_array(wide)
+    backwards = sp.csr_array(x)
+    for start, stop in itertools.pairwise(backwards.indptr):
+        backwards.indices[start:stop] = backwards.indices[start:stop][::-1]
+        backwards.data[start:stop] = backwards.data[start:stop][::-1]
+    backwards.has_sorted_indices = False
+    yield sp.csr_array((backwards.data, backwards.indices, backwards.indptr), shape=x.shape)
+    coo = sp.coo_array(x)
+    third = coo.data / 3
+    entries = np.concatenate([third, coo.data, -third, np.zeros(1)])
+    row, col = (np.concatenate([a, a, a, [0]]) for a in (coo.row, coo.col))
+    order = np.random.default_rng(0).permutation(entries.size)
+    twice = sp.coo_array((entries[order], (row[order], col[order])), shape=x.shape)
+    starts = np.concatenate([[0], np.cumsum(np.bincount(row, minlength=x.shape[0]))])
+    rows = np.argsort(row[order], kind="stable")
+    yield twice
+    yield sp.csr_array((entries[order][rows], col[order][rows], starts), shape=x.shape)
+
+
+@pytest.mark.parametrize("by", KERNELS)
+@pytest.mark.parametrize("d", [20, 900])
+def test_containers_and_indices(by, d):
+    for x in containers(sparse(90, d, 8 / d)):
+        parts = [getattr(x, name, None) for name in ("data", "indices", "indptr", "row", "col")]
+        before = [np.copy(part) for part in parts]
+        same(x, 5, by, rng=1, max_iter=8)
+        for model in (KMeans(5, random_state=0, kernel=by), MiniBatchKMeans(5, random_state=0)):
+            dense = type(model)(5, random_state=0).fit(x.toarray())
+            model.fit(x)
+            np.testing.assert_array_equal(model.cluster_centers_, dense.cluster_centers_)
+            np.testing.assert_array_equal(model.predict(x), dense.labels_)
+        # Nothing was put in order, or added up.
+        for part, was in zip(parts, before, strict=True):
+            assert np.asarray(part).tobytes() == was.tobytes() or part is None
+
+
+@pytest.mark.parametrize("by", KERNELS)
+@pytest.mark.parametrize("d", [30, 2000])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_new_rows(by, d, dtype):
+    x, new = sparse(80, d, 6 / d, dtype), sparse(300, d, 3 / d, dtype, seed=1)
+    dense = new.toarray()
+    centroids = kmeans(x, 7, rng=0).centroids
+    for rows in (new, sp.csr_array(x), sp.vstack([x, new]).tocsr()):
+        for got, wanted in zip(
+            assign(rows, centroids), assign(rows.toarray(), centroids), strict=True
+        ):
+            assert got.tobytes() == wanted.tobytes()
+    sparse_model = KMeans(7, random_state=0, kernel=by).fit(x)
+    model = KMeans(7, random_state=0).fit(x.toarray())
+    np.testing.assert_array_equal(sparse_model.predict(new), model.predict(dense))
+    assert sparse_model.score(new) == model.score(dense)
+    every = sparse_model.transform(new)
+    assert every.dtype == dtype
+    assert every.flags.c_contiguous
+    wide = dense.astype(np.float64)[:, None] - model.cluster_centers_.astype(np.float64)
+    true = np.sqrt((wide**2).sum(axis=2))
+    np.testing.assert_allclose(every, true, rtol=1e-6 if dtype == "float32" else 1e-12, atol=1e-12)
+    own = sparse_model.transform(sp.csr_array(model.cluster_centers_))
+    assert not own.diagonal().any()  # where products lose all digits
+
+
+@pytest.mark.parametrize("by", KERNELS)
+def test_a_stream(by):
+    x = sparse(400, 60, 0.1)
+    one, other = (MiniBatchKMeans(6, random_state=0, kernel=k) for k in (by, "auto"))
+    for start in range(0, 400, 100):
+        batch = x[start : start + 100]
+        one.partial_fit(batch)
+        other.partial_fit(batch.toarray())
+        np.testing.assert_array_equal(one.cluster_centers_, other.cluster_centers_)
+        assert one.inertia_ == other.inertia_
+
+
+@pytest.mark.parametrize("by", KERNELS)
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("d", [50, 5000])
+def test_a_value_that_is_not_finite_is_found(by, bad, d):
+    dense = sparse(60, d, 3 / d).toarray()
+    dense[30, 41] = bad
+    x = sp.csr_array(dense)
+    with pytest.raises(ValueError, match=r"in feature 41\b"):
+        kmeans(x, 3, kernel=by)
+    with pytest.raises(ValueError, match=r"in feature 41\b"):
+        assign(x, np.zeros((2, d)))
+
+
+@pytest.mark.parametrize("by", KERNELS)
+def test_every_memory_budget_and_thread_count(by, monkeypatch):
+    x = sparse(700, 500, 0.02)
+    wanted = bits(kmeans(x.toarray(), 8, rng=0, max_iter=20))
+    for threads, max_bytes in itertools.product([1, 3], [40_000, 300_000, None]):
+        monkeypatch.setattr("anykmeans._work.THREADS", threads)
+        monkeypatch.setattr("anykmeans._rows._CALL", 1)
+        options = {"rng": 0, "max_iter": 20, "kernel": by, "max_bytes": max_bytes}
+        assert bits(kmeans(x, 8, **options)) == wanted
+
+
+def test_rows_are_not_made_dense(monkeypatch):
+    """But for centroids, which are."""
+    x = sparse(300, 400, 0.02)
+    most = []
+    dense = SparseRows.dense
+
+    def spy(self):
+        most.append(self.shape[0])
+        return dense(self)
+
+    monkeypatch.setattr(SparseRows, "dense", spy)
+    model = KMeans(5, random_state=0).fit(x)
+    model.predict(x), model.transform(x), model.score(x)
+    MiniBatchKMeans(5, random_state=0).fit(x)
+    assert max(most) <= 5
+
+
+@pytest.mark.parametrize("by", KERNELS)
+def test_bounds_on_distances_hold(by):
+    """What labels are proven by, for rows at and between centroids."""
+    x = sparse(200, 64, 0.3)
+    chosen, matrix = kernels.choose(x, by), Matrix.of(x, "numpy")
+    c = x.toarray()[100:116] + 1e-3
+    frame = Frame(matrix, 10.0)
+    norms, minus_2c = (c * c).sum(axis=1), np.ascontiguousarray((c * -2.0).T)
+    for dtype, unit in (("float32", 2.0**-24), ("float64", 2.0**-53)):
+        y = frame.centred(slice(0, 200), dtype == "float32")
+        found = chosen.nearest(np, y, minus_2c.astype(dtype), norms.astype(dtype))
+        upper, lower = chosen.interval(np, y, *found[1:], Bounds.of(64, unit, matrix.terms))
+        true = np.sort(np.sqrt(((x.toarray()[:, None] - c) ** 2).sum(axis=2)), axis=1)
+        assert (true[:, 0] <= upper).all()
+        assert (lower <= true[:, 1]).all()
+        assert np.abs(upper - true[:, 0]).max() < 0.1
