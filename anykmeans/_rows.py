@@ -43,7 +43,7 @@ class Rows:
         Budget for temporaries and bounds.
     precision : {"exact", "fast"}
         Whether labels are certified.
-    name : str
+    names : Names
         What the user calls the rows, for messages.
     glance : float or None
         If given, the first row alone is looked at, if it and this magnitude, of centroids, are ordinary ones and the
@@ -63,18 +63,18 @@ class Rows:
         *,
         max_bytes: int | None = None,
         precision: str = "exact",
-        name: str = "x",
+        names: check.Names = check.FUNCTIONS,
         glance: float | None = None,
     ) -> None:
         self.matrix, self.weights, self.kernel = matrix, weights, kernel
         self.xp, self.shape = matrix.xp, matrix.shape
-        self.exact = precision == "exact"
+        self.exact, self.names = precision == "exact", names
         self.work = Work(
             *self.shape, host=kernel.host, max_bytes=max_bytes, blas=not kernel.compiled
         )
         self.glanced = glance is not None and kernel.wary and self._glance(glance)
         if not self.glanced:
-            self._plan(name)
+            self._plan(names.x)
 
     @classmethod
     def over(
@@ -85,7 +85,7 @@ class Rows:
         kernel: str = "auto",
         max_bytes: int | None = None,
         precision: str = "exact",
-        name: str = "x",
+        names: check.Names = check.FUNCTIONS,
         glance: float | None = None,
     ) -> Rows:
         """Return a source over checked arrays `x` (n, d) and `sample_weight` (n,)."""
@@ -100,7 +100,7 @@ class Rows:
             chosen,
             max_bytes=max_bytes,
             precision=precision,
-            name=name,
+            names=names,
             glance=glance,
         )
 

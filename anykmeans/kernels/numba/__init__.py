@@ -31,9 +31,9 @@ _CACHE = 1 << 15  # numbers of rows that wait in the L2 cache beside a panel of 
 def why_not(x: Array) -> str | None:
     """Return None for dense arrays in host memory where Numba is installed."""
     if arrays.is_sparse(x):
-        return "x is sparse"
+        return "the rows are sparse"
     if not arrays.on_cpu(x):
-        return f"x is {arrays.where_is(x)}, out of NumPy's reach"
+        return f"the rows are {arrays.where_is(x)}, out of NumPy's reach"
     if importlib.util.find_spec("numba") is None:
         return "Numba is not installed (`pip install anykmeans[numba]`)"
     return None
