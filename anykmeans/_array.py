@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, ParamSpec, TypeVar, cast
 
@@ -63,8 +63,15 @@ def is_sparse(x: object) -> bool:
     return issparse is not None and bool(issparse(x))
 
 
+def is_array(x: object) -> bool:
+    """Return whether `x` is an array of some library, and not a list, a frame or a sparse matrix."""
+    return hasattr(x, "__dlpack__") or hasattr(x, "__array_namespace__")
+
+
 def as_array(x: Any, name: str = "x") -> Array:
     """Return `x` as an array of its own library: lists and frames become NumPy, tensors detached."""
+    if type(x) is np.ndarray and x.dtype.kind != "O":
+        return x
     if is_sparse(x):
         if len(x.shape) > 2:
             raise ValueError(
@@ -73,27 +80,117 @@ def as_array(x: Any, name: str = "x") -> Array:
             )
         return x.tocsr()
     if array_api_compat.is_torch_array(x):
+        if (reason := _unreadable(x)) is not None:
+            raise TypeError(f"`{name}` must be a dense array; got {reason}.")
         return x.detach().resolve_neg()
+    if hasattr(x, "__dask_graph__"):
+        raise TypeError(
+            f"`{name}` must be in memory; got a dask {type(x).__name__}. Load it first: `{name}.compute()`."
+        )
+    if isinstance(x, np.ndarray):
+        _refuse_masked(x, name)
+        a = np.asarray(x)  # a view: subclasses such as np.matrix have operators of their own
+    elif array_api_compat.is_array_api_obj(x) or hasattr(x, "__array_namespace__"):
+        return x
+    else:
+        a = _of_frame(x, name) if hasattr(x, "to_numpy") else _of_rows(x, name)
+    if a.dtype == object and a.size and _has_rows(a.flat[0]):
+        column = f"{name}[{x.columns[0]!r}]" if hasattr(x, "columns") else name
+        raise ValueError(
+            f"`{name}` must be an array of numbers; got cells that are {type(a.flat[0]).__name__}s. Stack them "
+            f"first: `numpy.stack({column})`."
+        )
+    return a
+
+
+def _has_rows(cell: Any) -> bool:
+    """Return whether the cell of an array is a vector."""
+    return hasattr(cell, "__len__") and not isinstance(cell, str | bytes | Mapping)
+
+
+def _unreadable(x: Array) -> str | None:
+    """Return what keeps the numbers of a tensor from being read, or None."""
+    if sys.modules["torch"]._C._functorch.is_functorch_wrapped_tensor(x):
+        return (
+            "a tensor inside torch.vmap or torch.func, where its numbers cannot be read. Call it outside of them: "
+            "a batch (b, n, d) may be passed itself"
+        )
+    if x.is_nested:
+        return "a nested tensor. Take its parts one by one, as `unbind()` gives them"
+    if str(x.layout) != "torch.strided":
+        return f"a tensor of layout {x.layout}; use its to_dense()"
+    if x.device.type == "meta":
+        return "a tensor on the meta device, which holds no numbers"
+    return None
+
+
+def _refuse_masked(x: Any, name: str) -> None:
+    """Raise if values of the NumPy array `x` are masked."""
     if isinstance(x, np.ma.MaskedArray) and np.ma.is_masked(x):
         raise ValueError(
             f"`{name}` must have no masked values; got {int(np.ma.getmaskarray(x).sum())} of them. Remove or "
             f"impute these rows first."
         )
-    if isinstance(x, np.ndarray):
-        return np.asarray(x)  # a view: subclasses such as np.matrix have operators of their own
-    if array_api_compat.is_array_api_obj(x):
-        return x
-    if hasattr(x, "__array_namespace__"):
-        return x
-    if hasattr(x, "to_numpy"):
-        return x.to_numpy()
+
+
+def _of_frame(x: Any, name: str) -> np.ndarray:
+    """Return a frame or a column in NumPy, numbers of several types in one that holds them all."""
+    dtypes = list(x.dtypes) if hasattr(x, "columns") else [getattr(x, "dtype", None)]
+    for dtype in dtypes:
+        if getattr(dtype, "is_temporal", bool)():  # polars gives days or nanoseconds for them
+            raise TypeError(
+                f"`{name}` must hold real numbers; got dtype {dtype}. Convert it to a number or drop it."
+            )
+    a: np.ndarray = x.to_numpy()
+    if a.dtype != object:
+        return a
+    missing = sum(map(_is_missing, a.flat))
+    if missing:
+        raise ValueError(
+            f"`{name}` must have no missing values (NaN or NA); got {missing} of them. Remove or impute these "
+            f"rows first."
+        )
+    # What pandas' own types hold; booleans beside floats are numbers as well.
+    numbers = [getattr(dtype, "numpy_dtype", dtype) for dtype in dtypes]
+    if all(isinstance(dtype, np.dtype) and dtype.kind in "biuf" for dtype in numbers):
+        return a.astype(np.result_type(*numbers))
+    return a
+
+
+def _is_missing(value: Any) -> bool:
+    """Return whether a cell is None, NaN, NA or NaT."""
+    nan = isinstance(value, float) and value != value
+    return value is None or nan or type(value).__name__ in ("NAType", "NaTType")
+
+
+def _of_rows(x: Any, name: str) -> np.ndarray:
+    """Return a list of rows, or what else NumPy can read, in NumPy."""
+    rows = x if isinstance(x, list | tuple) else []
+    for row in rows:
+        _refuse_masked(row, name)
     try:
-        return np.asarray(x)
-    except ValueError as error:
+        a = np.asarray(x)
+    except (ValueError, TypeError, RuntimeError) as error:
+        advice = "Make every row the same length."
+        if rows and array_api_compat.is_array_api_obj(rows[0]):
+            advice = f"Stack them first: `{library_of(rows[0])}.stack({name})`."
         raise ValueError(
             f"`{name}` must be an array or rows of equal length; got {type(x).__name__} that "
-            f"NumPy cannot read ({error}). Make every row the same length."
+            f"NumPy cannot read ({error}). {advice}"
         ) from error
+    if a.dtype != object or a.ndim:
+        return a
+    # NumPy has wrapped what it does not know.
+    advice = "Pass an array, a frame or a list of rows."
+    if isinstance(x, Mapping):
+        advice = f"Stack its columns first: `numpy.column_stack(list({name}.values()))`."
+    elif hasattr(x, "collect"):
+        advice = f"Collect it first: `{name}.collect()`."
+    elif isinstance(x, Iterable):
+        advice = f"Make it a list first: `list({name})`."
+    raise TypeError(
+        f"`{name}` must be an array or rows of real numbers; got an object of type {type(x).__name__}. {advice}"
+    )
 
 
 def namespace(x: Array) -> Namespace:
@@ -197,6 +294,12 @@ def move(x: Array, library: str, device: Any = None) -> Array:
     if library == "torch" and array_api_compat.is_torch_array(x):
         return x.detach().to(device=device or "cpu", copy=True)  # keeps bfloat16, GPU to GPU
     return from_numpy(np.array(to_numpy(x)), library, device)
+
+
+def without_history(a: Any) -> Any:
+    """Return `a`, or the values alone of a tensor that a network computed: with its history it cannot be copied."""
+    computed = array_api_compat.is_torch_array(a) and a.grad_fn is not None
+    return a.detach() if computed else a
 
 
 def like(a: Any, x: Array) -> Array:
@@ -442,16 +545,6 @@ class Matrix:
 def supported_dtype(x: Array) -> bool:
     """Return whether `x` holds real numbers or booleans of a kind the package computes with."""
     return dtype_name(x) in _NARROW | _WIDE
-
-
-def not_dense(x: Array) -> str | None:
-    """Return what keeps the numbers of a tensor from being read, or None."""
-    if array_api_compat.is_torch_array(x):
-        if str(x.layout) != "torch.strided":
-            return f"a tensor of layout {x.layout}; use its to_dense()"
-        if x.device.type == "meta":
-            return "a tensor on the meta device, which holds no numbers"
-    return None
 
 
 def has_float64(x: Array) -> bool:

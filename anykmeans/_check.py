@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import math
 import operator
+import sys
+import warnings
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,13 +17,37 @@ from anykmeans._array import Array
 INITS = ("k-means++", "random", "k-means||")
 EMPTY = ("relocate", "keep", "error")
 PRECISIONS = ("exact", "fast")
+# What stands between the caller's line and ours: pipelines, searches, and what wraps calls.
+_BETWEEN = {"anykmeans", "sklearn", "joblib", "torch", "functools", "contextlib"}
+
+
+@dataclass(frozen=True)
+class Names:
+    """What the caller calls the rows, the number of clusters and centroids: errors speak of nothing else."""
+
+    x: str = "x"
+    k: str = "k"
+    centroids: str = "centroids"
+
+
+FUNCTIONS = Names()
+ESTIMATORS = Names("X", "n_clusters", "cluster_centers_")
+
+
+def warn(message: str, category: type[Warning]) -> None:
+    """Warn at the line of the caller, wherever in the package this is."""
+    frame, level = sys._getframe(1), 2
+    while frame.f_back and frame.f_globals.get("__name__", "").split(".")[0] in _BETWEEN:
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, category, stacklevel=level)
 
 
 def matrix(x: Any, name: str = "x", *, batch: bool = False) -> Array:
     """Return `x` as an array of real numbers (n, d), or also (b, n, d) if `batch`, with b, n, d >= 1."""
+    advice = "Reshape one feature to (n, 1), one row to (1, d)."
+    if hasattr(x, "to_frame"):
+        advice = f"Make one feature a frame with `{name}.to_frame()`."
     x = arrays.as_array(x, name)
-    if (reason := arrays.not_dense(x)) is not None:
-        raise TypeError(f"`{name}` must be a dense array; got {reason}.")
     kind = getattr(getattr(x, "dtype", None), "kind", "")
     if kind == "O" and isinstance(x, np.ndarray):
         raise TypeError(
@@ -42,7 +69,7 @@ def matrix(x: Any, name: str = "x", *, batch: bool = False) -> Array:
         more = ", or 3, (problems, rows, features)" if batch else ""
         raise ValueError(
             f"`{name}` must have 2 dimensions, (rows, features){more}; got shape {tuple(x.shape)}. "
-            f"Reshape one feature to (n, 1), one row to (1, d)."
+            f"{advice}"
         )
     if 0 in x.shape:
         least = "one row and one feature" if dimensions == 2 else "one problem, row and feature"
@@ -99,13 +126,13 @@ def whole(value: Any, name: str, least: int) -> int:
     return number
 
 
-def clusters(k: Any, x: Array, name: str = "k") -> int:
+def clusters(k: Any, x: Array, names: Names = FUNCTIONS) -> int:
     """Return `k` as an int between 1 and the number of rows."""
-    number = whole(k, name, 1)
+    number = whole(k, names.k, 1)
     n = x.shape[-2]
     if number > n:
         raise ValueError(
-            f"`{name}` must be between 1 and the number of rows; got {name}={k} with x of shape "
+            f"`{names.k}` must be between 1 and the number of rows; got {names.k}={k} with {names.x} of shape "
             f"{tuple(x.shape)} (n_samples={n} should be >= n_clusters={k})."
         )
     return number
@@ -146,29 +173,26 @@ def budget(max_bytes: Any, row_bytes: int) -> int | None:
     return bytes_
 
 
-def weights(w: Any, x: Array, name: str = "sample_weight") -> Array | None:
+def weights(w: Any, x: Array, names: Names = FUNCTIONS, *, follow: bool = False) -> Array | None:
     """Return sample weights in the library of `x`: finite, not negative, not all zero.
 
-    Their shape is (n,), or also (b, n) where `x` is (b, n, d).
+    Their shape is (n,), or also (b, n) where `x` is (b, n, d). They are moved to `x` if they `follow` it.
     """
     if w is None:
         return None
-    w = arrays.as_array(w, name)
-    if isinstance(w, np.ndarray) and w.dtype.kind == "O":
-        w = _numbers(w, name)
+    name = "sample_weight"
+    w, place = _numbers(w, name)
     if arrays.is_sparse(w):
         raise TypeError(f"`{name}` must be a dense array; got a sparse one. Use its `toarray()`.")
     *b, n, _ = x.shape
-    if not arrays.supported_dtype(w):
-        raise TypeError(f"`{name}` must hold real numbers; got dtype {arrays.dtype_name(w)}.")
     if w.ndim == 0:  # as in scikit-learn, one number weighs every row
-        w = arrays.like(np.full(n, float(w)), x)
+        w, place = np.full(n, float(w)), False
     if tuple(w.shape) not in ((n,), (*b, n)):
         every = f" for all problems, or ({b[0]}, {n})" if b else ""
         raise ValueError(
             f"`{name}` must have shape ({n},){every}, one weight a row; got shape {tuple(w.shape)}."
         )
-    w = _beside(w, x, name)
+    w = _beside(w, x, name, names, place=place and not follow)
     if w.ndim == 1:
         _weigh(w, name)
     else:
@@ -192,16 +216,12 @@ def _weigh(w: Array, name: str) -> None:
         raise ValueError(f"`{name}` must not be all zero; got zero for every sample weight.")
 
 
-def centroids(c: Any, x: Array, name: str, k: int | None = None) -> Array:
+def centroids(c: Any, x: Array, name: str, k: int | None = None, names: Names = FUNCTIONS) -> Array:
     """Return given centroids in the library of `x`, finite.
 
     Their shape is (k, d), or also (b, k, d) where `x` is (b, n, d).
     """
-    c = arrays.as_array(c, name)
-    if isinstance(c, np.ndarray) and c.dtype.kind == "O":
-        c = _numbers(c, name)
-    if not arrays.supported_dtype(c):
-        raise TypeError(f"`{name}` must hold real numbers; got dtype {arrays.dtype_name(c)}.")
+    c, place = _numbers(c, name)
     *b, _, d = x.shape
     shape = tuple(c.shape)
     if (
@@ -213,10 +233,18 @@ def centroids(c: Any, x: Array, name: str, k: int | None = None) -> Array:
     ):
         wanted = f"{k if k is not None else 'k'}, {d}"
         every = f" for all problems, or ({b[0]}, {wanted})" if b else ""
+        # In the words of scikit-learn, for those who look for them.
+        reason = ""
+        if k is not None and len(shape) == 2:
+            what = f"clusters {k}" if shape[0] != k else f"features of the data {d}"
+            reason = (
+                f" The shape of the initial centers {shape} does not match the number of {what}."
+            )
         raise ValueError(
-            f"`{name}` must have shape ({wanted}){every}, (clusters, features of x); got shape {shape}."
+            f"`{name}` must have shape ({wanted}){every}, (clusters, features of {names.x}); got shape "
+            f"{shape}.{reason}"
         )
-    c = _beside(c, x, name)
+    c = _beside(c, x, name, names, place=place)
     finite = np.isfinite(np.asarray(_host(c), dtype=np.float64))
     if not finite.all():
         at = f"[{np.argwhere(~finite)[0, 0]}]" if len(shape) == 3 else ""
@@ -224,11 +252,23 @@ def centroids(c: Any, x: Array, name: str, k: int | None = None) -> Array:
     return c
 
 
-def start(init: Any, x: Array, k: int) -> Any:
+def squared_norms(norms: Any, x: Array, names: Names) -> None:
+    """Raise if given squared norms are not one a row of `x` (n, d)."""
+    if norms is None:
+        return
+    shape, n = tuple(arrays.as_array(norms, "x_squared_norms").shape), x.shape[0]
+    if shape[:1] != (n,):
+        raise ValueError(
+            f"`x_squared_norms` must have shape ({n},), one number a row of {names.x}; got shape {shape}. The length "
+            f"of x_squared_norms {shape[0] if shape else 1} should be equal to the length of n_samples {n}."
+        )
+
+
+def start(init: Any, x: Array, k: int, names: Names = FUNCTIONS) -> Any:
     """Return `init`: a word, a function, or given centroids (k, d) or (b, k, d)."""
     if isinstance(init, str):
         return word(init, "init", INITS)
-    return init if callable(init) else centroids(init, x, "init", k)
+    return init if callable(init) else centroids(init, x, "init", k, names)
 
 
 def reach(largest: float, c: Any, name: str) -> None:
@@ -241,11 +281,18 @@ def reach(largest: float, c: Any, name: str) -> None:
         )
 
 
-def _numbers(a: Any, name: str) -> Any:
-    try:
-        return a.astype(np.float64)
-    except (TypeError, ValueError):
-        raise TypeError(f"`{name}` must hold real numbers; got dtype object.") from None
+def _numbers(a: Any, name: str) -> tuple[Array, bool]:
+    """Return `a` as an array of real numbers, and whether it has a place of its own, as lists and frames have not."""
+    place = arrays.is_sparse(a) or arrays.is_array(a)
+    a = arrays.as_array(a, name)
+    if isinstance(a, np.ndarray) and a.dtype.kind == "O":
+        try:
+            a = a.astype(np.float64)
+        except (TypeError, ValueError):
+            raise TypeError(f"`{name}` must hold real numbers; got dtype object.") from None
+    if not arrays.supported_dtype(a):
+        raise TypeError(f"`{name}` must hold real numbers; got dtype {arrays.dtype_name(a)}.")
+    return a, place
 
 
 def _host(c: Array) -> Any:
@@ -262,20 +309,22 @@ def host_float64(c: Array) -> Any:
     return np.asarray(_host(c), dtype=np.float64)
 
 
-def _beside(a: Array, x: Array, name: str) -> Array:
-    """Return `a` if it lives where `x` does; arrays are never moved behind the user's back."""
+def _beside(a: Array, x: Array, name: str, names: Names, *, place: bool) -> Array:
+    """Return `a` where `x` lives; with a `place` of its own it is never moved behind the user's back."""
     library, device = arrays.library_of(x), arrays.device_of(x)
     if isinstance(a, np.ndarray) and arrays.is_sparse(x):
         return a
     if arrays.same_place(a, x):
         return a
+    if not place:
+        return arrays.move(a, library, device)
     fix = {
         "numpy": f"{name} = numpy.asarray({name})",
         "torch": f"{name} = torch.as_tensor({name}, device={str(device)!r})",
         "cupy": f"{name} = cupy.asarray({name})",
-        "jax": f"{name} = jax.device_put({name}, x.device)",
-    }.get(library, f"{name} = xp.asarray({name}, device=x.device)")
+        "jax": f"{name} = jax.device_put({name}, {names.x}.device)",
+    }.get(library, f"{name} = xp.asarray({name}, device={names.x}.device)")
     raise ValueError(
-        f"`{name}` must live where `x` does; got {name} of {arrays.where_is(a)} and x of "
+        f"`{name}` must live where `{names.x}` does; got {name} of {arrays.where_is(a)} and {names.x} of "
         f"{arrays.where_is(x)}. Move it first:\n    {fix}"
     )

@@ -60,10 +60,13 @@ def initial_centroids(
     sample_weight: Array | None = None,
     max_bytes: int | None = None,
     kernel: str = "auto",
+    names: check.Names = check.FUNCTIONS,
 ) -> Array:
     """Return initial centroids (k, d) for rows `x` (n, d), where `x` lives."""
-    init = check.start(init, x, k)
-    rows = Rows.over(x, sample_weight, kernel=kernel, max_bytes=max_bytes, given=given(init, x))
+    init = check.start(init, x, k, names)
+    rows = Rows.over(
+        x, sample_weight, kernel=kernel, max_bytes=max_bytes, names=names, given=given(init, x)
+    )
     with rows.work:
         return rows.matrix.give(rows.matrix.spread(start(rows, k, init, generator(rng))))
 
@@ -88,7 +91,7 @@ def start(rows: Rows, k: int, init: Init, rng: Draws) -> Array:
             return rows.rows(matrix.asarray(_random(rows, k, rng)))
         return rows.rows(matrix.asarray(plus_plus(rows, k, rng)))
     if callable(init):
-        init = check.centroids(init(matrix.source, k, rng), matrix.source, "init", k)
+        init = check.centroids(init(matrix.source, k, rng), matrix.source, "init", k, rows.names)
     c = matrix.asarray(matrix.columns_of(check.host_float64(init)))
     with np.errstate(over="ignore"):
         c = xp.astype(c, matrix.state_dtype)
@@ -113,7 +116,7 @@ def _random(rows: Rows, k: int, rng: Draws) -> np.ndarray:
     p = _probabilities(rows)
     if np.count_nonzero(p) < k:
         raise ValueError(
-            f"`sample_weight` must be positive for at least k={k} rows with init='random'; got "
+            f"`sample_weight` must be positive for at least {rows.names.k}={k} rows with init='random'; got "
             f"{np.count_nonzero(p)} such rows."
         )
     return rng.choice(rows.shape[0], size=k, replace=False, p=p)

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -31,6 +30,9 @@ from anykmeans.kernels import choose
 
 # Inertia, centroids, labels, passes and whether it stopped: of one run, or stacked.
 _Run = tuple[Any, Array, Array, Any, Any]
+# Told before a run, with 0, and after each pass, with its number: the centroids it began with, the squared shift,
+# and that at which to stop.
+Watch = Callable[[int, Array, float, float], None]
 
 
 @dataclass(frozen=True, eq=False)  # arrays have no single truth to compare by
@@ -99,12 +101,12 @@ def kmeans(
     x : array of shape (n, d) or (b, n, d)
         Rows, or b problems of n rows, of any real dtype and strides: NumPy, PyTorch, CuPy, JAX or any
         other Array API library, lists, frames, and SciPy sparse matrices (n, d). Never written to, never
-        copied whole.
+        copied whole. An image (h, w, 3) would be h problems: flatten it with ``image.reshape(-1, 3)``.
     k : int
         Number of clusters, between 1 and n.
     sample_weight : array of shape (n,) or (b, n), optional
-        Weight of each row, not negative, beside `x`. A weight of 2 is the row twice, to the last bit of
-        the result from given centroids. Weights (n,) are those of every problem.
+        Weight of each row, not negative: an array beside `x`, or a list. A weight of 2 is the row twice, to
+        the last bit of the result from given centroids. Weights (n,) are those of every problem.
     init : {"k-means++", "k-means||", "random"}, array of shape (k, d) or (b, k, d), or callable
         Initial centroids, or how to draw them. A callable is called as ``init(x, k, rng)``, for each
         problem with its rows (n, d); centroids (k, d) are those of every problem.
@@ -118,7 +120,7 @@ def kmeans(
         mean weighted variance of the features.
     rng : None, int, SeedSequence, BitGenerator, Generator or RandomState
         Where draws come from, always on the host. A RandomState is drawn from as scikit-learn does.
-        A batch draws problem after problem, all runs of one before the next.
+        None draws afresh and ignores ``np.random.seed``, which the estimators obey. A batch draws problem after problem, all runs of one before the next.
     empty : {"relocate", "keep", "error"}
         What becomes of a cluster without rows: it takes the row farthest from its centroid (lowest
         row number first) unless all distances are zero, stays where it is, or raises.
@@ -187,30 +189,71 @@ def kmeans(
     >>> result.inertia
     array([  1., 100.])
     """
-    x = check.matrix(x, batch=True)
-    k = check.clusters(k, x)
-    sample_weight = check.weights(sample_weight, x)
+    return cluster(
+        x,
+        k,
+        sample_weight=sample_weight,
+        init=init,
+        n_init=n_init,
+        max_iter=max_iter,
+        tol=tol,
+        rng=rng,
+        empty=empty,
+        precision=precision,
+        max_bytes=max_bytes,
+        kernel=kernel,
+    )
+
+
+def cluster(
+    x: Any,
+    k: int,
+    *,
+    sample_weight: Any,
+    init: Init,
+    n_init: int | str,
+    max_iter: int,
+    tol: float,
+    rng: Any,
+    empty: str,
+    precision: str,
+    max_bytes: int | None,
+    kernel: str,
+    names: check.Names = check.FUNCTIONS,
+    watch: Watch | None = None,
+) -> KMeansResult:
+    """Return what `kmeans` does, which see, with the caller's names in errors, and somebody to watch."""
+    x = check.matrix(x, names.x, batch=True)
+    k = check.clusters(k, x, names)
+    sample_weight = check.weights(sample_weight, x, names)
     max_iter = check.whole(max_iter, "max_iter", 1)
     tol = check.tolerance(tol)
     check.word(empty, "empty", check.EMPTY)
     check.word(precision, "precision", check.PRECISIONS)
     max_bytes = check.budget(max_bytes, 64 * (x.shape[-1] + k))
     draws = generator(rng)
-    init = check.start(init, x, k)
+    init = check.start(init, x, k, names)
     runs = _runs(n_init, init)
 
     best = functools.partial(
-        _best, k=k, runs=runs, draws=draws, max_iter=max_iter, tol=tol, empty=empty
+        _best,
+        k=k,
+        runs=runs,
+        draws=draws,
+        max_iter=max_iter,
+        tol=tol,
+        empty=empty,
+        watch=watch,
     )
     over = functools.partial(Rows.over, max_bytes=max_bytes, precision=precision)
     if len(x.shape) == 2:
-        rows = over(x, sample_weight, kernel=kernel, given=given(init, x))
+        rows = over(x, sample_weight, kernel=kernel, names=names, given=given(init, x))
         ((inertia, c, labels, n_iter, converged),) = best([_Problem("", rows, init)])
     else:
         chosen = choose(x, kernel)  # once, as what pays depends on how many problems there are
         problems = (
-            _Problem(name, over(one, weights, kernel=chosen.name, name=name), first)
-            for name, one, weights, first in _problems(x, sample_weight, init)
+            _Problem(own.x, over(one, weights, kernel=chosen.name, names=own), first)
+            for own, one, weights, first in _problems(x, sample_weight, init, names)
         )
         # Those that can share launches are clustered together; others one after the other, as they need room.
         groups = ([each] for each in problems) if chosen.together is None else [list(problems)]
@@ -219,7 +262,7 @@ def kmeans(
             found += best(group)
             rows = group[0].rows
         inertia, c, labels, n_iter, converged = _stacked(rows.xp, found)
-    _warn_if_few(labels, k)
+    _warn_if_few(labels, k, names)
     give = rows.matrix.give
     labels = rows.xp.astype(labels, rows.xp.int64)
     return KMeansResult(
@@ -234,15 +277,16 @@ def kmeans(
 
 
 def _problems(
-    x: Array, sample_weight: Array | None, init: Init
-) -> Iterator[tuple[str, Array, Array | None, Init]]:
-    """Yield the name, rows (n, d), weights (n,) and init of each problem of `x` (b, n, d), as views."""
+    x: Array, sample_weight: Array | None, init: Init, names: check.Names
+) -> Iterator[tuple[check.Names, Array, Array | None, Init]]:
+    """Yield the names, rows (n, d), weights (n,) and init of each problem of `x` (b, n, d), as views."""
 
     def own(a: Any, dimensions: int, i: int) -> Any:
         return a[i, ...] if len(getattr(a, "shape", ())) == dimensions else a
 
     for i in range(x.shape[0]):
-        yield f"x[{i}]", x[i, ...], own(sample_weight, 2, i), own(init, 3, i)
+        name = replace(names, x=f"{names.x}[{i}]")
+        yield name, x[i, ...], own(sample_weight, 2, i), own(init, 3, i)
 
 
 def _stacked(xp: Namespace, runs: list[_Run]) -> _Run:
@@ -279,6 +323,7 @@ def _best(
     max_iter: int,
     tol: float,
     empty: str,
+    watch: Watch | None,
 ) -> list[_Run]:
     """Return the best of the runs of each problem."""
     with contextlib.ExitStack() as stack:
@@ -287,12 +332,19 @@ def _best(
             stack.enter_context(problem.rows.work)
             with problem.named():
                 starts.append([start(problem.rows, k, problem.init, draws) for _ in range(runs)])
-        found = [_run(problems, list(c), max_iter, tol, empty) for c in zip(*starts, strict=True)]
+        found = [
+            _run(problems, list(c), max_iter, tol, empty, watch) for c in zip(*starts, strict=True)
+        ]
     return [min(each, key=lambda run: run[0]) for each in zip(*found, strict=True)]
 
 
 def _run(
-    problems: list[_Problem], starts: list[Array], max_iter: int, tol: float, empty: str
+    problems: list[_Problem],
+    starts: list[Array],
+    max_iter: int,
+    tol: float,
+    empty: str,
+    watch: Watch | None,
 ) -> list[_Run]:
     """Return inertia, centroids, labels, passes and whether it stopped, of one run of each problem."""
     stops = []
@@ -301,12 +353,13 @@ def _run(
             problem.rows.begin(c)
             stops.append(tol * problem.rows.variance() if tol else 0.0)
     sources = [problem.rows for problem in problems]
+    run = lloyd if watch is None else functools.partial(_watched, watch)
     begun = leap_together(sources, starts, max_iter, stops, empty)
     ends = []
     for problem, stop, (c, done, shift) in zip(problems, stops, begun, strict=True):
         with problem.named():
             ends.append(
-                lloyd(
+                run(
                     problem.rows,
                     c,
                     max_iter=max_iter,
@@ -324,6 +377,33 @@ def _run(
     return found
 
 
+def _watched(
+    watch: Watch,
+    rows: Rows,
+    c: Array,
+    *,
+    max_iter: int,
+    tol: float,
+    empty: str,
+    done: int,
+    shift: float,
+) -> tuple[Array, int, bool]:
+    """Return what `lloyd` does, one pass at a time, each told to `watch`."""
+
+    def tell(done: int, c: Array, shift: float) -> None:
+        with np.errstate(over="ignore"):
+            squares = np.ldexp([shift, tol], 2 * rows.frame.exponent).tolist()
+        watch(done, rows.matrix.give(rows.matrix.spread(c)), *squares)
+
+    tell(done, c, shift)
+    converged = False
+    while done < max_iter and not converged:
+        before = c
+        c, done, converged = lloyd(rows, c, max_iter=done + 1, tol=tol, empty=empty, done=done)
+        tell(done, before, rows.shift(c, before))
+    return c, done, converged
+
+
 def _runs(n_init: int | str, init: Init) -> int:
     """Return how many runs `n_init` asks for; given centroids need only one."""
     if not isinstance(n_init, str):
@@ -337,7 +417,7 @@ def _runs(n_init: int | str, init: Init) -> int:
     return 10 if init == "random" or callable(init) else 1
 
 
-def _warn_if_few(labels: Array, k: int) -> None:
+def _warn_if_few(labels: Array, k: int, names: check.Names) -> None:
     """Warn, once, if labels (n,) or (b, n) leave some of `k` clusters out."""
     batch = len(labels.shape) == 2
     problems = [labels[i, ...] for i in range(labels.shape[0])] if batch else [labels]
@@ -346,14 +426,13 @@ def _warn_if_few(labels: Array, k: int) -> None:
     if few:
         from sklearn.exceptions import ConvergenceWarning
 
-        where = f" in {len(few)} of {len(used)} problems, first in x[{few[0]}]"
-        warnings.warn(
-            f"Number of distinct clusters ({used[few[0]]}) found smaller than k ({k})"
-            f"{where if batch else ''}: (a) fewer than k "
-            f"distinct rows, (b) empty='keep' with centroids far from the data, or (c) max_iter "
-            f"too low.",
+        where = f" in {len(few)} of {len(used)} problems, first in {names.x}[{few[0]}]"
+        # The words of scikit-learn, by which people filter.
+        check.warn(
+            f"Number of distinct clusters ({used[few[0]]}) found smaller than {names.k} ({k})"
+            f"{where if batch else ''}. Possibly due to duplicate points in {names.x}. Or "
+            f"`empty` is 'keep' and centroids are far from the data, or `max_iter` is too low.",
             ConvergenceWarning,
-            stacklevel=4,  # `eager` is one
         )
 
 
@@ -367,39 +446,68 @@ def _distinct(labels: Array, k: int) -> int:
 
 
 @eager
-def assign(x: Any, centroids: Any) -> tuple[Array, Array]:
+def assign(
+    x: Any, centroids: Any, *, max_bytes: int | None = None, kernel: str = "auto"
+) -> tuple[Array, Array]:
     """Return the nearest centroid of each row and the squared distance to it.
+
+    An `x` of three dimensions is a batch of problems: the bits are those of a loop over ``assign(x[i], ...)``.
 
     Parameters
     ----------
-    x : array of shape (n, d)
-        Rows, as for `kmeans`.
-    centroids : array of shape (k, d)
-        Centroids beside `x`.
+    x : array of shape (n, d) or (b, n, d)
+        Rows, or b problems of n rows, as for `kmeans`.
+    centroids : array of shape (k, d) or (b, k, d)
+        Centroids beside `x`. Centroids (k, d) are those of every problem.
+    max_bytes : int, optional
+        Budget for memory beyond `x`, as for `kmeans`.
+    kernel : str
+        ``"auto"`` or the name of a kernel, see `anykmeans.kernels`.
 
     Returns
     -------
-    labels : array of shape (n,), int64
+    labels : array of shape (n,) or (b, n), int64
         Certified: float64 differences find no nearer centroid. Ties go to the lowest label.
-    squared_distances : array of shape (n,), float64
+    squared_distances : array of shape (n,) or (b, n), float64
         In squared units of `x`; the same bits from every library.
 
     Raises
     ------
     TypeError
-        If an argument does not hold real numbers.
+        If an argument is of the wrong type.
     ValueError
-        If `x` or `centroids` is not a finite matrix, their features differ in number, or they live
-        in different places.
+        If `x` or `centroids` is not a finite matrix or a batch of such, their features differ in number,
+        or they live in different places.
+    ValueError
+        If the named kernel cannot run on `x`, or `max_bytes` is too small for one row.
     """
-    labels, distances, _ = evaluate(x, centroids)
+    names = check.FUNCTIONS
+    x = check.matrix(x, names.x, batch=True)
+    if len(x.shape) == 2:
+        labels, distances, _ = evaluate(x, centroids, max_bytes=max_bytes, kernel=kernel)
+        return labels, distances
+    c = check.centroids(centroids, x, names.centroids)
+    kernel = choose(x, kernel).name  # once, as in `kmeans`
+    found = [
+        evaluate(one, first, max_bytes=max_bytes, kernel=kernel, names=own)[:2]
+        for own, one, _, first in _problems(x, None, c, names)
+    ]
+    xp = namespace(x)
+    labels, distances = (xp.stack(each) for each in zip(*found, strict=True))
     return labels, distances
 
 
-def nearest(x: Any, centroids: Any, *, max_bytes: int | None = None, kernel: str = "auto") -> Array:
+def nearest(
+    x: Any,
+    centroids: Any,
+    *,
+    max_bytes: int | None = None,
+    kernel: str = "auto",
+    names: check.Names = check.FUNCTIONS,
+) -> Array:
     """Return labels (n,), int64: of the nearest centroids."""
     for glance in (True, False):
-        rows, c = _against(x, centroids, None, max_bytes, kernel, glance=glance)
+        rows, c = _against(x, centroids, None, max_bytes, kernel, names, glance=glance)
         with rows.work:
             labels = rows.label(c)
         if labels is not None:
@@ -414,9 +522,10 @@ def evaluate(
     sample_weight: Any = None,
     max_bytes: int | None = None,
     kernel: str = "auto",
+    names: check.Names = check.FUNCTIONS,
 ) -> tuple[Array, Array, float]:
     """Return labels (n,), squared distances (n,) and the inertia, bit for bit as a fit ends with."""
-    rows, c = _against(x, centroids, sample_weight, max_bytes, kernel)
+    rows, c = _against(x, centroids, sample_weight, max_bytes, kernel, names)
     with rows.work:
         labels, distances, inertia = rows.finish(c)
     give = rows.matrix.give
@@ -429,13 +538,14 @@ def _against(
     sample_weight: Any,
     max_bytes: int | None,
     kernel: str,
+    names: check.Names,
     *,
     glance: bool = False,
 ) -> tuple[Rows, Array]:
     """Return rows that are ready for one pass, and the centroids for it where the work is done."""
-    x = check.matrix(x)
-    c = check.centroids(centroids, x, "centroids")
-    sample_weight = check.weights(sample_weight, x)
+    x = check.matrix(x, names.x)
+    c = check.centroids(centroids, x, names.centroids, names=names)
+    sample_weight = check.weights(sample_weight, x, names)
     max_bytes = check.budget(max_bytes, 64 * (x.shape[1] + c.shape[0]))
     host = check.host_float64(c)
     rows = Rows.over(
@@ -443,11 +553,12 @@ def _against(
         sample_weight,
         kernel=kernel,
         max_bytes=max_bytes,
+        names=names,
         glance=max(float(host.max()), -float(host.min())) if glance else None,
         given=host if is_sparse(x) else None,
     )
     work = _work_centroids(rows, rows.matrix.columns_of(host))
-    rows.begin(work, "off", "centroids")  # one pass: bounds would not pay
+    rows.begin(work, "off", names.centroids)  # one pass: bounds would not pay
     return rows, work
 
 
@@ -459,17 +570,24 @@ def _work_centroids(rows: Rows, host: np.ndarray) -> Array:
     return rows.matrix.asarray(host, dtype)
 
 
-def distances(x: Any, centroids: Any, *, max_bytes: int | None = None) -> Array:
+def distances(
+    x: Any,
+    centroids: Any,
+    *,
+    max_bytes: int | None = None,
+    kernel: str = "auto",
+    names: check.Names = check.FUNCTIONS,
+) -> Array:
     """Return Euclidean distances (n, k) of rows to centroids, in the dtype of centroids of `x`.
 
     In up to 64 features compiled code takes differences. Elsewhere they come from products, but those of
     nearly equal rows, where products lose digits, from differences: last bits may differ between libraries.
     """
-    rows, c = _against(x, centroids, None, max_bytes, "auto", glance=True)
+    rows, c = _against(x, centroids, None, max_bytes, kernel, names, glance=True)
     if (pairwise := rows.kernel.pairwise) is not None:
         found, lost = _written(pairwise, rows, c)
         if rows.glanced and lost:
-            rows, c = _against(x, centroids, None, max_bytes, "auto")
+            rows, c = _against(x, centroids, None, max_bytes, kernel, names)
             found, _ = _written(pairwise, rows, c)
         return rows.matrix.give(found)
     xp, wide = rows.xp, rows.frame.widen(c)
@@ -511,10 +629,20 @@ def _written(pairwise: Callable[..., Any], rows: Rows, c: Array) -> tuple[Array,
     return found, sum(lost)
 
 
-def cluster_sums(x: Any, labels: Any, k: int, *, sample_weight: Any = None) -> tuple[Array, Array]:
+def cluster_sums(
+    x: Any,
+    labels: Any,
+    k: int,
+    *,
+    sample_weight: Any = None,
+    max_bytes: int | None = None,
+    kernel: str = "auto",
+    names: check.Names = check.FUNCTIONS,
+) -> tuple[Array, Array]:
     """Return the exact weighted sums (k, d) and weights (k,), float64, of the rows by label."""
-    x = check.matrix(x)
-    rows = Rows.over(x, check.weights(sample_weight, x))
+    x = check.matrix(x, names.x)
+    w = check.weights(sample_weight, x, names)
+    rows = Rows.over(x, w, kernel=kernel, max_bytes=max_bytes, names=names)
     with rows.work:
         work = labels if rows.matrix.data is x else rows.matrix.asarray(to_numpy(labels))
         sums, mass = (a * 2.0**rows.heaviest for a in rows.totals(rows.stats(work, k)))
@@ -530,6 +658,8 @@ def kmeans_plusplus(
     x_squared_norms: Any = None,
     random_state: int | np.random.RandomState | None = None,
     n_local_trials: int | None = None,
+    max_bytes: int | None = None,
+    kernel: str = "auto",
 ) -> tuple[Array, Array]:
     """Return initial centroids by greedy k-means++, and the rows they are.
 
@@ -544,11 +674,15 @@ def kmeans_plusplus(
     sample_weight : array of shape (n,), optional
         Weight of each row.
     x_squared_norms : array of shape (n,), optional
-        Not needed, and not read.
+        Their number is checked; their values are not needed.
     random_state : int, RandomState or None
-        Seed, or where draws come from; None draws afresh, never from NumPy's global state.
+        Seed, or where draws come from; None draws afresh and ignores ``np.random.seed``.
     n_local_trials : int, optional
         Rows tried for each pick; default ``2 + int(log(n_clusters))``.
+    max_bytes : int, optional
+        Budget for memory beyond `X`, as for `kmeans`.
+    kernel : str
+        ``"auto"`` or the name of a kernel, see `anykmeans.kernels`.
 
     Returns
     -------
@@ -562,15 +696,21 @@ def kmeans_plusplus(
     TypeError
         If an argument is of the wrong type.
     ValueError
-        If `X` is not a finite matrix with at least `n_clusters` rows, or the weights are bad.
+        If `X` is not a finite matrix with at least `n_clusters` rows.
+    ValueError
+        If the weights or the squared norms are not one a row, or weights are negative, all zero or not finite.
+    ValueError
+        If the named kernel cannot run on `X`, or `max_bytes` is too small for one row.
 
     References
     ----------
     D. Arthur and S. Vassilvitskii, "k-means++: the advantages of careful seeding", SODA 2007.
     """
-    x = check.matrix(X, "X")
-    k = check.clusters(n_clusters, x, "n_clusters")
-    w = check.weights(sample_weight, x)
+    names = check.ESTIMATORS
+    x = check.matrix(X, names.x)
+    k = check.clusters(n_clusters, x, names)
+    w = check.weights(sample_weight, x, names)
+    check.squared_norms(x_squared_norms, x, names)
     if n_local_trials is not None:
         n_local_trials = check.whole(n_local_trials, "n_local_trials", 1)
     draws: Draws
@@ -578,7 +718,8 @@ def kmeans_plusplus(
         draws = np.random.RandomState(random_state)
     else:
         draws = generator(random_state, "random_state")
-    rows = Rows.over(x, w, name="X")
+    max_bytes = check.budget(max_bytes, 64 * (x.shape[1] + k))
+    rows = Rows.over(x, w, kernel=kernel, max_bytes=max_bytes, names=names)
     with rows.work:
         at = rows.matrix.asarray(plus_plus(rows, k, draws, n_local_trials))
     give = rows.matrix.give

@@ -53,7 +53,7 @@ class Rows:
         Budget for temporaries and bounds.
     precision : {"exact", "fast"}
         Whether labels are certified.
-    name : str
+    names : Names
         What the user calls the rows, for messages.
     glance : float or None
         If given, the first row alone is looked at, if it and this magnitude, of centroids, are ordinary ones and the
@@ -73,17 +73,17 @@ class Rows:
         *,
         max_bytes: int | None = None,
         precision: str = "exact",
-        name: str = "x",
+        names: check.Names = check.FUNCTIONS,
         glance: float | None = None,
     ) -> None:
         self.matrix, self.weights, self.kernel = matrix, weights, kernel
         self.xp, self.shape = matrix.xp, matrix.shape
-        self.exact = precision == "exact"
+        self.exact, self.names = precision == "exact", names
         n, width = self.shape[0], matrix.width
         self.work = Work(n, width, host=kernel.host, max_bytes=max_bytes, blas=not kernel.compiled)
         self.glanced = glance is not None and kernel.wary and self._glance(glance)
         if not self.glanced:
-            self._plan(name)
+            self._plan(names.x)
 
     @classmethod
     def over(
@@ -94,7 +94,7 @@ class Rows:
         kernel: str = "auto",
         max_bytes: int | None = None,
         precision: str = "exact",
-        name: str = "x",
+        names: check.Names = check.FUNCTIONS,
         glance: float | None = None,
         given: np.ndarray | None = None,
     ) -> Rows:
@@ -113,7 +113,7 @@ class Rows:
             chosen,
             max_bytes=max_bytes,
             precision=precision,
-            name=name,
+            names=names,
             glance=glance,
         )
 
@@ -218,8 +218,9 @@ class Rows:
             # Each result is written and added, and each thread called.
             share = max(share, 2 * results, _CALL // work.d)
             return work.tiles(0, m, max(1, min(share, work.readable(self.matrix))))
-        # Each piece adds its result, so make it long against that.
-        step = max(work.rows_of(work.d), min(4 * results, work.room // work.d))
+        # Each piece adds its result, so make it long against that. Exact products take more temporaries.
+        room = work.room if self.weights is None else work.room // 3
+        step = max(1, min(max(work.rows_of(work.d), 4 * results), room // work.d))
         if self.kernel.one_hot:
             step = max(1, min(step, work.room // max(1, clusters)))
         return work.tiles(0, m, step)

@@ -9,9 +9,8 @@ import copy
 import functools
 import math
 import numbers
-import warnings
 from collections.abc import Callable
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import numpy as np
 from sklearn.base import (
@@ -30,6 +29,7 @@ from anykmeans._array import (
     as_array,
     device_of,
     eager,
+    is_array,
     is_sparse,
     library_of,
     like,
@@ -38,18 +38,17 @@ from anykmeans._array import (
     same_place,
     to_numpy,
     where_is,
+    without_history,
 )
+from anykmeans._exact import power_of_two
 from anykmeans._init import initial_centroids
-from anykmeans._kmeans import cluster_sums, distances, evaluate, kmeans, nearest
+from anykmeans._kmeans import Watch, cluster, cluster_sums, distances, evaluate, nearest
 from anykmeans._rows import Rows
 from anykmeans._stats import means
 
 __all__ = ["KMeans", "MiniBatchKMeans"]
 
-
-def _is_array(x: Any) -> bool:
-    """Return whether `x` is an array of some library, and not a list, a frame or a sparse matrix."""
-    return hasattr(x, "__dlpack__") or hasattr(x, "__array_namespace__")
+T = TypeVar("T")
 
 
 def _is_plain(x: Any) -> bool:
@@ -64,10 +63,39 @@ def _take(x: Array, indices: np.ndarray) -> Array:
     return namespace(x).take(x, like(indices, x), axis=0)
 
 
+def _drawn(w: Array | None, n: int, size: int, rng: np.random.RandomState) -> np.ndarray:
+    """Return the numbers (size,) of rows drawn with replacement from those of n that have weight."""
+    if w is None:
+        return rng.randint(0, n, size)
+    heavy = np.flatnonzero(to_numpy(w))
+    return heavy[rng.randint(0, heavy.size, size)]
+
+
 def _squared_shift(before: Array, after: Array) -> float:
     """Return the sum of the squared differences of two sets of centroids, rounded once."""
     step = _check.host_float64(after) - _check.host_float64(before)
     return math.fsum((step * step).ravel().tolist())
+
+
+def _whole(fit: Callable[..., T]) -> Callable[..., T]:
+    """Return `fit` as one that leaves the model as it was unless it comes to its end."""
+
+    @functools.wraps(fit)
+    def fitted(self: Any, *args: Any, **kwargs: Any) -> T:
+        before = dict(vars(self))
+        self._states = {}
+        try:
+            result = fit(self, *args, **kwargs)
+            del self._states
+        except BaseException:
+            for rng, state in self._states.values():
+                rng.set_state(state)
+            vars(self).clear()
+            vars(self).update(before)
+            raise
+        return result
+
+    return fitted
 
 
 class _BaseKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, BaseEstimator):
@@ -75,30 +103,57 @@ class _BaseKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixi
 
     # The fitted attributes that live where X does.
     _arrays: tuple[str, ...] = ("cluster_centers_", "labels_")
+    _states: dict[int, tuple[np.random.RandomState, dict[str, Any]]]  # during a fit
     _random_starts = 10  # what n_init="auto" means where starts differ much
+
+    @property
+    def _how(self) -> dict[str, Any]:
+        """What every computation is told: its kernel and its memory, and how to speak of the data."""
+        return {
+            "kernel": self.kernel,
+            "max_bytes": self.max_bytes,
+            "names": _check.ESTIMATORS,
+        }
+
+    @property
+    def _n_features_out(self) -> int:
+        """Number of the columns that `transform` returns, for scikit-learn."""
+        return int(self._centers.shape[0])
+
+    @property
+    def _centers(self) -> Array:
+        """The centroids (k, d) as an array, also if somebody has set them by hand."""
+        return as_array(self.cluster_centers_, "cluster_centers_")
 
     def _rows(self, X: Any, method: str, *, reset: bool = False) -> Array:
         """Return the rows (n, d) of `X`, not copied if it is an array, after every check but one.
 
         Whether all values are finite is left to the core, which looks at each of them anyway.
         """
-        if _is_plain(X) or (_is_array(X) and not isinstance(X, np.ndarray)):
-            x = _check.matrix(X, "X")
-            # scikit-learn looks at names and numbers of features alone here, and takes its time.
-            named = reset or hasattr(self, "feature_names_in_")
-            if named or x.shape[1] != self.n_features_in_:
-                x = validate_data(self, x, reset=reset, skip_check_array=True)
-        else:
+        x = X if _is_plain(X) else as_array(X, "X")
+        framed, column = hasattr(X, "columns"), hasattr(X, "to_frame")
+        expected = None if reset else getattr(self, "n_features_in_", None)
+        if is_sparse(x) or (isinstance(x, np.ndarray) and not (_is_plain(x) or column)):
+            # What is unusual, such as numbers that are objects, scikit-learn takes or refuses.
             x = validate_data(
-                self,
-                X,
-                reset=reset,
-                accept_sparse="csr",
-                accept_large_sparse=False,
-                ensure_all_finite=False,
+                self, X if framed else x, reset=reset, accept_sparse="csr", ensure_all_finite=False
             )
             x = _check.matrix(x, "X")
-        if not reset and not same_place(x, self.cluster_centers_):
+        else:
+            x = _check.matrix(X if column else x, "X")
+            # scikit-learn looks at names and numbers of features alone here, and takes its time.
+            named = expected is not None and (framed or hasattr(self, "feature_names_in_"))
+            if reset or named or x.shape[1] != (expected or x.shape[1]):
+                validate_data(self, X if framed else x, reset=reset, skip_check_array=True)
+        if method == "fit" or not self.__sklearn_is_fitted__():
+            return x
+        centers = self._centers
+        if expected is None and len(centers.shape) == 2 and x.shape[1] != centers.shape[1]:
+            raise ValueError(
+                f"X has {x.shape[1]} features, but {type(self).__name__} is expecting {centers.shape[1]} features "
+                "as input."
+            )
+        if not same_place(x, centers):
             library, device = library_of(x), device_of(x)
             where = {
                 "numpy": "",
@@ -108,20 +163,14 @@ class _BaseKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixi
             raise ValueError(
                 f"Inputs passed to {type(self).__name__}.{method}() must use the same namespace "
                 "and the same device as those passed to fit(). The fit had arrays of "
-                f"{where_is(self.cluster_centers_)}, `X` is of {where_is(x)}. Move the estimator:\n"
+                f"{where_is(centers)}, `X` is of {where_is(x)}. Move the estimator:\n"
                 f'    km = km.to("{library}"{where})'
             )
         return x
 
     def _weights(self, sample_weight: Any, x: Array) -> Array | None:
         """Return checked weights (n,) where `x` is: scikit-learn has everything follow `X`."""
-        if sample_weight is None:
-            return None
-        if np.isscalar(sample_weight):
-            sample_weight = np.full(x.shape[0], sample_weight)
-        w = as_array(sample_weight, "sample_weight")
-        w = w if same_place(w, x) else move(w, library_of(x), device_of(x))
-        return _check.weights(w, x)
+        return _check.weights(sample_weight, x, _check.ESTIMATORS, follow=True)
 
     def _starting(self, x: Array) -> tuple[Any, int]:
         """Return `init` as the core takes it, and the number of starts."""
@@ -135,22 +184,24 @@ class _BaseKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixi
             start = lambda x, k, rng: init(x, k, random_state=rng)  # noqa: E731
             return start, self._random_starts if auto else n_init
         if n_init != 1:
-            warnings.warn(
-                f"`init` is an array: there is one start, not n_init={n_init}. Leave `n_init` at "
-                '"auto".',
+            _check.warn(
+                "Explicit initial center position passed: performing only one init in "
+                f'{type(self).__name__} instead of n_init={n_init}. Leave `n_init` at "auto".',
                 RuntimeWarning,
-                stacklevel=4,
             )
-        # A list or a frame has no library of its own.
-        if not (_is_array(init) or is_sparse(init)):
-            init = like(np.asarray(init), x)
-        return _check.centroids(init, x, "init", self.n_clusters), 1
+        return _check.centroids(init, x, "init", self.n_clusters, _check.ESTIMATORS), 1
+
+    def _drawing(self, rng: np.random.RandomState) -> np.random.RandomState:
+        """Return `rng` to draw from: one that the model keeps gets its state back if the fit fails."""
+        kept = rng is self.random_state or rng is getattr(self, "_random_state", None)
+        # NumPy's own, which random_state=None draws from, is everybody's.
+        if kept and rng is not check_random_state(None) and id(rng) not in self._states:
+            self._states[id(rng)] = rng, rng.get_state(legacy=False)
+        return rng
 
     def _evaluate(self, x: Any, centers: Any, w: Any = None) -> tuple[Any, Any, float]:
         """Return labels (n,), squared distances (n,) and inertia of the rows."""
-        out: tuple[Any, Any, float] = evaluate(
-            x, centers, sample_weight=w, max_bytes=self.max_bytes, kernel=self.kernel
-        )
+        out: tuple[Any, Any, float] = evaluate(x, centers, sample_weight=w, **self._how)
         return out
 
     @eager
@@ -201,7 +252,7 @@ class _BaseKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixi
         """
         check_is_fitted(self)
         x = self._rows(X, "predict")
-        return nearest(x, self.cluster_centers_, max_bytes=self.max_bytes, kernel=self.kernel)
+        return nearest(x, self._centers, **self._how)
 
     @eager
     def transform(self, X: Any) -> Any:
@@ -226,7 +277,7 @@ class _BaseKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixi
         """
         check_is_fitted(self)
         x = self._rows(X, "transform")
-        return distances(x, self.cluster_centers_, max_bytes=self.max_bytes)
+        return distances(x, self._centers, **self._how)
 
     @eager
     def fit_transform(self, X: Any, y: Any = None, sample_weight: Any = None) -> Any:
@@ -276,7 +327,7 @@ class _BaseKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixi
         check_is_fitted(self)
         x = self._rows(X, "score")
         w = self._weights(sample_weight, x)
-        return -self._evaluate(x, self.cluster_centers_, w)[2]
+        return -self._evaluate(x, self._centers, w)[2]
 
     def to(self, library: Any, device: Any = None) -> Self:
         """Fitted copy of the estimator with its arrays in another library or on another device.
@@ -306,7 +357,7 @@ class _BaseKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixi
         """
         check_is_fitted(self)
         if not isinstance(library, str):
-            if not (_is_array(library) or is_sparse(library)):
+            if not (is_array(library) or is_sparse(library)):
                 raise TypeError(
                     "`library` must be a name such as 'torch', or an array; got "
                     f"{type(library).__name__}."
@@ -320,14 +371,24 @@ class _BaseKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixi
     def __sklearn_array_api_convert__(self, converter: Callable[[Any], Any]) -> Self:
         """Return a copy of the estimator with every array converted: scikit-learn's hook for a move."""
         new: Self = clone(self)
-        if _is_array(self.init):
-            new.init = converter(self.init)
+        if is_array(self.init):
+            new.init = converter(as_array(self.init, "init"))
         parameters = self.get_params(deep=False)
         for name, value in vars(self).items():
             if name in self._arrays:
-                setattr(new, name, converter(value))
+                setattr(new, name, converter(as_array(value, name)))
             elif name not in parameters:
                 setattr(new, name, copy.deepcopy(value))
+        return new
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what copies and pickles are made of: no graph of a network, which neither can hold."""
+        state: dict[str, Any] = super().__getstate__()
+        return {name: without_history(value) for name, value in state.items()}
+
+    def __sklearn_clone__(self) -> Self:
+        """Return an unfitted estimator with copies of the parameters."""
+        new: Self = super(_BaseKMeans, copy.copy(self)).__sklearn_clone__()
         return new
 
     def _filled(self, peer: Any) -> Any:
@@ -336,12 +397,13 @@ class _BaseKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixi
         The peer is first fitted to one row, which sets the private attributes that `predict` needs
         in the version of scikit-learn at hand.
         """
-        centers = np.ascontiguousarray(to_numpy(self.cluster_centers_))
+        centers = np.ascontiguousarray(to_numpy(self._centers))
+        if centers.dtype != np.float32:
+            centers = centers.astype(np.float64)
         peer.set_params(n_clusters=1, random_state=0).fit(centers[:1])
-        mine = self.get_params(deep=False)
-        shared = {name: copy.deepcopy(mine[name]) for name in peer.get_params(deep=False)}
-        peer.set_params(**shared)
-        if _is_array(self.init):
+        mine = clone(self).get_params(deep=False)
+        peer.set_params(**{name: mine[name] for name in peer.get_params(deep=False)})
+        if is_array(self.init):
             peer.init = to_numpy(self.init)
         elif isinstance(self.init, str) and self.init == "k-means||":
             peer.init = "k-means++"
@@ -350,14 +412,15 @@ class _BaseKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixi
             delattr(peer, name)
         for name, value in fitted.items():
             if name in self._arrays:
-                value = to_numpy(value)
+                value = to_numpy(as_array(value, name))
             if name not in ("_sums", "converged_", "kernel_"):
                 setattr(peer, name, copy.deepcopy(value))
-        peer.cluster_centers_ = centers
+        peer.cluster_centers_, peer._n_features_out = centers, centers.shape[0]
         if hasattr(peer, "labels_"):
             peer.labels_ = peer.labels_.astype(np.int32)
         if hasattr(peer, "_counts"):
-            peer._counts = peer._counts.astype(centers.dtype)
+            counts = fitted.get("_counts", np.zeros(centers.shape[0]))
+            peer._counts = to_numpy(counts).astype(centers.dtype)
         return peer
 
     def __sklearn_is_fitted__(self) -> bool:
@@ -395,9 +458,10 @@ class KMeans(_BaseKMeans):
         Stop when the squared shift of the centroids, summed, is at most `tol` times the mean weighted variance
         of the features.
     verbose : int, default=0
-        If not 0, print one line about the outcome of the fit.
+        If not 0, print scikit-learn's lines about starts and iterations; each costs a pass over the rows.
     random_state : int, RandomState instance or None, default=None
-        Seed of the draws, which are made on the host, with NumPy, in scikit-learn's order.
+        Seed of the draws, which are made on the host, with NumPy, in scikit-learn's order. None draws from
+        NumPy's global state, which ``np.random.seed`` sets and `anykmeans.kmeans` ignores.
     copy_x : bool, default=True
         Accepted for compatibility; has no effect. `X` is never written to.
     algorithm : {"lloyd", "elkan"}, default="lloyd"
@@ -499,6 +563,7 @@ class KMeans(_BaseKMeans):
         self.kernel = kernel
 
     @eager
+    @_whole
     def fit(self, X: Any, y: Any = None, sample_weight: Any = None) -> Self:
         """Estimator fitted to the rows.
 
@@ -531,25 +596,32 @@ class KMeans(_BaseKMeans):
         ConvergenceWarning
             If there are fewer distinct rows than `n_clusters`.
         RuntimeWarning
-            If `init` is an array and `n_init` asks for more than one start.
+            If `init` is an array and `n_init` asks for more than one start, or if `algorithm` is "elkan" and
+            there is one cluster.
         """
         _check.word(self.algorithm, "algorithm", ("lloyd", "elkan"))
         x = self._rows(X, "fit", reset=True)
-        _check.clusters(self.n_clusters, x, "n_clusters")
+        _check.clusters(self.n_clusters, x, _check.ESTIMATORS)
+        if self.algorithm == "elkan" and self.n_clusters == 1:
+            _check.warn(
+                "algorithm='elkan' doesn't make sense for a single cluster. Using 'lloyd' instead.",
+                RuntimeWarning,
+            )
         init, n_init = self._starting(x)
-        result = kmeans(
+        w = self._weights(sample_weight, x)
+        result = cluster(
             x,
             self.n_clusters,
-            sample_weight=self._weights(sample_weight, x),
+            sample_weight=w,
             init=init,
             n_init=n_init,
             max_iter=self.max_iter,
             tol=self.tol,
-            rng=check_random_state(self.random_state),
+            rng=self._drawing(check_random_state(self.random_state)),
             empty=self.empty,
             precision=self.precision,
-            max_bytes=self.max_bytes,
-            kernel=self.kernel,
+            watch=self._printing(x, w) if self.verbose else None,
+            **self._how,
         )
         self.cluster_centers_ = result.centroids
         self.labels_ = result.labels
@@ -557,14 +629,25 @@ class KMeans(_BaseKMeans):
         self.n_iter_ = result.n_iter
         self.converged_ = result.converged
         self.kernel_ = result.kernel
-        self._n_features_out = self.n_clusters
-        if self.verbose:
-            how = "converged" if self.converged_ else "stopped by max_iter"
-            print(
-                f"KMeans: {how} after {self.n_iter_} iterations, inertia {self.inertia_:.6g}, "
-                f"kernel {self.kernel_}"
-            )
         return self
+
+    def _printing(self, x: Array, w: Array | None) -> Watch:
+        """Return what prints scikit-learn's lines about runs on these rows."""
+
+        def tell(passes: int, centers: Array, shift: float, tol: float) -> None:
+            if passes == 0:
+                print("Initialization complete")
+                return
+            number = passes - 1
+            print(f"Iteration {number}, inertia {self._evaluate(x, centers, w)[2]}.")
+            if shift == 0 and number > 0:  # labels have repeated
+                print(f"Converged at iteration {number}: strict convergence.")
+            elif shift <= tol:
+                print(
+                    f"Converged at iteration {number}: center shift {shift} within tolerance {tol}."
+                )
+
+        return tell
 
     def as_sklearn(self) -> Any:
         """Fitted `sklearn.cluster.KMeans` with the same centroids, in NumPy.
@@ -600,21 +683,23 @@ class _EarlyStop:
         self.waited = 0
         self.started = False
 
-    def __call__(self, cost: float, shift: float) -> bool:
+    def __call__(self, cost: float, shift: float) -> str | None:
+        """Return why to stop, in scikit-learn's words, or None."""
         if not self.started:  # the cost of the first centroids says nothing about progress
             self.started = True
-            return False
+            return None
         if self.smoothed is None:
             self.smoothed = cost
         else:
             self.smoothed = self.smoothed * (1 - self.alpha) + cost * self.alpha
         if self.tol > 0 and shift <= self.tol:
-            return True
+            return "small centers change"
         if self.smoothed < self.best:
             self.best, self.waited = self.smoothed, 0
         else:
             self.waited += 1
-        return self.patience is not None and self.waited >= self.patience
+        waited = self.patience is not None and self.waited >= self.patience
+        return "lack of improvement in inertia" if waited else None
 
 
 class MiniBatchKMeans(_BaseKMeans):
@@ -634,11 +719,12 @@ class MiniBatchKMeans(_BaseKMeans):
     batch_size : int, default=1024
         Number of rows in a batch.
     verbose : int, default=0
-        If not 0, print a line a step.
+        If not 0, print scikit-learn's lines about starts and steps.
     compute_labels : bool, default=True
         Whether to label every row after the fit.
     random_state : int, RandomState instance or None, default=None
-        Seed of the draws, which are made on the host, with NumPy, in scikit-learn's order.
+        Seed of the draws, which are made on the host, with NumPy, in scikit-learn's order. None draws from
+        NumPy's global state, which ``np.random.seed`` sets and `anykmeans.kmeans` ignores.
     tol : float, default=0.0
         Stop when the squared shift of the centroids in a step is at most `tol` times the mean
         variance of the features; 0 switches this off.
@@ -742,6 +828,7 @@ class MiniBatchKMeans(_BaseKMeans):
         self.kernel = kernel
 
     @eager
+    @_whole
     def fit(self, X: Any, y: Any = None, sample_weight: Any = None) -> Self:
         """Estimator fitted to random batches of the rows.
 
@@ -754,7 +841,7 @@ class MiniBatchKMeans(_BaseKMeans):
             Present for API consistency.
         sample_weight : array-like, shape (n_samples,), optional
             Weights of the rows, not negative; all equal by default: rows are drawn into batches in
-            proportion to them. Moved to where `X` is.
+            proportion to them, and none without weight is drawn at all. Moved to where `X` is.
 
         Returns
         -------
@@ -780,21 +867,29 @@ class MiniBatchKMeans(_BaseKMeans):
         self._check_parameters(x)
         init, n_init = self._starting(x)
         w = self._weights(sample_weight, x)
-        Rows.over(x, w, kernel=self.kernel)  # raises if a value is not finite, drawn or not
+        Rows.over(x, w, **self._how)  # raises if a value is not finite, drawn or not
         n, size = x.shape[0], self._batch_size
         chances = np.ones(n) if w is None else _check.host_float64(w)
+        exponent = power_of_two(float(chances.max()))  # else their sum might be out of range
+        chances = np.ldexp(chances, -exponent)
         total = chances.sum()
         chances = np.cumsum(chances / total)  # `RandomState.choice` would sum them up at each step
         chances /= chances[-1]
         tol = self.tol * self._variance(x) if self.tol else 0.0
 
-        rng = check_random_state(self.random_state)
-        valid = rng.randint(0, n, self._init_size)  # drawn even if there is nothing to compare
-        starts = [self._initial(x, w, init, rng) for _ in range(n_init)]
-        centers = starts[0]
-        if n_init > 1:
-            xv, wv = _take(x, valid), w if w is None else _take(w, valid)
-            centers = min(starts, key=lambda start: self._evaluate(xv, start, wv)[2])
+        rng = self._drawing(check_random_state(self.random_state))
+        valid = _drawn(w, n, self._init_size, rng)  # even if there is nothing to compare
+        xv, wv = _take(x, valid), None if w is None else _take(w, valid)
+        centers, least = None, math.inf
+        for i in range(n_init):
+            if self.verbose:
+                print(f"Init {i + 1}/{n_init} with method {self.init}")
+            start = self._initial(x, w, init, rng)
+            cost = self._evaluate(xv, start, wv)[2] if n_init > 1 or self.verbose else 0.0
+            if self.verbose:
+                print(f"Inertia for init {i + 1}/{n_init}: {cost}")
+            if centers is None or cost < least:
+                centers, least = start, cost
 
         sums, counts = self._nothing(centers)
         self._n_since_last_reassign = 0
@@ -805,18 +900,22 @@ class MiniBatchKMeans(_BaseKMeans):
             before = centers
             centers, sums, counts, inertia = self._step(batch, None, centers, sums, counts, rng)
             cost, shift = inertia / size, _squared_shift(before, centers) if tol else 0.0
-            converged = stop(cost, shift)
+            why = stop(cost, shift)
             if self.verbose:
-                print(f"MiniBatchKMeans: step {step} of {steps}, inertia of a row {cost:.6g}")
-            if converged:
+                smoothed = "" if stop.smoothed is None else f", ewa inertia: {stop.smoothed}"
+                print(f"Minibatch step {step}/{steps}: mean batch inertia: {cost}{smoothed}")
+            if why:
+                if self.verbose:
+                    print(f"Converged ({why}) at step {step}/{steps}")
                 break
 
         self.cluster_centers_, self._sums, self._counts = centers, sums, counts
         self.n_steps_ = step
         self.n_iter_ = math.ceil(step * size / n)
-        self.converged_ = converged
-        self._n_features_out = self.n_clusters
-        self.inertia_ = (cost if stop.smoothed is None else stop.smoothed) * float(total)
+        self.converged_ = why is not None
+        with np.errstate(over="ignore"):
+            weight = float(np.ldexp(total, exponent))
+        self.inertia_ = (cost if stop.smoothed is None else stop.smoothed) * weight
         if "labels_" in vars(self):  # of an earlier fit
             delattr(self, "labels_")
         if self.compute_labels:
@@ -824,10 +923,12 @@ class MiniBatchKMeans(_BaseKMeans):
         return self
 
     @eager
+    @_whole
     def partial_fit(self, X: Any, y: Any = None, sample_weight: Any = None) -> Self:
         """Estimator updated with one batch of rows.
 
-        The first call chooses the first centroids among the rows it gets.
+        The first call chooses the first centroids among the rows it gets, or takes a `cluster_centers_` that was
+        set by hand.
 
         Parameters
         ----------
@@ -850,24 +951,26 @@ class MiniBatchKMeans(_BaseKMeans):
         TypeError
             If a parameter or the data has a type that cannot be used.
         """
-        first = not hasattr(self, "cluster_centers_")
-        x = self._rows(X, "partial_fit", reset=first)
+        x = self._rows(X, "partial_fit", reset=not hasattr(self, "n_features_in_"))
         w = self._weights(sample_weight, x)
-        if first:
-            self._check_parameters(x)
-            init, _ = self._starting(x)
+        if not hasattr(self, "_random_state"):
             self._random_state = check_random_state(self.random_state)
-            self._n_since_last_reassign = 0
-            centers = self._initial(x, w, init, self._random_state)
-            sums, counts = self._nothing(centers)
+        if hasattr(self, "_counts") and self._counts.shape[0] == self._centers.shape[0]:
+            centers, counts = self._centers, self._counts
+            sums = self._running(centers)
         else:
-            if not hasattr(self, "_random_state"):  # `fit` came before
-                self._random_state = check_random_state(self.random_state)
-            centers, sums, counts = self.cluster_centers_, self._sums, self._counts
+            self._check_parameters(x)
+            if self.__sklearn_is_fitted__():  # set by hand
+                k, names = self.n_clusters, _check.ESTIMATORS
+                init = _check.centroids(self.cluster_centers_, x, names.centroids, k, names)
+            else:
+                init, _ = self._starting(x)
+            self._n_since_last_reassign = 0
+            centers = self._initial(x, w, init, self._drawing(self._random_state))
+            sums, counts = self._nothing(centers)
         centers, sums, counts, _ = self._step(x, w, centers, sums, counts, self._random_state)
         self.cluster_centers_, self._sums, self._counts = centers, sums, counts
-        self.n_steps_ = 1 if first else self.n_steps_ + 1
-        self._n_features_out = self.n_clusters
+        self.n_steps_ = getattr(self, "n_steps_", 0) + 1
         if self.compute_labels:
             self.labels_, _, self.inertia_ = self._evaluate(x, centers, w)
         return self
@@ -893,7 +996,7 @@ class MiniBatchKMeans(_BaseKMeans):
 
     def _check_parameters(self, x: Any) -> None:
         """Raise on a parameter that cannot be, and settle the sizes for these rows."""
-        _check.clusters(self.n_clusters, x, "n_clusters")
+        _check.clusters(self.n_clusters, x, _check.ESTIMATORS)
         _check.whole(self.max_iter, "max_iter", 1)
         _check.whole(self.batch_size, "batch_size", 1)
         if self.max_no_improvement is not None:
@@ -912,11 +1015,10 @@ class MiniBatchKMeans(_BaseKMeans):
         if size < self.n_clusters:
             size = 3 * self.n_clusters
             if self.init_size is not None:
-                warnings.warn(
-                    f"`init_size` should be at least n_clusters={self.n_clusters}; got "
-                    f"{self.init_size}. Using min(3 * n_clusters, n_samples) instead.",
+                _check.warn(
+                    f"init_size={self.init_size} should be larger than n_clusters={self.n_clusters}. "
+                    "Setting it to min(3*n_clusters, n_samples)",
                     RuntimeWarning,
-                    stacklevel=4,
                 )
         self._init_size = min(size, x.shape[0])
 
@@ -924,29 +1026,35 @@ class MiniBatchKMeans(_BaseKMeans):
         """Return the mean variance of the features."""
         n, d = x.shape
         one = like(np.zeros(n, dtype=np.int64), x)
-        mean = cluster_sums(x, one, 1)[0] / n
+        mean = cluster_sums(x, one, 1, **self._how)[0] / n
         spread = self._evaluate(x, mean)[2]
         return spread / float(n * d)
 
     def _initial(self, x: Any, w: Any, init: Any, rng: np.random.RandomState) -> Any:
         """Return first centroids (k, d), from `init_size` random rows."""
-        if self._init_size < x.shape[0]:
-            chosen = rng.randint(0, x.shape[0], self._init_size)
+        n = x.shape[0]
+        heavy = n if w is None else np.count_nonzero(to_numpy(w))
+        chosen = None
+        if self._init_size < heavy:
+            chosen = _drawn(w, n, self._init_size, rng)
+        elif self.n_clusters <= heavy < n:
+            chosen = np.flatnonzero(to_numpy(w))
+        if chosen is not None:
             x, w = _take(x, chosen), w if w is None else _take(w, chosen)
         return initial_centroids(
-            x,
-            self.n_clusters,
-            init=init,
-            rng=rng,
-            sample_weight=w,
-            max_bytes=self.max_bytes,
-            kernel=self.kernel,
+            x, self.n_clusters, init=init, rng=rng, sample_weight=w, **self._how
         )
 
     def _nothing(self, centers: Any) -> tuple[Any, Any]:
         """Return sums (k, d) and counts (k,) before the first batch, where the centroids are."""
         k, d = centers.shape
         return like(np.zeros((k, d)), centers), like(np.zeros(k), centers)
+
+    def _running(self, centers: Any) -> Any:
+        """Return sums (k, d) of which `centers` are the means, also where these were set by hand."""
+        xp, counts = namespace(centers), self._counts
+        same = means(xp, self._sums, counts, centers) == centers
+        return xp.where(same, self._sums, xp.astype(centers, self._sums.dtype) * counts[:, None])
 
     def _step(
         self, x: Any, w: Any, centers: Any, sums: Any, counts: Any, rng: np.random.RandomState
@@ -957,16 +1065,20 @@ class MiniBatchKMeans(_BaseKMeans):
         due = since >= 10 * k or not to_numpy(counts).all()
         labels, _, inertia = self._evaluate(x, centers, w)
         self._n_since_last_reassign = 0 if due else since
-        batch_sums, mass = cluster_sums(x, labels, k, sample_weight=w)
+        batch_sums, mass = cluster_sums(x, labels, k, sample_weight=w, **self._how)
         sums, counts = sums + batch_sums, counts + mass
         centers = means(xp, sums, xp.where(mass > 0, counts, mass), centers)
 
         if due and self.reassignment_ratio > 0:
             seen = to_numpy(counts)
-            low = self._to_reassign(seen, x.shape[0])
+            heavy = np.arange(x.shape[0]) if w is None else np.flatnonzero(to_numpy(w))
+            low = self._to_reassign(seen, heavy.size)
             if low.any():
                 m = np.count_nonzero(low)
-                rows = _take(x, rng.choice(x.shape[0], size=m, replace=False))
+                if self.verbose:
+                    print(f"[MiniBatchKMeans] Reassigning {m} cluster centers.")
+                picks = self._drawing(rng).choice(heavy.size, size=m, replace=False)
+                rows = _take(x, heavy[picks])
                 rows = rows.toarray() if is_sparse(rows) else rows
                 source = np.arange(k)
                 source[low] = k + np.arange(m)

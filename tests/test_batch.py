@@ -235,6 +235,28 @@ def test_problems_are_never_copied_whole(kernel):
         assert peak < x.nbytes / 3
 
 
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@pytest.mark.parametrize("shared", [False, True])
+def test_assign(backend, make, host, kernel, dtype, shared):
+    x, c = problems(dtype), problems(dtype)[:, :K] + 0.25
+    labels, squared = assign(make(x), make(c[0] if shared else c), kernel=kernel, max_bytes=10_000)
+    assert labels.shape == squared.shape == (B, N)
+    assert type(labels) is type(squared) is type(make(x))
+    for i in range(B):
+        one = assign(make(x[i]), make(c[0 if shared else i]), kernel=kernel)
+        assert host(labels[i, ...]).tobytes() == host(one[0]).tobytes()
+        assert host(squared[i, ...]).tobytes() == host(one[1]).tobytes()
+
+
+def test_assign_says_in_which_problem():
+    x, c = problems(), problems()[:, :K]
+    with pytest.raises(ValueError, match=r"\(k, 3\) for all problems, or \(4, k, 3\).*\(3, 6, 3\)"):
+        assign(x, c[:3])
+    x[2, 5, 1] = np.nan
+    with pytest.raises(ValueError, match=r"^`x\[2\]` must be finite"):
+        assign(x, c)
+
+
 def test_few_distinct_rows_warn_once(backend, make, kernel):
     x = problems()
     x[1:3] = x[1:3, :1]
@@ -293,10 +315,10 @@ def test_which_dimensions_are_allowed(backend, make):
     for shape in [(8,), (1, 2, 8, 2)]:
         with pytest.raises(ValueError, match=both):
             kmeans(make(np.ones(shape)), 1)
-    x, two = make(np.ones((2, 8, 2))), r"^`[xX]` must have 2 dimensions, \(rows, features\); got"
-    for call in [lambda: assign(x, x[0, ...]), lambda: kmeans_plusplus(x, 1)]:
-        with pytest.raises(ValueError, match=two):
-            call()
+        with pytest.raises(ValueError, match=both):
+            assign(make(np.ones(shape)), make(np.ones((1, 2))))
+    with pytest.raises(ValueError, match=r"^`X` must have 2 dimensions, \(rows, features\); got"):
+        kmeans_plusplus(make(np.ones((2, 8, 2))), 1)
 
 
 def test_sparse_arrays_have_two_dimensions():

@@ -1,6 +1,7 @@
 """Bad input is refused before any work, in one voice: the argument, what was wanted, what came."""
 
 import datetime
+import sys
 import warnings
 
 import numpy as np
@@ -86,9 +87,14 @@ BAD_OPTIONS = [
     ("sample_weight", np.array(["a"] * 8), TypeError, "str|<U1"),
     ("sample_weight", np.array([None] * 8), (TypeError, ValueError), ""),
     ("sample_weight", "heavy", (TypeError, ValueError), ""),
-    ("init", good()[:2], ValueError, r"\(2, 2\)"),
+    ("init", good()[:2], ValueError, r"\(2, 2\) does not match the number of clusters 3\."),
     ("init", good()[:4], ValueError, r"\(4, 2\)"),
-    ("init", np.ones((3, 3)), ValueError, r"\(3, 3\)"),
+    (
+        "init",
+        np.ones((3, 3)),
+        ValueError,
+        r"\(3, 3\) does not match the number of features of .* 2\.",
+    ),
     ("init", np.ones(3), ValueError, r"\(3,\)"),
     ("init", start(NAN), ValueError, "NaN"),
     ("init", start(INF), ValueError, "infinity"),
@@ -185,6 +191,10 @@ def test_bad_options(name, value, error, about):
         ("sample_weight", np.ones(3), ValueError, r"\(3,\)"),
         ("sample_weight", -np.ones(8), ValueError, "-1"),
         ("sample_weight", np.zeros(8), ValueError, "zero"),
+        ("x_squared_norms", np.ones(7), ValueError, r"norms 7 should be equal to .* n_samples 8\."),
+        ("x_squared_norms", 1.0, ValueError, r"\(\)"),
+        ("max_bytes", 1, ValueError, "max_bytes=1"),
+        ("kernel", "torch", ValueError, "torch"),
         ("n_local_trials", 0, ValueError, "0"),
         ("n_local_trials", 1.5, TypeError, "1.5"),
         ("random_state", "seed", (TypeError, ValueError), "'seed'"),
@@ -213,6 +223,98 @@ def test_bad_centroids(centroids, error, about):
     with pytest.raises(error) as caught:
         assign(good(), centroids)
     check_message(caught, "centroids", about)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("max_bytes", 1), ("max_bytes", "1GB"), ("kernel", "fastest"), ("kernel", "torch")],
+)
+def test_bad_options_of_assign(name, value):
+    for x in (good(), good()[None]):
+        with pytest.raises((TypeError, ValueError)) as caught:
+            assign(x, start(), **{name: value})
+        check_message(caught, name, str(value))
+
+
+def masked(a):
+    """The array with one value masked."""
+    return np.ma.masked_array(a, np.arange(a.size).reshape(a.shape) == 1)
+
+
+@pytest.mark.parametrize("as_given", [lambda a: a, list], ids=["array", "list"])
+def test_masked_values(as_given):
+    for call, name in [
+        (lambda: kmeans(as_given(masked(good())), 2), "x"),
+        (lambda: kmeans(good(), 3, init=as_given(masked(start()))), "init"),
+        (lambda: assign(good(), as_given(masked(start()))), "centroids"),
+        (lambda: kmeans_plusplus(as_given(masked(good())), 2), "X"),
+    ]:
+        with pytest.raises(ValueError, match=r"must have no masked values; got 1") as caught:
+            call()
+        check_message(caught, name, "Remove or impute")
+    with pytest.raises(ValueError, match=r"^`sample_weight` must have no masked values"):
+        kmeans(good(), 2, sample_weight=masked(weights()))
+    whole = np.ma.masked_array(good())
+    assert kmeans(as_given(whole), 2, rng=0).inertia == kmeans(good(), 2, rng=0).inertia
+
+
+def unusual():
+    """What people pass, and the line that makes an array of it, if there is one."""
+    pd, pl, torch = (pytest.importorskip(name) for name in ("pandas", "polars", "torch"))
+    vectors = [[1.0, 2.0], [3.0, 4.0], [5.0, 7.0]]
+    computed = torch.nn.Linear(2, 2)(torch.tensor(vectors))
+    return {
+        "column of lists": (pd.Series(vectors), "numpy.stack(x)"),
+        "column of arrays": (pd.Series(list(np.asarray(vectors))), "numpy.stack(x)"),
+        "polars column of lists": (pl.Series(vectors), "numpy.stack(x)"),
+        "frame of lists": (pd.DataFrame({"e": vectors}), "numpy.stack(x['e'])"),
+        "polars frame of lists": (pl.DataFrame({"e": vectors}), "numpy.stack(x['e'])"),
+        "array of arrays": (pd.Series(vectors).to_numpy(), "numpy.stack(x)"),
+        "lazy frame": (pl.LazyFrame({"a": [1.0, 2.0, 3.0]}), "x.collect()"),
+        "generator": ((row for row in vectors), "list(x)"),
+        "set": ({(1.0, 2.0), (3.0, 4.0), (5.0, 7.0)}, "list(x)"),
+        "dictionary": ({"a": [1.0, 2.0, 3.0]}, "numpy.column_stack(list(x.values()))"),
+        "column": (pd.Series([1.0, 2.0, 3.0]), "x.to_frame()"),
+        "polars column": (pl.Series([1.0, 2.0, 3.0]), "x.to_frame()"),
+        "list of tensors": (list(computed), "torch.stack(x)"),
+        "nested tensor": (torch.nested.nested_tensor(list(computed), layout=torch.jagged), None),
+        "dates": (pl.DataFrame({"a": [datetime.date(2020, 1, i) for i in (1, 2, 3)]}), None),
+        "anything": (object(), None),
+    }
+
+
+def test_what_is_no_array_is_told_how_to_become_one():
+    for what, (x, line) in unusual().items():
+        with pytest.raises((TypeError, ValueError)) as caught:
+            kmeans(x, 2)
+        check_message(caught, "x", "")
+        if line is not None:
+            assert f"`{line}`" in str(caught.value), what
+            scope = {name: sys.modules[name] for name in ("numpy", "torch")}
+            assert kmeans(eval(line, {"x": x, **scope}), 2, rng=0).inertia >= 0
+        with pytest.raises((TypeError, ValueError), match=r"^`init` must "):
+            kmeans(good(), 3, init=x)
+
+
+def test_dask_arrays_are_to_be_computed():
+    class Lazy:
+        def __dask_graph__(self):
+            raise AssertionError("computed")
+
+    for call in (lambda: kmeans(Lazy(), 2), lambda: kmeans(good(), 2, sample_weight=Lazy())):
+        with pytest.raises(
+            TypeError, match=r"^`(x|sample_weight)` must be in memory.*compute\(\)`"
+        ):
+            call()
+
+
+def test_transforms_of_functions():
+    torch = pytest.importorskip("torch")
+    x = torch.rand(2, 9, 2)
+    with pytest.raises(TypeError, match=r"^`x` must .*torch\.vmap.*a batch \(b, n, d\) may be"):
+        torch.vmap(lambda x: kmeans(x, 2).centroids)(x)
+    with pytest.raises(TypeError, match=r"^`x` must .*torch\.func"):
+        torch.func.grad(lambda x: x.sum() * kmeans(x, 2).inertia)(x[0])
 
 
 @pytest.mark.parametrize("bad", [NAN, INF, -INF])

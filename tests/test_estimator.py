@@ -1,8 +1,11 @@
 """How the estimators behave: what goes in, what comes out, and where it lives."""
 
 import copy
+import inspect
 import io
 import pickle
+import re
+import warnings
 
 import numpy as np
 import pytest
@@ -10,10 +13,12 @@ import scipy.sparse as sp
 from sklearn import config_context
 from sklearn.base import clone
 from sklearn.datasets import make_blobs
-from sklearn.exceptions import NotFittedError
+from sklearn.exceptions import ConvergenceWarning, NotFittedError
+from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+import anykmeans
 from anykmeans import KMeans, MiniBatchKMeans, kmeans
 
 BOTH = pytest.mark.parametrize("cls", [KMeans, MiniBatchKMeans])
@@ -230,6 +235,88 @@ def test_scikit_learn_moves_it_too(x, monkeypatch):
     km.predict(xp.asarray(x))
 
 
+@BOTH
+def test_init_that_a_network_computed(cls, x):
+    """Such a tensor cannot be copied with its history, which none of these needs."""
+    torch = pytest.importorskip("torch", reason="needs torch")
+    rows = torch.tensor(x)
+    init = torch.nn.Linear(3, 3).double()(rows[:4])
+    km = cls(4, init=init)
+    assert km.init is init
+    assert clone(km).init.grad_fn is None
+    km.fit(rows)
+    assert km.init is init
+    assert not any(
+        getattr(value, "requires_grad", False) for value in (km.cluster_centers_, km.labels_)
+    )
+    labels = km.predict(rows)
+    for same in (copy.deepcopy(km), pickle.loads(pickle.dumps(km)), km.to("torch")):
+        assert torch.equal(same.init, init)
+        assert torch.equal(same.predict(rows), labels)
+    np.testing.assert_array_equal(km.to("numpy").init, init.detach().numpy())
+    np.testing.assert_array_equal(km.as_sklearn().predict(x), labels.numpy())
+    search = GridSearchCV(cls(4, init=init), {"tol": [0.0, 1e-4]}, cv=2, error_score="raise")
+    with pytest.raises(ValueError, match="`init` must live where `X` does"):  # and no other error
+        search.fit(x)
+
+
+# Centroids set by hand
+
+
+def by_hand(cls, centers):
+    km = cls(2, random_state=0)
+    km.cluster_centers_ = centers
+    return km
+
+
+@BOTH
+def test_centroids_set_by_hand(cls, backend):
+    c, x = np.array([[0.0, 0.0], [5.0, 5.0]]), np.array([[4.0, 4.0], [1.0, 0.0], [0.0, 0.0]])
+    km, rows = by_hand(cls, backend.make(c)), backend.make(x)
+    assert backend.host(km.predict(rows)).tolist() == [1, 0, 0]
+    assert backend.host(km.transform(rows))[1, 0] == 1
+    assert km.score(rows) == -3
+    assert km.to("numpy").predict(x).tolist() == km.as_sklearn().predict(x).tolist() == [1, 0, 0]
+    assert list(km.get_feature_names_out()) == [f"{cls.__name__.lower()}{j}" for j in range(2)]
+    with pytest.raises(ValueError, match=r"X has 1 features, but .*KMeans is expecting 2 features"):
+        km.predict(rows[:, :1])
+
+
+@BOTH
+def test_centroids_set_by_hand_and_rows_that_are_no_array(cls):
+    pd = pytest.importorskip("pandas", reason="needs pandas")
+    x = [[4.0, 4.0], [1.0, 0.0]]
+    for centers in ([[0, 0], [5, 5]], np.array([[0, 0], [5, 5]]), pd.DataFrame([[0, 0], [5, 5]])):
+        km = by_hand(cls, centers)
+        for rows in (x, pd.DataFrame(x, columns=["a", "b"]), sp.csr_array(x), np.array(x)):
+            assert km.predict(rows).tolist() == [1, 0]
+            assert km.score(rows) == -3
+        assert km.as_sklearn().score(x) == -3
+
+
+def test_a_stream_from_centroids_set_by_hand(x, backend):
+    km = MiniBatchKMeans(4, random_state=0)
+    km.cluster_centers_ = backend.make(x[:4])
+    given = MiniBatchKMeans(4, init=x[:4], random_state=0)
+    for batch in (x[:90], x[90:]):
+        km.partial_fit(backend.make(batch))
+        given.partial_fit(batch)
+    np.testing.assert_array_equal(backend.host(km.cluster_centers_), given.cluster_centers_)
+    assert km.n_steps_ == 2
+    km.cluster_centers_ = backend.make(x[:3])
+    with pytest.raises(ValueError, match=r"`cluster_centers_` must have shape \(4, 3\)"):
+        km.partial_fit(backend.make(x))
+
+
+def test_a_stream_goes_on_from_where_centroids_were_put():
+    """As in scikit-learn, whose running sums are centroids times counts."""
+    km = MiniBatchKMeans(2, init=np.array([[0.0], [10.0]]), reassignment_ratio=0, random_state=0)
+    km.partial_fit([[0.0], [1.0], [9.0], [10.0]])
+    km.cluster_centers_ = np.array([[0.5], [13.5]])
+    km.partial_fit([[10.5]])
+    assert km.cluster_centers_.tolist() == [[0.5], [12.5]]
+
+
 # Frames and names
 
 
@@ -259,6 +346,27 @@ def test_polars_frames(cls, x):
     out = km.transform(frame)
     assert isinstance(out, pl.DataFrame)
     assert out.columns == [f"{cls.__name__.lower()}{j}" for j in range(4)]
+
+
+@BOTH
+def test_frames_of_several_types(cls, x):
+    pd = pytest.importorskip("pandas", reason="needs pandas")
+    pl = pytest.importorskip("polars", reason="needs polars")
+    whole, flag = np.round(x[:, 0] * 10).astype(int), x[:, 1] > 0
+    expected = fitted(cls, np.column_stack([whole, flag, x[:, 2]]))
+    columns = {
+        "a": pd.array(whole, dtype="Int64"),
+        "b": pd.array(flag, dtype="boolean"),
+        "c": x[:, 2],
+    }
+    for frame in (pd.DataFrame(columns), pl.DataFrame({"a": whole, "b": flag, "c": x[:, 2]})):
+        km = fitted(cls, frame)
+        np.testing.assert_array_equal(km.cluster_centers_, expected.cluster_centers_)
+        np.testing.assert_array_equal(km.predict(frame), expected.labels_)
+        assert list(km.feature_names_in_) == ["a", "b", "c"]
+    narrow = pd.DataFrame({"b": flag, "c": x[:, 2].astype("float32")})
+    assert fitted(cls, narrow).cluster_centers_.dtype == np.float32
+    assert fitted(cls, pd.DataFrame(x).astype(object)).inertia_ == fitted(cls, x).inertia_
 
 
 def test_set_output(x):
@@ -376,17 +484,229 @@ def test_scalable_init(cls, x):
     assert km.score(x) == pytest.approx(fitted(cls, x).score(x), rel=0.5)
 
 
-def test_quiet_unless_asked(x, capsys):
-    fitted(KMeans, x)
-    fitted(MiniBatchKMeans, x)
+@BOTH
+def test_quiet_unless_asked(cls, x, backend, capsys):
+    rows = backend.make(x)
+    quiet = fitted(cls, rows)
     assert capsys.readouterr().out == ""
-    fitted(KMeans, x, verbose=1)
-    assert "KMeans: converged after" in capsys.readouterr().out
-    km = fitted(MiniBatchKMeans, x, verbose=1)
-    assert capsys.readouterr().out.count("MiniBatchKMeans: step") == km.n_steps_
+    km = fitted(cls, rows, verbose=1)
+    lines = capsys.readouterr().out.splitlines()
+    word, number = ("Iteration", "n_iter_") if cls is KMeans else ("Minibatch step", "n_steps_")
+    assert sum(line.startswith(word) for line in lines) == getattr(km, number)
+    np.testing.assert_array_equal(
+        backend.host(km.cluster_centers_), backend.host(quiet.cluster_centers_)
+    )
+    assert (km.n_iter_, km.inertia_) == (quiet.n_iter_, quiet.inertia_)
+
+
+# What fails
+
+
+def state(km):
+    """Everything a model holds, in bytes."""
+    return pickle.dumps(vars(km))
+
+
+def broken(*_args, **_options):
+    raise KeyboardInterrupt
+
+
+REFUSED = [
+    {"X": np.full((30, 5), np.nan)},
+    {"X": np.ones(30)},
+    {"X": [["a", "b", "c"]] * 30},
+    {"sample_weight": -np.ones(200)},
+    {"sample_weight": np.full(200, np.nan)},
+    {"sample_weight": np.ones(3)},
+    {"X": np.eye(3)},
+    {"n_clusters": 201},
+    {"init": np.ones((2, 2))},
+    {"init": "best"},
+    {"init": broken},
+    {"n_init": 0},
+    {"max_iter": 0},
+    {"tol": -1},
+    {"random_state": "seed"},
+    {"max_bytes": 1},
+    {"kernel": "abacus"},
+    {"algorithm": "auto"},
+    {"empty": "drop"},
+    {"precision": "double"},
+    {"batch_size": 0},
+    {"init_size": 0},
+    {"max_no_improvement": -1},
+    {"reassignment_ratio": -1},
+]
+
+
+@BOTH
+@pytest.mark.parametrize("wrong", REFUSED, ids=lambda wrong: next(iter(wrong)))
+def test_a_refused_fit_leaves_the_model_as_it_was(cls, wrong, x):
+    pd = pytest.importorskip("pandas", reason="needs pandas")
+    settings = {name: value for name, value in wrong.items() if name not in ("X", "sample_weight")}
+    if settings.keys() - cls().get_params().keys():
+        pytest.skip("a parameter of the other estimator")
+    frame = pd.DataFrame(x, columns=list("abc"))
+    km = fitted(cls, frame).set_params(**settings)
+    before = state(km)
+    with pytest.raises((ValueError, TypeError, KeyboardInterrupt)):
+        km.fit(
+            wrong.get("X", frame.rename(columns=str.upper)),
+            sample_weight=wrong.get("sample_weight"),
+        )
+    assert state(km) == before
+    fresh = cls(**{"n_clusters": 4, **settings})
+    with pytest.raises((ValueError, TypeError, KeyboardInterrupt)):
+        fresh.fit(wrong.get("X", x), sample_weight=wrong.get("sample_weight"))
+    assert vars(fresh) == cls(**{"n_clusters": 4, **settings}).get_params()
+
+
+@pytest.mark.parametrize("wrong", REFUSED[:6], ids=lambda wrong: next(iter(wrong)))
+@pytest.mark.parametrize("fits", [0, 1, 2])
+def test_a_refused_batch_leaves_a_stream_as_it_was(wrong, fits, x):
+    km = MiniBatchKMeans(4, random_state=np.random.RandomState(0), reassignment_ratio=0.9)
+    for _ in range(fits):
+        km.partial_fit(x)
+    before = state(km)
+    with pytest.raises((ValueError, TypeError)):
+        km.partial_fit(wrong.get("X", x), sample_weight=wrong.get("sample_weight"))
+    assert state(km) == before
+
+
+@pytest.mark.parametrize("seed", [0, np.random.RandomState(0)], ids=["int", "generator"])
+def test_an_interrupted_batch_leaves_its_generator_as_it_was(seed, x, monkeypatch):
+    km = MiniBatchKMeans(4, random_state=seed, reassignment_ratio=0.9)
+    twin = copy.deepcopy(km)
+    for _ in range(3):
+        before = state(km)
+
+        def interrupted(*_args, before=before):  # when rows to move clusters to have been drawn
+            assert state(km) != before
+            raise KeyboardInterrupt
+
+        with monkeypatch.context() as patch:
+            patch.setattr("anykmeans.estimator._take", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                km.partial_fit(x)
+        assert state(km) == before
+        km.partial_fit(x)
+        twin.partial_fit(x)
+        np.testing.assert_array_equal(km.cluster_centers_, twin.cluster_centers_)
+
+
+# Words
+
+
+@BOTH
+def test_warnings_name_the_callers_line(cls, x):
+    pytest.importorskip("torch", reason="what is between is PyTorch's, too")
+    few = np.repeat(x[:2], 3, axis=0)
+    settings = {"init": few[:3], "n_init": 3}
+    kinds = {RuntimeWarning, ConvergenceWarning} if cls is KMeans else {RuntimeWarning}
+    for model in (cls(3, **settings), make_pipeline(StandardScaler(), cls(3, **settings))):
+        for method in ("fit", "fit_predict", "fit_transform"):
+            with warnings.catch_warnings(record=True) as seen:
+                warnings.simplefilter("always")
+                line = getattr(model, method)(few) is None or inspect.currentframe().f_lineno
+            assert {each.category for each in seen} == kinds
+            assert {(each.filename, each.lineno) for each in seen} == {(__file__, line)}
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        kmeans(few, 3, rng=0)
+    assert [each.filename for each in seen] == [__file__]
+
+
+def test_where_scikit_learn_warns_of_few_clusters_so_do_we(x):
+    words = (
+        r"^Number of distinct clusters \(2\) found smaller than n_clusters \(3\)\. "
+        r"Possibly due to duplicate points in X\."
+    )
+    with pytest.warns(ConvergenceWarning, match=words):
+        KMeans(3, random_state=0).fit(np.repeat(x[:2], 3, axis=0))
+
+
+def test_one_cluster_and_elkan(x):
+    with pytest.warns(RuntimeWarning, match="^algorithm='elkan' doesn't make sense for a single"):
+        KMeans(1, algorithm="elkan").fit(x)
 
 
 # Bad input
+
+
+@BOTH
+def test_masked_values(cls, x):
+    masked = np.ma.masked_greater(x, 5)
+    assert masked.mask.any()
+    km = fitted(cls, x)
+    methods = ["fit", "fit_predict", "fit_transform", "predict", "transform", "score"]
+    for method in methods + (["partial_fit"] if cls is MiniBatchKMeans else []):
+        for rows in (masked, list(masked)):
+            with pytest.raises(
+                ValueError, match=r"^`X` must have no masked values; got \d+ of them"
+            ):
+                getattr(km, method)(rows)
+    w = np.ma.masked_equal(np.arange(200.0), 3)
+    for method in (km.fit, km.score):
+        with pytest.raises(ValueError, match=r"^`sample_weight` must have no masked values; got 1"):
+            method(x, sample_weight=w)
+    part = np.ma.masked_less(x[:4], 100)
+    for init in (part, lambda *_args, **_options: part, list(part)):
+        with pytest.raises(ValueError, match=r"^`init` must have no masked values"):
+            cls(4, init=init).fit(x)
+    km.cluster_centers_ = np.ma.masked_less(km.cluster_centers_, 100)
+    for call in (
+        km.predict,
+        km.transform,
+        km.score,
+        lambda _: km.to("numpy"),
+        lambda _: km.as_sklearn(),
+    ):
+        with pytest.raises(ValueError, match=r"^`cluster_centers_` must have no masked values"):
+            call(x)
+    np.testing.assert_array_equal(fitted(cls, np.ma.array(x)).labels_, fitted(cls, x).labels_)
+
+
+@BOTH
+def test_errors_speak_of_what_the_estimator_was_given(cls, x, backend):
+    spoiled = x.copy()
+    spoiled[3, 1] = np.nan
+    huge = np.full_like(x, 1.7e308)
+    calls = [
+        (lambda: cls(2).fit(backend.make(spoiled)), "^`X` must be finite"),
+        (
+            lambda: fitted(cls, backend.make(x)).predict(backend.make(spoiled)),
+            "^`X` must be finite",
+        ),
+        (lambda: fitted(cls, backend.make(x)).transform(backend.make(spoiled)), "^`X` must be fin"),
+        (lambda: cls(2).fit(backend.make(huge)), "^`X` must add up"),
+        (lambda: cls(300).fit(backend.make(x)), r"^`n_clusters` must .* n_clusters=300 with X of"),
+        (lambda: cls(2, kernel="cupy").fit(backend.make(x)), "^`kernel`='cupy' cannot run here"),
+        (lambda: cls(2, max_bytes=1).fit(backend.make(x)), "^`max_bytes` must hold"),
+        (
+            lambda: cls(2, init="random").fit(backend.make(x), sample_weight=np.eye(1, 200)[0]),
+            "^`sample_weight` must be positive for at least n_clusters=2 rows .* got 1 such",
+        ),
+    ]
+    for call, words in calls:
+        with pytest.raises(ValueError, match=words) as caught:
+            call()
+        assert not re.search(r"\bx\b", str(caught.value))
+
+
+@BOTH
+def test_what_is_no_array_is_refused_in_words(cls, x):
+    pl = pytest.importorskip("polars", reason="needs polars")
+    pd = pytest.importorskip("pandas", reason="needs pandas")
+    for rows, words in [
+        (pd.Series(x[:, 0]), r"^`X` must .*`X\.to_frame\(\)`"),
+        (pd.Series(list(x)), r"^`X` must .*`numpy\.stack\(X\)`"),
+        (pl.DataFrame(x).lazy(), r"^`X` must .*`X\.collect\(\)`"),
+        ((row for row in x), r"^`X` must .*`list\(X\)`"),
+        ({"a": x[:, 0]}, r"^`X` must .*`numpy\.column_stack"),
+        (pd.DataFrame({"a": pd.array([1, None, 3], dtype="Int64"), "b": [1.0, 2, 3]}), "missing"),
+    ]:
+        with pytest.raises((TypeError, ValueError), match=words):
+            cls(2).fit(rows)
 
 
 @BOTH
@@ -411,7 +731,11 @@ def test_not_finite(cls, bad, x, backend):
         ({"n_clusters": 2.0}, TypeError, "`n_clusters`"),
         ({"n_clusters": True}, TypeError, "`n_clusters`"),
         ({"init": "kmeans++"}, ValueError, "`init`"),
-        ({"init": [[0, 0, 0]] * 3}, ValueError, "`init` must have shape"),
+        (
+            {"init": [[0, 0, 0]] * 3},
+            ValueError,
+            r"`init` must have shape \(8, 3\), .* features of X",
+        ),
         ({"init": [[0, 0]] * 8}, ValueError, "`init` must have shape"),
         ({"n_init": 0}, ValueError, "`n_init`"),
         ({"n_init": "many"}, TypeError, "`n_init`"),
@@ -481,19 +805,22 @@ def test_impossible_weights(cls, weights, match, x):
 
 @BOTH
 def test_an_array_as_init_starts_once(cls, x):
-    with pytest.warns(RuntimeWarning, match="there is one start, not n_init=5"):
+    words = (
+        rf"^Explicit initial .*: performing only one init in {cls.__name__} instead of n_init=5\."
+    )
+    with pytest.warns(RuntimeWarning, match=words):
         cls(4, init=x[:4], n_init=5).fit(x)
 
 
 def test_a_small_init_size_is_raised(x):
-    with pytest.warns(RuntimeWarning, match="`init_size` should be at least n_clusters=4"):
+    with pytest.warns(RuntimeWarning, match="^init_size=2 should be larger than n_clusters=4"):
         MiniBatchKMeans(4, init_size=2).fit(x)
 
 
 @BOTH
 def test_init_stays_where_it_is(cls, x):
     torch = pytest.importorskip("torch", reason="needs torch")
-    with pytest.raises(ValueError, match="`init` must live where `x` does"):
+    with pytest.raises(ValueError, match=r"`init` must live where `X` does; .* and X of numpy"):
         cls(4, init=torch.tensor(x[:4])).fit(x)
 
 
@@ -519,6 +846,48 @@ def test_words_are_no_rows(cls):
     for bad in ([["a", "b"], ["c", "d"]], np.array([["a"], ["b"]], dtype=object)):
         with pytest.raises(ValueError, match=r"numeric|convert"):
             cls(2).fit(bad)
+
+
+@BOTH
+@pytest.mark.parametrize("name", ["cpu", "agnostic"])
+def test_kernel_and_memory_are_those_asked_for(cls, name, x, monkeypatch):
+    asked = []
+
+    class Spy(anykmeans._rows.Rows):
+        def __init__(self, matrix, weights, kernel, **options):
+            asked.append((kernel.name, options["max_bytes"]))
+            super().__init__(matrix, weights, kernel, **options)
+
+    monkeypatch.setattr("anykmeans._rows.Rows", Spy)
+    for module in ("_kmeans", "_init", "estimator"):
+        monkeypatch.setattr(f"anykmeans.{module}.Rows", Spy)
+    settings = {"kernel": name, "max_bytes": 123_456, "random_state": 0}
+    if cls is MiniBatchKMeans:
+        settings |= {"batch_size": 20, "tol": 1e-4, "n_init": 2, "reassignment_ratio": 0.9}
+    km = cls(4, **settings).fit(x, sample_weight=np.ones(200))
+    for method in ("predict", "transform", "score", "fit_predict", "fit_transform"):
+        getattr(km, method)(x)
+    if cls is MiniBatchKMeans:
+        km.partial_fit(x)
+        cls(4, init="k-means||", **settings).partial_fit(x)
+    assert set(asked) == {(name, 123_456)}
+
+
+# Seeds
+
+
+def test_who_obeys_the_global_seed(x):
+    """`KMeans` does, as in scikit-learn; `kmeans` draws afresh."""
+
+    def found(fit):
+        inertias = set()
+        for _ in range(4):
+            np.random.seed(3)
+            inertias.add(fit())
+        return len(inertias)
+
+    assert found(lambda: KMeans(20).fit(x).inertia_) == 1
+    assert found(lambda: kmeans(x, 20).inertia) > 1
 
 
 # Mini-batches
@@ -560,3 +929,54 @@ def test_batches_are_drawn_as_choice_draws_them(x):
     drawn = chances.searchsorted(np.random.RandomState(0).random_sample(1000), side="right")
     expected = np.random.RandomState(0).choice(50, 1000, p=w / w.sum())
     np.testing.assert_array_equal(drawn, expected)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"init": "random"}, {"init": "k-means||"}, {"n_init": 3}, {"n_init": 3, "init": "random"}],
+    ids=str,
+)
+def test_few_rows_with_weight(settings, backend):
+    """They are all there is: no centroid comes from elsewhere."""
+    x = np.random.default_rng(0).normal(size=(20_000, 2))
+    w = np.zeros(20_000)
+    w[5_000:5_020] = 1
+    x[w == 0] += 100
+    km = MiniBatchKMeans(3, batch_size=100, random_state=0, **settings)
+    for fit in (km.fit, clone(km).partial_fit):
+        centers = fit(backend.make(x), sample_weight=w).cluster_centers_
+        assert np.abs(backend.host(centers)).max() < 50
+
+
+def test_fewer_rows_with_weight_than_clusters(x):
+    w = np.zeros(200)
+    w[:20] = 1
+    few = MiniBatchKMeans(30, batch_size=10, init="random", random_state=0)
+    with pytest.raises(ValueError, match=r"at least n_clusters=30 rows .* got 20 such rows"):
+        few.fit(x, sample_weight=w)
+    few.set_params(init="k-means++").fit(x, sample_weight=w)
+
+
+def test_a_sample_has_enough_rows_with_weight():
+    x = np.random.default_rng(0).normal(size=(20_000, 2))
+    w = (np.random.default_rng(0).random(20_000) < 0.01) * 1.0
+    MiniBatchKMeans(50, random_state=0, init="random").fit(x, sample_weight=w)
+
+
+def test_only_proportions_of_weights_matter(x):
+    w = np.random.default_rng(0).uniform(size=200)
+    km = MiniBatchKMeans(4, random_state=0, n_init=3)
+    plain = clone(km).fit(x, sample_weight=w)
+    for scale in (2.0**1020, 2.0**-1000):
+        scaled = clone(km).fit(x, sample_weight=w * scale)
+        np.testing.assert_array_equal(scaled.cluster_centers_, plain.cluster_centers_)
+
+
+def test_no_cluster_moves_to_a_row_without_weight(x):
+    w = np.zeros(200)
+    w[:50] = 1
+    far = np.where(w[:, None] > 0, x, 1e6)
+    km = MiniBatchKMeans(4, init=np.vstack([x[:3], x[:1] + 1e3]), random_state=0)
+    for _ in range(5):
+        km.partial_fit(far, sample_weight=w)
+    assert np.abs(km.cluster_centers_).max() < 2e3

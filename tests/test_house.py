@@ -148,6 +148,11 @@ def test_only_one_module_knows_array_api_compat():
     assert users == {"_array"}
 
 
+def test_only_one_module_warns():
+    """The one that finds the caller's line."""
+    assert {name for name, path in MODULES.items() if "warnings" in imported(path)} == {"_check"}
+
+
 def test_optional_libraries_are_imported_where_they_are_used():
     """No module but an integration or a kernel imports an optional library at its top."""
     optional = {"torch", "cupy", "numba", "jax", "triton", "matplotlib", "dask", "pandas", "polars"}

@@ -166,6 +166,53 @@ def test_lists_and_frames():
         np.testing.assert_array_equal(labels, result.labels)
 
 
+def test_frames_of_several_types():
+    whole, half, flag = np.arange(1, 9), np.arange(8) / 2, np.arange(8) % 3 == 0
+    wanted = kmeans(np.column_stack([whole, half, flag]), 3, rng=0)
+    several = {"a": whole, "b": half, "c": flag}
+    nullable = {
+        "a": pd.array(whole, dtype="Int64"),
+        "b": half,
+        "c": pd.array(flag, dtype="boolean"),
+    }
+    for frame in (pd.DataFrame(several), pd.DataFrame(nullable), pl.DataFrame(several)):
+        assert referee.bits(kmeans(frame, 3, rng=0)) == referee.bits(wanted)
+    for dtypes, centroids in [
+        (("Float32", "boolean"), "float32"),
+        (("float32", "bool"), "float32"),
+        (("Float32", "Int32"), "float64"),
+        (("bool", "boolean"), "float64"),
+    ]:
+        frame = pd.DataFrame(
+            {i: pd.array(flag, dtype="boolean").astype(d) for i, d in enumerate(dtypes)}
+        )
+        assert kmeans(frame, 2, rng=0).centroids.dtype == centroids
+
+
+@pytest.mark.parametrize("value", [None, float("nan")])
+def test_missing_values_of_frames(value):
+    for frame in [
+        pd.DataFrame({"a": pd.array([1, value, 3], dtype="Int64"), "b": [1.5, 2, 3]}),
+        pd.DataFrame({"a": [1.0, value, 3.0], "b": [True, False, True]}),
+        pl.DataFrame({"a": [True, None, False]}),
+    ]:
+        with pytest.raises(ValueError, match=r"^`x` must have no missing values .*got 1 of them"):
+            kmeans(frame, 2)
+    with pytest.raises(ValueError, match=r"NaN"):
+        kmeans(pd.DataFrame({"a": pd.array([1, value, 3], dtype="Float64")}), 2)
+
+
+def test_lists_follow_the_rows(backend, make, host):
+    """They have no place of their own, where arrays are never moved."""
+    w, c = np.arange(120) % 5, rows()[:4]
+    wanted = kmeans(rows(), 4, sample_weight=w, init=c)
+    for weights, init in [(w.tolist(), c.tolist()), (pd.Series(w), pd.DataFrame(c))]:
+        result = kmeans(make(rows()), 4, sample_weight=weights, init=init)
+        assert referee.bits(result, host) == referee.bits(wanted)
+        labels, _ = assign(make(rows()), init)
+        assert type(labels) is type(result.labels)
+
+
 def test_weights_may_be_lists_series_and_other_dtypes():
     w = np.arange(120) % 5
     wanted = referee.bits(kmeans(rows(), 4, sample_weight=w.astype(float), rng=0))

@@ -1,5 +1,6 @@
 """The estimators against scikit-learn: its own checks, and its own results."""
 
+import re
 import warnings
 
 import numpy as np
@@ -12,6 +13,7 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import check_estimator, parametrize_with_checks
 from sklearn.utils.fixes import parse_version
 
+import anykmeans
 from anykmeans import KMeans, MiniBatchKMeans, kmeans_plusplus
 
 # What scikit-learn expects to fail for its own two, for its own reason (instance_generator.py).
@@ -190,6 +192,22 @@ def test_sparse_rows(container):
     np.testing.assert_array_equal(ours.predict(x), ours.predict(rows))
 
 
+@pytest.mark.parametrize("container", [sp.csr_array, sp.csr_matrix, sp.csc_array, sp.coo_array])
+@pytest.mark.parametrize("cls", [KMeans, MiniBatchKMeans])
+def test_sparse_rows_with_long_indices(cls, container):
+    x, k = data("digits")
+    short, rows = container(x), container(x)
+    for name in ("indices", "indptr", "row", "col", "coords"):
+        if (numbers := getattr(rows, name, None)) is not None:
+            long = tuple(a.astype(np.int64) for a in numbers) if name == "coords" else None
+            setattr(rows, name, long or numbers.astype(np.int64))
+    ours, same = (cls(k, random_state=0).fit(each) for each in (rows, short))
+    np.testing.assert_array_equal(ours.cluster_centers_, same.cluster_centers_)
+    np.testing.assert_array_equal(ours.predict(rows), same.labels_)
+    np.testing.assert_array_equal(ours.transform(rows), same.transform(short))
+    assert ours.score(rows) == same.score(short)
+
+
 def same_batches(ours, theirs):
     """Both mini-batch fits took the same steps."""
     np.testing.assert_allclose(ours.cluster_centers_, theirs.cluster_centers_, rtol=1e-7, atol=1e-9)
@@ -305,3 +323,37 @@ def test_as_sklearn_keeps_feature_names():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         peer.predict(frame)
+
+
+def printed(km, x, w, capsys):
+    """The lines of a fit, and the numbers in them."""
+    km.fit(x, sample_weight=w)
+    text = capsys.readouterr().out
+    number = r"[0-9]+(?:\.[0-9]*)?(?:e[-+][0-9]+)?"
+    return re.sub(number, "#", text).splitlines(), [float(a) for a in re.findall(number, text)]
+
+
+@AS_NOW
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("KMeans", {}),
+        ("KMeans", {"tol": 1e-2}),
+        ("KMeans", {"tol": 0, "n_init": 2, "init": "random"}),
+        ("KMeans", {"max_iter": 2}),
+        ("MiniBatchKMeans", {"batch_size": 50}),
+        ("MiniBatchKMeans", {"batch_size": 50, "n_init": 2, "reassignment_ratio": 0.5}),
+        ("MiniBatchKMeans", {"batch_size": 50, "tol": 1e-1, "max_no_improvement": None}),
+    ],
+    ids=str,
+)
+def test_verbose_lines_are_scikit_learns(name, settings, weighted, capsys):
+    x, k = data("blobs")
+    w = np.random.RandomState(0).uniform(0.5, 1, size=len(x)) if weighted else None
+    settings = {"random_state": 0, "verbose": 1, **settings}
+    ours, numbers = printed(getattr(anykmeans, name)(k, **settings), x, w, capsys)
+    theirs, expected = printed(getattr(sklearn.cluster, name)(k, **settings), x, w, capsys)
+    assert ours == theirs
+    assert len(ours) > 2
+    np.testing.assert_allclose(numbers, expected, rtol=1e-6)

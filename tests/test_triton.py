@@ -245,10 +245,11 @@ def test_fast_takes_the_lowest_score():
 def test_why_it_cannot_run():
     assert (
         why_not("triton", np.zeros((3, 2)))
-        == "x is numpy on cpu, neither a tensor nor a CuPy array"
+        == "the rows are numpy on cpu, neither a tensor nor a CuPy array"
     )
     assert (
-        why_not("triton", torch.zeros((3, 2), dtype=torch.bool, device=ON)) == "x is of dtype bool"
+        why_not("triton", torch.zeros((3, 2), dtype=torch.bool, device=ON))
+        == "the rows are of dtype bool"
     )
     assert why_not("triton", torch.zeros((1, (1 << 16) + 1), device=ON)) is not None
     assert why_not("triton", torch.zeros((3, 2), device=ON)) is None

@@ -153,7 +153,7 @@ class Kernel:
 def why_not(name: str, x: Array) -> str | None:
     """Return why the kernel `name` cannot run on the array `x`, or None if it can."""
     if is_sparse(x) and name not in SPARSE:
-        return "x is sparse, which the Array API does not have"
+        return "the rows are sparse, which the Array API does not have"
     reason: str | None = importlib.import_module(f"{__name__}.{name}").why_not(x)
     return reason
 

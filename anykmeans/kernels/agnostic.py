@@ -39,7 +39,7 @@ LIBRARY = None
 
 def why_not(x: Array) -> str | None:
     """Return None for every dense array: the standard is all this kernel needs."""
-    return "x is sparse, which the Array API does not have" if arrays.is_sparse(x) else None
+    return "the rows are sparse, which the Array API does not have" if arrays.is_sparse(x) else None
 
 
 def nearest(xp: Namespace, y: Array, minus_2c: Array, norms: Array) -> tuple[Array, Array, Array]:

@@ -12,7 +12,7 @@ LIBRARY = "numpy"
 
 def why_not(x: Array) -> str | None:
     """Return None for arrays in host memory, else where they are."""
-    return None if arrays.on_cpu(x) else f"x is {arrays.where_is(x)}, out of NumPy's reach"
+    return None if arrays.on_cpu(x) else f"the rows are {arrays.where_is(x)}, out of NumPy's reach"
 
 
 def nearest(xp: Namespace, y: Array, minus_2c: Array, norms: Array) -> tuple[Array, Array, Array]:

@@ -12,7 +12,7 @@ def why_not(x: Array) -> str | None:
     """Return None for CuPy arrays."""
     if arrays.library_of(x) == "cupy":
         return None
-    return f"x is {arrays.where_is(x)}, not a CuPy array"
+    return f"the rows are {arrays.where_is(x)}, not a CuPy array"
 
 
 def segment_sum(xp: Namespace, values: Array, labels: Array, k: int) -> Array:

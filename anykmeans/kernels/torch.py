@@ -10,7 +10,11 @@ LIBRARY = None
 
 def why_not(x: Array) -> str | None:
     """Return None for tensors."""
-    return None if arrays.library_of(x) == "torch" else f"x is {arrays.where_is(x)}, not a tensor"
+    return (
+        None
+        if arrays.library_of(x) == "torch"
+        else f"the rows are {arrays.where_is(x)}, not a tensor"
+    )
 
 
 def segment_sum(xp: Namespace, values: Array, labels: Array, k: int) -> Array:

@@ -31,7 +31,7 @@ _CACHE = 1 << 15  # numbers of rows that wait in the L2 cache beside a panel of 
 def why_not(x: Array) -> str | None:
     """Return None for arrays in host memory, and sparse ones, where Numba is installed."""
     if not arrays.on_cpu(x):
-        return f"x is {arrays.where_is(x)}, out of NumPy's reach"
+        return f"the rows are {arrays.where_is(x)}, out of NumPy's reach"
     if importlib.util.find_spec("numba") is None:
         return "Numba is not installed (`pip install anykmeans[numba]`)"
     return None

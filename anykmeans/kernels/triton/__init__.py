@@ -31,22 +31,22 @@ def why_not(x: Array) -> str | None:
     """Return None for dense CUDA tensors and CuPy arrays where Triton is installed."""
     library = arrays.library_of(x)
     if library not in ("torch", "cupy"):
-        return f"x is {arrays.where_is(x)}, neither a tensor nor a CuPy array"
+        return f"the rows are {arrays.where_is(x)}, neither a tensor nor a CuPy array"
     for needed in ("torch", "triton"):
         if importlib.util.find_spec(needed) is None:
             return f"{needed} is not installed (`pip install {needed}`)"
     if arrays.dtype_name(x) == "bool":
-        return "x is of dtype bool"
+        return "the rows are of dtype bool"
     if x.shape[-1] > _FEATURES or x.shape[-2] >= _ROWS:
-        return f"x has more than {_FEATURES} features or {_ROWS - 1} rows"
+        return f"the rows have more than {_FEATURES} features or {_ROWS - 1} rows"
     if library == "cupy" and min(x.strides) < 0:
-        return "x has strides below 0, which tensors do not have"
+        return "the rows have strides below 0, which tensors do not have"
     if library == "cupy" and x.__dlpack_device__()[0] != _CUDA:
-        return "x lies in managed memory, which PyTorch does not take"
+        return "the rows lie in managed memory, which PyTorch does not take"
     if library == "torch" and x.device.type == "cpu":
         if os.environ.get("TRITON_INTERPRET") == "1":
             return None
-        return "x is torch on cpu, where Triton runs only with TRITON_INTERPRET=1"
+        return "the rows are torch on cpu, where Triton runs only with TRITON_INTERPRET=1"
     import torch
 
     if torch.version.cuda is None or not torch.cuda.is_available():
