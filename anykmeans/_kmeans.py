@@ -128,7 +128,7 @@ def kmeans(
         ``"fast"`` takes the lowest score without proof; equal bits are no longer promised.
     max_bytes : int, optional
         Budget for memory beyond `x`; up to about 90 bytes a row (labels, bounds, distances, draws) and
-        a few copies of the centroids come on top.
+        a dozen copies of the centroids, or of the ten times as many candidates of ``"k-means||"``, come on top.
         Default: 256 MiB on a CPU, 1 GiB elsewhere.
     kernel : str
         ``"auto"`` or the name of a kernel, see `anykmeans.kernels`.

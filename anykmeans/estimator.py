@@ -40,7 +40,7 @@ from anykmeans._array import (
     where_is,
     without_history,
 )
-from anykmeans._exact import power_of_two
+from anykmeans._exact import halving_sum, power_of_two, squared_distances
 from anykmeans._init import initial_centroids
 from anykmeans._kmeans import Watch, cluster, cluster_sums, distances, evaluate, nearest
 from anykmeans._rows import Rows
@@ -72,9 +72,9 @@ def _drawn(w: Array | None, n: int, size: int, rng: np.random.RandomState) -> np
 
 
 def _squared_shift(before: Array, after: Array) -> float:
-    """Return the sum of the squared differences of two sets of centroids, rounded once."""
-    step = _check.host_float64(after) - _check.host_float64(before)
-    return math.fsum((step * step).ravel().tolist())
+    """Return the sum of the squared differences of two sets of centroids, in the order of a distance."""
+    moves = squared_distances(np, _check.host_float64(after), _check.host_float64(before))
+    return float(halving_sum(np, moves[None, :])[0])
 
 
 def _whole(fit: Callable[..., T]) -> Callable[..., T]:
@@ -740,7 +740,7 @@ class MiniBatchKMeans(_BaseKMeans):
         Clusters that have seen less than this share of the rows of the largest one are moved to
         random rows of the batch now and then; 0 switches this off.
     max_bytes : int, optional
-        Memory to use beyond the data, in bytes.
+        Memory to use beyond the data, a batch and the rows of `init_size`, in bytes.
     kernel : str, default="auto"
         Which kernel does the work; one that is named and cannot run raises with its reason.
 

@@ -7,8 +7,16 @@ import pandas as pd
 import polars as pl
 import pytest
 import referee
+import scipy.sparse
 
-from anykmeans import KMeans, KMeansResult, assign, kmeans, kmeans_plusplus
+from anykmeans import (
+    KMeans,
+    KMeansResult,
+    MiniBatchKMeans,
+    assign,
+    kmeans,
+    kmeans_plusplus,
+)
 
 DTYPES = {  # of the rows: of the centroids
     "float64": "float64",
@@ -236,19 +244,86 @@ def test_a_whole_result_can_be_pickled(kernel):
     assert referee.bits(pickle.loads(pickle.dumps(result))) == referee.bits(result)
 
 
+def peak_of(call):
+    """How many bytes Python's and NumPy's allocations took at most, in a second call."""
+    call()  # loading does not count
+    tracemalloc.start()
+    try:
+        call()
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
 @pytest.mark.parametrize("init", ["k-means++", "random", "k-means||"])
 @pytest.mark.parametrize("max_bytes", [1_000_000, 4_000_000])
 def test_memory_stays_within_the_budget(kernel, init, max_bytes):
     n, d, k = 50_000, 8, 64
     x = np.random.default_rng(0).normal(size=(n, d)).astype("float32")
-    kmeans(x, k, init=init, n_init=1, rng=0, max_iter=1, kernel=kernel)  # loading does not count
-    tracemalloc.start()
-    try:
-        kmeans(x, k, init=init, n_init=1, rng=0, max_iter=3, max_bytes=max_bytes, kernel=kernel)
-        peak = tracemalloc.get_traced_memory()[1]
-    finally:
-        tracemalloc.stop()
+    options = {"init": init, "n_init": 1, "max_bytes": max_bytes, "kernel": kernel}
+    peak = peak_of(lambda: kmeans(x, k, rng=0, max_iter=3, **options))
     assert peak < max_bytes + 96 * n  # bytes; n x k float32 scores would be 256 n
+
+
+def measured_rows(name):
+    """Rows whose shape makes one thing or another large, and how much memory to allow for them."""
+    rng = np.random.default_rng(0)
+    if name == "sparse":  # 40 of 200,000 features, as hashed words are
+        n, d, each = 500, 200_000, 40
+        features = rng.integers(d, size=(n, each))
+        x = scipy.sparse.coo_array(
+            (rng.random(n * each), (np.repeat(np.arange(n), each), features.ravel())), shape=(n, d)
+        )
+        return x.tocsr(), 1 << 24
+    n, d, max_bytes = {"wide": (150, 12_000, 1 << 23), "tall": (60_000, 5, 1 << 21)}[name]
+    return rng.normal(size=(n, d)).astype("float32"), max_bytes
+
+
+CALLS = {
+    "kmeans": lambda x, c, **how: kmeans(x, 4, init=c, max_iter=6, tol=0, **how),
+    "weights": lambda x, c, **how: kmeans(
+        x, 4, init=c, max_iter=2, sample_weight=np.linspace(0.1, 2, x.shape[0]), **how
+    ),
+    "k-means++": lambda x, c, **how: kmeans_plusplus(x, 4, random_state=0, **how),
+    "assign": assign,
+    "fit": lambda x, c, **how: KMeans(4, init=c, max_iter=2, **how).fit(x),
+    "predict": lambda x, c, **how: fitted(KMeans, c, **how).predict(x),
+    "transform": lambda x, c, **how: fitted(KMeans, c, **how).transform(x),
+    "score": lambda x, c, **how: fitted(KMeans, c, **how).score(x),
+    "mini-batches": lambda x, c, **how: MiniBatchKMeans(
+        4, init=c, max_iter=1, random_state=0, tol=1e-3, batch_size=10, init_size=30, **how
+    ).fit(x),
+    "partial_fit": lambda x, c, **how: MiniBatchKMeans(
+        4, init=c, init_size=30, random_state=0, **how
+    ).partial_fit(x),
+}
+
+
+def fitted(estimator, c, **how):
+    """An estimator with these centroids."""
+    model = estimator(4, **how)
+    model.cluster_centers_ = c
+    return model
+
+
+@pytest.mark.parametrize("name", ["wide", "tall", "sparse"])
+@pytest.mark.parametrize("call", CALLS)
+def test_memory_of_every_call_on_rows_of_every_shape(kernel, name, call):
+    """The budget, 96 bytes a row, a dozen copies of the centroids; results and batches are the user's."""
+    x, max_bytes = measured_rows(name)
+    if name == "sparse" and kernel == "agnostic":
+        kernel = "cpu"
+    c = x[:4].toarray() if name == "sparse" else x[:4].copy()
+    n, d = x.shape
+    allowed = max_bytes + 96 * n + 12 * 8 * 4 * d
+    if call == "transform":
+        allowed += 4 * n * (8 if name == "sparse" else 4)
+    if call in ("mini-batches", "partial_fit") and name != "sparse":
+        allowed += 2 * 30 * d * 4
+    peak = peak_of(lambda: CALLS[call](x, c, max_bytes=max_bytes, kernel=kernel))
+    assert peak < allowed
+    # The bound says something: rows as they are used, or what a pass makes of them, would not fit.
+    assert {"wide": 8 * n * d, "tall": 1 << 22, "sparse": 8 * n * d}[name] > max_bytes
 
 
 def test_rows_are_never_copied_whole(kernel):
@@ -258,16 +333,10 @@ def test_rows_are_never_copied_whole(kernel):
     kmeans(x[:100], 10, rng=0, kernel=kernel)
     for call in [
         lambda: kmeans(x, 10, init=c, max_iter=3, max_bytes=1_000_000, kernel=kernel),
-        lambda: kmeans_plusplus(x, 10, random_state=0),
-        lambda: assign(x, c),
+        lambda: kmeans_plusplus(x, 10, random_state=0, max_bytes=1_000_000, kernel=kernel),
+        lambda: assign(x, c, max_bytes=1_000_000, kernel=kernel),
     ]:
-        tracemalloc.start()
-        try:
-            call()
-            peak = tracemalloc.get_traced_memory()[1]
-        finally:
-            tracemalloc.stop()
-        assert peak < x.nbytes
+        assert peak_of(call) < x.nbytes
 
 
 @pytest.mark.filterwarnings("ignore")  # the compiler's own, about what it meets on the way

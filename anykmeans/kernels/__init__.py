@@ -26,7 +26,8 @@ A kernel is a module of this package. It may define
 ``reached(closest, w, scale, total, draw) -> row``
     the first row of a block up to which costs add up to the draw;
 ``search(frame, work, k, bounds, exact) -> search``
-    all that `anykmeans._search.Search` does, in place of the first three steps; it may `leap`;
+    all that `anykmeans._search.Search` does, in place of the first three steps; it may `leap`, and `settle` may
+    return None where it does not know which labels changed;
 ``together(searches, centroids, passes, tol, w, grids, keep) -> leaps``
     what the `leap` of each search returns, of launches that problems of one shape share; and
 ``settle_together(searches, centroids)``

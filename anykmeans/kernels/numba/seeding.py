@@ -41,9 +41,12 @@ class Sieve:
 
     def __init__(self, frame: Any, work: Any) -> None:
         n, d = frame.matrix.shape
+        self._room = work.room
         p = d if d <= _FEW else LANES if d < 256 else 2 * LANES
-        p = min(p, max(2, work.max_bytes // (16 * n)))
-        sample = frame.wide(np.arange(0, n, -(-n // _SAMPLE)))
+        # Coordinates of all rows, and directions with what finding them takes, within the budget.
+        p = min(p, max(2, work.max_bytes // (16 * n)), max(2, work.max_bytes // (128 * d)))
+        sample = max(1, min(_SAMPLE, work.max_bytes // (64 * d)))
+        sample = frame.wide(np.arange(0, n, -(-n // sample)))
         self._origin = sample.mean(axis=0)
         self._q: np.ndarray | None = None
         error = _NARROW
@@ -59,7 +62,7 @@ class Sieve:
         """
         origin = self._origin
         if self._q is not None:
-            y = subspace.projected(y, 1.0, origin, self._q)
+            y = subspace.projected(y, 1.0, origin, self._q, self._room)
             origin = np.zeros(y.shape[1])
         blocks = -(-y.shape[0] // SIDE)
         z = np.zeros((blocks, y.shape[1], SIDE), np.float32)
@@ -237,13 +240,13 @@ def settle(y, c, closest, edge, spare, won, j):
     """Update what is closest, for rows that candidate `j`, at `c` (1, d), may be nearer to: all if `won` is empty."""
     m, d = y.shape
     room = np.empty(d)
-    left = quarter(d)
+    left = quarter(d) if d <= _FEW else 1
     columns, sums, wide = (
         np.zeros((4 * left, SIDE)),
         np.zeros((left, SIDE)),
         np.zeros((1, 4 * left)),
     )
-    for f in range(d):
+    for f in range(d if d <= _FEW else 0):
         wide[0, f] = c[0, f]
     for block in range(edge.shape[0]):
         first = block * SIDE

@@ -100,9 +100,18 @@ def _panels(q: np.ndarray, p: int) -> np.ndarray:
     return np.ascontiguousarray(lanes.reshape(q.shape[0], -1, LANES).transpose(1, 0, 2))
 
 
-def projected(y: np.ndarray, unit: float, offset: np.ndarray, q: np.ndarray) -> np.ndarray:
-    """Return the `coordinates` (m, p + 1), float32, of all rows `y` (m, d)."""
-    p = q.shape[1]
+def projected(
+    y: np.ndarray, unit: float, offset: np.ndarray, q: np.ndarray, room: int
+) -> np.ndarray:
+    """Return the `coordinates` (m, p + 1), float32, of all rows `y` (m, d), with `room` for so many numbers."""
+    (m, d), p = y.shape, q.shape[1]
+    if 4 * LANES * d > room:  # for directions as panels, the last of which may hold few
+        found = np.empty((m, p + 1), np.float32)
+        step = max(1, room // d)
+        for start in range(0, m, step):
+            rows = y[start : start + step]
+            found[start : start + step] = coordinates(rows * np.float64(unit) - offset, q)
+        return found
     panels = _panels(q, p + 1)
     found = np.empty((y.shape[0], panels.shape[0] * LANES), np.float32)
     project(y, np.arange(y.shape[0]), unit, offset, panels, found)
@@ -120,10 +129,10 @@ def of_rows(frame: Any, work: Any, c: np.ndarray) -> tuple[np.ndarray, np.ndarra
     k = c.shape[0]
     # k means span k - 1 directions, and those of the data hold most of them.
     p = LANES * max(2, min(d // _SHARE // LANES, 1 + k // LANES))
-    if d < WIDE or n < LONG or 16 * p * n > work.max_bytes:
+    if d < WIDE or n < LONG or 16 * p * n > work.max_bytes or 128 * p * d > work.max_bytes:
         return None
 
-    every = np.arange(0, n, -(-n // _SAMPLE))
+    every = np.arange(0, n, -(-n // min(_SAMPLE, max(p, work.max_bytes // (64 * d)))))
     q = directions(frame.centre(frame.wide(every)), c, p - 1)
     if q is None:
         return None

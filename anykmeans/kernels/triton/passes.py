@@ -66,12 +66,11 @@ class Search:
         """The labels (n,) of the centroids last settled for."""
         return self.passes.labels[self.place]
 
-    def settle(self, c: Array) -> list[Any]:
-        """Give every row its nearest centroid of `c`; what changed is asked of sources that do not leap."""
+    def settle(self, c: Array) -> None:
+        """Give every row its nearest centroid of `c`; which labels changed is not known."""
         if c is not self.settled:
             self.passes.settle({self.place: c})
         self.settled = None
-        return []
 
     def leap(
         self, c: Array, passes: int, tol: float, w: Array | None, grid: Grid, *, keep: bool
