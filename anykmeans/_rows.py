@@ -325,18 +325,18 @@ class Rows:
         """Return the stats of all rows, each with its nearest centroid of `c` (k, d)."""
         xp, k = self.xp, int(c.shape[0])
         changes = self._search.settle(c)
-        before, moved = self._stats, self.shape[0]
+        stats, moved = self._stats, self.shape[0]
         if changes is not None:
             moved = sum(int(rows.shape[0]) for rows, _, _ in changes)
-        if before is None or 3 * moved > self.shape[0]:  # in order, and once a row
-            self._stats = self.stats(self._search.labels, k)
+        if stats is None or 3 * moved > self.shape[0]:  # in order, and once a row
+            stats = self.stats(self._search.labels, k)
         elif moved:
             rows, old, new = changes[0]
             if len(changes) > 1:
                 rows, old, new = (xp.concat([change[i] for change in changes]) for i in range(3))
-            self._stats = before + self.stats(new, k, rows, old)
-        found: ClusterStats = self._stats
-        return found
+            stats = stats + self.stats(new, k, rows, old)
+        self._stats = stats
+        return stats
 
     def leap(self, c: Array, passes: int, tol: float, empty: str) -> tuple[Array, int, float]:
         """Return the centroids after as many passes as its search can make at once, how many, and the shift."""
