@@ -25,6 +25,14 @@ Array = Any  # an array of any library; the Array API has no static type yet
 Namespace = Any
 Selection = Any  # a slice, or an integer array of row numbers
 
+# What libraries call their arrays.
+_CLASSES = {
+    "torch": "Tensor",
+    "cupy": "ndarray",
+    "jax": "Array",
+    "dask.array": "Array",
+    "sparse": "SparseArray",
+}
 # Dtypes whose every value is a float32, so that float32 arithmetic starts from exact numbers.
 _NARROW = {"float32", "float16", "bfloat16", "bool", "int8", "uint8", "int16", "uint16"}
 _WIDE = {"float64", "int32", "uint32", "int64", "uint64"}
@@ -40,22 +48,28 @@ def eager(function: Callable[P, T]) -> Callable[P, T]:
 
     @functools.wraps(function)
     def called(*args: P.args, **kwargs: P.kwargs) -> T:
-        dynamo = sys.modules.get("torch._dynamo")
-        if dynamo is None:  # nothing is being compiled
+        disable = getattr(sys.modules.get("torch._dynamo"), "disable", None)
+        if disable is None:  # nothing is being compiled
             return function(*args, **kwargs)
-        left_alone: Callable[P, T] = dynamo.disable(function)
+        left_alone: Callable[P, T] = disable(function)
         return left_alone(*args, **kwargs)
 
     called._torchdynamo_disable = True  # type: ignore[attr-defined]
     return called
 
 
+def is_of(x: object, library: str) -> bool:
+    """Return whether `x` is an array of a library, one of `_CLASSES`, without importing it."""
+    # Another thread may be importing the library just now, or its import be blocked: then `x` cannot be of it.
+    kind = getattr(sys.modules.get(library), _CLASSES[library], None)
+    return isinstance(kind, type) and isinstance(x, kind)
+
+
 def is_sparse(x: object) -> bool:
     """Return whether `x` is a SciPy sparse matrix or array, without importing SciPy."""
     if isinstance(x, np.ndarray):
         return False
-    # Another thread may be importing SciPy just now: then `x` cannot be one yet.
-    issparse = getattr(sys.modules.get("scipy.sparse"), "issparse", None)
+    issparse = getattr(sys.modules.get("scipy.sparse"), "issparse", None)  # as in `is_of`
     return issparse is not None and bool(issparse(x))
 
 
@@ -68,7 +82,7 @@ def as_array(x: Any, name: str = "x") -> Array:
                 f"Make it dense with `{name}.toarray()`."
             )
         return x.tocsr()
-    if array_api_compat.is_torch_array(x):
+    if is_of(x, "torch"):
         return x.detach().resolve_neg()
     if isinstance(x, np.ma.MaskedArray) and np.ma.is_masked(x):
         raise ValueError(
@@ -77,9 +91,7 @@ def as_array(x: Any, name: str = "x") -> Array:
         )
     if isinstance(x, np.ndarray):
         return np.asarray(x)  # a view: subclasses such as np.matrix have operators of their own
-    if array_api_compat.is_array_api_obj(x):
-        return x
-    if hasattr(x, "__array_namespace__"):
+    if hasattr(x, "__array_namespace__") or any(is_of(x, library) for library in _CLASSES):
         return x
     if hasattr(x, "to_numpy"):
         return x.to_numpy()
@@ -137,9 +149,9 @@ def on_cpu(x: Array) -> bool:
     """Return whether NumPy can look at the memory of `x`."""
     if is_sparse(x) or isinstance(x, np.ndarray):
         return True
-    if array_api_compat.is_torch_array(x):
+    if is_of(x, "torch"):
         return bool(x.device.type == "cpu")
-    if array_api_compat.is_jax_array(x):
+    if is_of(x, "jax"):
         return bool(next(iter(x.devices())).platform == "cpu")
     return False
 
@@ -148,15 +160,15 @@ def to_numpy(x: Array) -> Any:
     """Return the values of `x` in host memory as NumPy (or the sparse matrix itself)."""
     if is_sparse(x) or isinstance(x, np.ndarray):
         return x
-    if array_api_compat.is_torch_array(x):
+    if is_of(x, "torch"):
         x = x.detach().cpu()
         return (x.float() if dtype_name(x) == "bfloat16" else x).numpy()
-    if array_api_compat.is_cupy_array(x):
+    if is_of(x, "cupy"):
         return x.get()
     if library_of(x) == "array_api_strict":
         # Its pretended devices refuse NumPy on purpose; the sanctioned way is through its CPU.
         return np.asarray(x.to_device(namespace(x).Device("CPU_DEVICE")))
-    if array_api_compat.is_jax_array(x):
+    if is_of(x, "jax"):
         return np.asarray(x)
     return np.from_dlpack(x)
 
@@ -190,7 +202,7 @@ def from_numpy(a: Any, library: str, device: Any = None) -> Array:
 
 def move(x: Array, library: str, device: Any = None) -> Array:
     """Return a copy of `x` in another library and on another device."""
-    if library == "torch" and array_api_compat.is_torch_array(x):
+    if library == "torch" and is_of(x, "torch"):
         return x.detach().to(device=device or "cpu", copy=True)  # keeps bfloat16, GPU to GPU
     return from_numpy(np.array(to_numpy(x)), library, device)
 
@@ -206,7 +218,7 @@ def full_float32_products(x: Array) -> bool:
     PyTorch, CuPy and JAX can be told to (or do) round the factors to 10 bits on tensor cores; the
     error bounds behind certified labels would not hold then, so such products are made in float64.
     """
-    if array_api_compat.is_torch_array(x):
+    if is_of(x, "torch"):
         import torch
 
         if torch.is_autocast_enabled(x.device.type):
@@ -220,9 +232,9 @@ def full_float32_products(x: Array) -> bool:
             )
         except RuntimeError:  # somebody has set the precision by its newer name
             return False
-    if array_api_compat.is_cupy_array(x):
+    if is_of(x, "cupy"):
         return os.environ.get("CUPY_TF32", "0") != "1"
-    if array_api_compat.is_jax_array(x):
+    if is_of(x, "jax"):
         return on_cpu(x)
     return True
 
@@ -272,14 +284,14 @@ class Matrix:
         data = x
         host = library == "numpy"
         if host and not isinstance(x, np.ndarray) and not is_sparse(x):
-            if array_api_compat.is_torch_array(x):
+            if is_of(x, "torch"):
                 import torch
 
                 # NumPy has no bfloat16; its bits are the upper half of a float32's.
                 data = (x.view(torch.int16) if dtype == "bfloat16" else x).numpy()
             else:
                 data = np.asarray(x)
-        elif library == "torch" and array_api_compat.is_cupy_array(x):
+        elif library == "torch" and is_of(x, "cupy"):
             import torch
 
             # A tensor has no strides below 0; rows that do are not sent here, but weights may be.
@@ -367,7 +379,7 @@ class Matrix:
         """Return a result in the library and on the device of the user's array."""
         if self.data is self.source:
             return a
-        if array_api_compat.is_cupy_array(self.source):
+        if is_of(self.source, "cupy"):
             return namespace(self.source).from_dlpack(a)
         return like(a, self.source)
 
@@ -379,7 +391,7 @@ def supported_dtype(x: Array) -> bool:
 
 def not_dense(x: Array) -> str | None:
     """Return what keeps the numbers of a tensor from being read, or None."""
-    if array_api_compat.is_torch_array(x):
+    if is_of(x, "torch"):
         if str(x.layout) != "torch.strided":
             return f"a tensor of layout {x.layout}; use its to_dense()"
         if x.device.type == "meta":

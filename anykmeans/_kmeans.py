@@ -14,6 +14,7 @@ import numpy as np
 from anykmeans import _check as check
 from anykmeans._array import Array, Namespace, eager, namespace, on_cpu, put, to_numpy
 from anykmeans._exact import squared_distances
+from anykmeans._fork import first_call
 from anykmeans._init import Draws, Init, generator, plus_plus, start
 from anykmeans._lloyd import lloyd
 from anykmeans._rows import Rows, leap_together, settle_together
@@ -328,7 +329,8 @@ def _warn_if_few(labels: Array, k: int) -> None:
     used = [_distinct(each, k) for each in problems]
     few = [i for i, number in enumerate(used) if number < k]
     if few:
-        from sklearn.exceptions import ConvergenceWarning
+        with first_call:
+            from sklearn.exceptions import ConvergenceWarning
 
         where = f" in {len(few)} of {len(used)} problems, first in x[{few[0]}]"
         warnings.warn(

@@ -72,6 +72,7 @@ class Rows:
         self.work = Work(
             *self.shape, host=kernel.host, max_bytes=max_bytes, blas=not kernel.compiled
         )
+        self._grid: Grid | None = None
         self.glanced = glance is not None and kernel.wary and self._glance(glance)
         if not self.glanced:
             self._plan(name)
@@ -163,9 +164,16 @@ class Rows:
         self._extent = largest, functools.reduce(np.minimum, smallests)
         self.largest = float(high.max())
 
-    @functools.cached_property
+    # No `functools.cached_property`: up to Python 3.11 it has a lock, which a process forked meanwhile would wait for.
+    @property
     def grid(self) -> Grid:
         """The grids of the sums, which labels alone do not need."""
+        if self._grid is None:
+            self._grid = self._planned()
+            self._scale = self.matrix.asarray(self._grid.scale)
+        return self._grid
+
+    def _planned(self) -> Grid:
         largest, smallest = self._extent
         # Every summand is a multiple of the last bit of the smallest.
         digits, least = (24, -149) if self.matrix.narrow and self.weights is None else (53, -1074)
@@ -177,15 +185,6 @@ class Rows:
                 lowest[:] = 0.0
             largest, lowest = np.append(largest, 1.0), np.append(lowest, 0.0)
         return Grid.plan(largest, self.shape[0], lowest)
-
-    @functools.cached_property
-    def _scale(self) -> Array:
-        return self.matrix.asarray(self.grid.scale)
-
-    @functools.cached_property
-    def frame(self) -> Frame:
-        """The coordinates of comparison; a run from centroids chooses its own."""
-        return Frame(self.matrix, self.largest)
 
     def _shares(self, m: int, width: int = 1) -> list[slice]:
         """Return tiles of `m` rows for work that ends in `width` times a row's numbers a tile."""

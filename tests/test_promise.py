@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 import threading
 
 import numpy as np
@@ -304,3 +306,35 @@ def test_forking_while_another_thread_fits():
     finally:
         stop.set()
         thread.join()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
+@pytest.mark.parametrize("seconds", [0.05, 0.3, 0.7, 1.5])
+def test_forking_while_another_thread_is_in_its_first_call(tmp_path, seconds):
+    """It imports first, then compiles; the child does both itself, from where the fork has found it."""
+    code = f"""
+import os, signal, threading, time
+import anykmeans
+
+def first_call():
+    wanted = anykmeans.kmeans([[0.0], [2.0], [4.0]], 1, rng=0).inertia
+    if anykmeans.kernels.why_not("numba", np.zeros((1, 1))) is None:
+        from anykmeans.kernels.numba import steps
+        steps.distances(np.zeros((2, 3)), np.zeros((2, 3)))
+    return wanted
+
+import numpy as np
+thread = threading.Thread(target=first_call)
+thread.start()
+time.sleep({seconds})
+child = os.fork()
+if child == 0:
+    signal.alarm(60)
+    os._exit(first_call() != 8)
+print(os.waitpid(child, 0)[1])
+thread.join()
+"""
+    env = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)}
+    command = [sys.executable, "-W", "ignore::DeprecationWarning", "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=env)
+    assert (done.stdout.split(), done.stderr) == (["0"], "")

@@ -4,7 +4,7 @@ import threading
 
 import pytest
 
-from anykmeans import _work
+from anykmeans import _fork, _work
 from anykmeans._work import Work
 
 
@@ -64,3 +64,51 @@ def test_an_error_in_any_thread_is_raised(four_cores):
         with pytest.raises(ValueError, match="item"):
             one.map(fail, range(40))
         assert one.map(str, range(3)) == ["0", "1", "2"]  # and work goes on
+
+
+def test_a_fork_waits_for_first_calls_of_others_and_keeps_them_out():
+    calls, order = _fork._FirstCalls(), []
+    inside, leave = threading.Event(), threading.Event()
+
+    def call(name):
+        with calls, calls:  # as what is imported may import
+            order.append(name)
+            inside.set()
+            leave.wait()
+
+    first = threading.Thread(target=call, args=("first",))
+    first.start()
+    inside.wait()
+    threading.Timer(0.05, leave.set).start()
+    calls.wait()
+    first.join(1)
+    second = threading.Thread(target=call, args=("second",))
+    second.start()
+    second.join(0.05)
+    order.append("fork")
+    calls.go_on()
+    second.join()
+    assert order == ["first", "fork", "second"]
+
+
+def test_a_fork_waits_neither_for_its_own_thread_nor_for_ever(monkeypatch):
+    calls, leave = _fork._FirstCalls(), threading.Event()
+    monkeypatch.setattr(_fork, "LONGEST", 0.05)
+
+    def call():
+        with calls:
+            leave.wait()
+
+    other = threading.Thread(target=call)
+    other.start()
+    with calls:
+        calls.wait()
+        calls.go_on()
+    calls.wait()
+    calls.forget()  # as the child does
+    with calls:
+        pass
+    leave.set()
+    other.join()
+    calls.wait()
+    calls.go_on()

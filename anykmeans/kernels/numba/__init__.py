@@ -8,7 +8,6 @@ Whatever needs Numba is imported when first called.
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable
 from typing import Any
 
@@ -17,7 +16,8 @@ import numpy as np
 from anykmeans import _array as arrays
 from anykmeans._array import Array, Matrix, Namespace, Selection
 from anykmeans._exact import Grid
-from anykmeans.kernels import cpu
+from anykmeans._fork import first_call
+from anykmeans.kernels import broken, cpu
 
 LIBRARY, LEAN, WARY = "numpy", True, True
 segment_sum = cpu.segment_sum
@@ -29,13 +29,19 @@ _CACHE = 1 << 15  # numbers of rows that wait in the L2 cache beside a panel of 
 
 
 def why_not(x: Array) -> str | None:
-    """Return None for dense arrays in host memory where Numba is installed."""
+    """Return None for dense arrays in host memory where Numba can compile."""
     if arrays.is_sparse(x):
         return "x is sparse"
     if not arrays.on_cpu(x):
         return f"x is {arrays.where_is(x)}, out of NumPy's reach"
-    if importlib.util.find_spec("numba") is None:
-        return "Numba is not installed (`pip install anykmeans[numba]`)"
+    if (reason := broken("numba.core.config")) is not None:
+        return f"Numba cannot be imported ({reason}; `pip install anykmeans[numba]`)"
+    from numba.core import config
+
+    if config.DISABLE_JIT:
+        return "Numba is told not to compile (NUMBA_DISABLE_JIT)"
+    if (reason := broken(f"{__name__}.small")) is not None:
+        return f"its code does not suit the Numba installed ({reason})"
     return None
 
 
@@ -45,7 +51,8 @@ def search(frame: Any, work: Any, k: int, *, bounds: str, exact: bool) -> Any:
         from anykmeans.kernels.numba import small
 
         return small.Search(frame)
-    from anykmeans.kernels.numba import sweep
+    with first_call:
+        from anykmeans.kernels.numba import sweep
 
     return sweep.Search(frame, work, bounds=bounds, exact=exact)
 
@@ -163,7 +170,9 @@ def pairwise(frame: Any, wide: np.ndarray, room: int) -> Callable[[slice, np.nda
     """
     from anykmeans.kernels.numba import sums
     from anykmeans.kernels.numba.simd import ROWS
-    from anykmeans.kernels.numba.sweep import Panels
+
+    with first_call:
+        from anykmeans.kernels.numba.sweep import Panels
 
     matrix, unit, factor = frame.matrix, frame.unit, 2.0**frame.exponent
     if wide.shape[1] <= _DIFFERENCES:
