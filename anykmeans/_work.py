@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
+from threadpoolctl import ThreadpoolController
+
 from anykmeans._array import Matrix
 
 THREADS: int | None = None  # None: by the size of the work and the cores this process may use
@@ -34,8 +36,6 @@ class _OneBlasThread:
         with self._lock:
             if self.users == 0:
                 if self._controller is None:  # finding the loaded libraries takes milliseconds
-                    from threadpoolctl import ThreadpoolController
-
                     self._controller = ThreadpoolController()
                 self._limit = self._controller.limit(limits=1, user_api="blas")
             self.users += 1
