@@ -8,10 +8,12 @@ own.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, ParamSpec, TypeVar, cast
 
@@ -40,22 +42,44 @@ _WIDE = {"float64", "int32", "uint32", "int64", "uint64"}
 _SINGLE_STATE = {"float32", "float16", "bfloat16"}
 
 
-def eager(function: Callable[P, T]) -> Callable[P, T]:
-    """Return `function` as one that `torch.compile` calls as it is.
+# How the user wants floating-point errors handled, while a public function is at work.
+_errors: ContextVar[Any] = ContextVar("errors", default=None)
 
-    It would look into it otherwise, and take PyTorch's operations for NumPy's, whose bits are others.
+
+def eager(function: Callable[P, T]) -> Callable[P, T]:
+    """Return a public function as one that `torch.compile` calls as it is, and that no harmless underflow ends.
+
+    It would look into it otherwise, and take PyTorch's operations for NumPy's, whose bits are others. What is out of
+    range is handled inside, so that the user's `numpy.errstate` would only stop it.
     """
 
     @functools.wraps(function)
     def called(*args: P.args, **kwargs: P.kwargs) -> T:
         disable = getattr(sys.modules.get("torch._dynamo"), "disable", None)
-        if disable is None:  # nothing is being compiled
-            return function(*args, **kwargs)
-        left_alone: Callable[P, T] = disable(function)
-        return left_alone(*args, **kwargs)
+        made: Callable[P, T] = function if disable is None else disable(function)
+        if _errors.get() is not None:  # a public function has called this one
+            return made(*args, **kwargs)
+        before = _errors.set(np.geterr())
+        try:
+            with np.errstate(all="ignore"):
+                return made(*args, **kwargs)
+        finally:
+            _errors.reset(before)
 
     called._torchdynamo_disable = True  # type: ignore[attr-defined]
     return called
+
+
+@contextlib.contextmanager
+def users_errors() -> Iterator[None]:
+    """Handle floating-point errors as the user does, for a function of theirs."""
+    errors = _errors.get()
+    before = _errors.set(None)
+    try:
+        with np.errstate(**(errors or {})):
+            yield
+    finally:
+        _errors.reset(before)
 
 
 def is_of(x: object, library: str) -> bool:

@@ -16,7 +16,7 @@ import numpy as np
 
 from anykmeans import _array as arrays
 from anykmeans import _check as check
-from anykmeans._array import Array, Matrix, to_numpy
+from anykmeans._array import Array, Matrix, to_numpy, users_errors
 from anykmeans._exact import Grid
 from anykmeans._frame import Frame
 from anykmeans._lloyd import lloyd
@@ -78,10 +78,10 @@ def start(rows: Rows, k: int, init: Init, rng: Draws) -> Array:
             return rows.rows(matrix.asarray(_random(rows, k, rng)))
         return rows.rows(matrix.asarray(plus_plus(rows, k, rng)))
     if callable(init):
-        init = check.centroids(init(matrix.source, k, rng), matrix.source, "init", k)
-    c = matrix.asarray(check.host_float64(init))
-    with np.errstate(over="ignore"):
-        c = xp.astype(c, matrix.state_dtype)
+        with users_errors():
+            init = init(matrix.source, k, rng)
+        init = check.centroids(init, matrix.source, "init", k)
+    c = xp.astype(matrix.asarray(check.host_float64(init)), matrix.state_dtype)
     if not bool(xp.all(xp.isfinite(c))):
         raise ValueError(
             f"`init` must fit the dtype of the centroids, {arrays.dtype_name(c)}; got values "

@@ -146,8 +146,7 @@ class Rows:
             high = xp.max(x, axis=0)
             w = self.relative_weight(tile)
             if w is not None:
-                with np.errstate(over="ignore", invalid="ignore"):
-                    x = xp.concat([xp.astype(x, xp.float64) * w[:, None], w[:, None]], axis=1)
+                x = xp.concat([xp.astype(x, xp.float64) * w[:, None], w[:, None]], axis=1)
             largest = high if w is None else xp.max(x, axis=0)
             smallest = largest
             if w is not None or not matrix.integral:
@@ -432,11 +431,10 @@ class Rows:
         distances = self._distances(self.frame.widen(c), labels)
         cost = self.cost(distances)
         exponent = 2 * self.frame.exponent
-        with np.errstate(over="ignore"):
-            inertia = float(np.ldexp(cost, exponent + self.heaviest))
-            for part in (self.frame.exponent // 2, (self.frame.exponent + 1) // 2) * 2:
-                if part:  # in four steps, as 2**exponent itself may be out of range
-                    distances = distances * 2.0**part
+        inertia = float(np.ldexp(cost, exponent + self.heaviest))
+        for part in (self.frame.exponent // 2, (self.frame.exponent + 1) // 2) * 2:
+            if part:  # in four steps, as 2**exponent itself may be out of range
+                distances = distances * 2.0**part
         return labels, distances, inertia
 
 

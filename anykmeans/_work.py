@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
+import numpy as np
 from threadpoolctl import ThreadpoolController
 
 from anykmeans._array import Matrix
@@ -151,7 +152,7 @@ class Work:
         results: dict[int, R] = {}
         waiting = deque(enumerate(items))
 
-        def help_out() -> None:
+        def take() -> None:
             while waiting:
                 try:
                     i, item = waiting.popleft()
@@ -159,11 +160,15 @@ class Work:
                     return
                 results[i] = work(item)
 
+        def help_out() -> None:
+            with np.errstate(all="ignore"):  # as in `eager`: threads do not inherit it
+                take()
+
         if self._pool is None:
             self._pool = ThreadPoolExecutor(self.threads - 1)
         helpers = [self._pool.submit(help_out) for _ in range(threads - 1)]
         try:
-            help_out()
+            take()
         finally:
             waiting.clear()
             for helper in helpers:

@@ -566,6 +566,7 @@ class KMeans(_BaseKMeans):
             )
         return self
 
+    @eager
     def as_sklearn(self) -> Any:
         """Fitted `sklearn.cluster.KMeans` with the same centroids, in NumPy.
 
@@ -872,6 +873,7 @@ class MiniBatchKMeans(_BaseKMeans):
             self.labels_, _, self.inertia_ = self._evaluate(x, centers, w)
         return self
 
+    @eager
     def as_sklearn(self) -> Any:
         """Fitted `sklearn.cluster.MiniBatchKMeans` with the same centroids and counts, in NumPy.
 

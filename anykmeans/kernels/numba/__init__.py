@@ -171,15 +171,15 @@ def pairwise(frame: Any, wide: np.ndarray, room: int) -> Callable[[slice, np.nda
     from anykmeans.kernels.numba import sums
     from anykmeans.kernels.numba.simd import ROWS
 
-    with first_call:
-        from anykmeans.kernels.numba.sweep import Panels
-
     matrix, unit, factor = frame.matrix, frame.unit, 2.0**frame.exponent
     if wide.shape[1] <= _DIFFERENCES:
         columns = np.ascontiguousarray(wide.T)
         return lambda select, found: int(
             sums.pairwise(_read(matrix, select), unit, columns, factor, found)
         )
+    with first_call:
+        from anykmeans.kernels.numba.sweep import Panels
+
     centred, offset = frame.centre(wide), frame.affine(narrow=False)[1]
     panels, norms = Panels.in_order(wide.shape[0]).coefficients(centred, np.float64)
     at_once = ROWS * max(1, min(room, _CACHE) // (ROWS * wide.shape[1]))
