@@ -231,16 +231,6 @@ def start(init: Any, x: Array, k: int) -> Any:
     return init if callable(init) else centroids(init, x, "init", k)
 
 
-def reach(largest: float, c: Any, name: str) -> None:
-    """Raise if centroids (k, d) are so far that rows of magnitude `largest` are one point to them."""
-    far = float(np.abs(c).max())
-    if largest > 0 and np.frexp(far)[1] - np.frexp(largest)[1] > 400:
-        raise ValueError(
-            f"`{name}` must be within a factor of 1e120 of the rows; got {far:.1e} with rows of "
-            f"magnitude {largest:.1e}, whose differences would not show in any distance."
-        )
-
-
 def _numbers(a: Any, name: str) -> Any:
     try:
         return a.astype(np.float64)

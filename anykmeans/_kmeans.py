@@ -12,9 +12,20 @@ from typing import Any
 import numpy as np
 
 from anykmeans import _check as check
-from anykmeans._array import Array, Namespace, eager, namespace, on_cpu, put, to_numpy
+from anykmeans._array import (
+    Array,
+    Namespace,
+    eager,
+    like,
+    namespace,
+    on_cpu,
+    put,
+    take,
+    to_numpy,
+)
 from anykmeans._exact import squared_distances
 from anykmeans._fork import first_call
+from anykmeans._frame import BESIDE
 from anykmeans._init import Draws, Init, generator, plus_plus, start
 from anykmeans._lloyd import lloyd
 from anykmeans._rows import Rows, leap_together, settle_together
@@ -152,7 +163,7 @@ def kmeans(
     Notes
     -----
     Values from 1e-300 to 1e300 are scaled by a power of two and work; an inertia beyond float64 is
-    infinite. Side by side they have limits: differences below 1e-150 of the largest value do not
+    infinite. Side by side rows have limits: differences below 1e-150 of the largest value do not
     show in a distance. Sums of float32, half precision and integers are exact; sums of float64 and of
     weighted rows keep 263 bits below a feature's largest value (at n = 10^6), and what is smaller
     counts as zero.
@@ -281,9 +292,9 @@ def _run(
 ) -> list[_Run]:
     """Return inertia, centroids, labels, passes and whether it stopped, of one run of each problem."""
     stops = []
-    for problem, c in zip(problems, starts, strict=True):
+    starts = [problem.rows.begin(c) for problem, c in zip(problems, starts, strict=True)]
+    for problem in problems:
         with problem.named():
-            problem.rows.begin(c)
             stops.append(tol * problem.rows.variance() if tol else 0.0)
     sources = [problem.rows for problem in problems]
     begun = leap_together(sources, starts, max_iter, stops, empty)
@@ -305,7 +316,7 @@ def _run(
     found = []
     for rows, (c, n_iter, converged) in zip(sources, ends, strict=True):
         labels, _, inertia = rows.finish(c)
-        found.append((inertia, c, labels, n_iter, converged))
+        found.append((inertia, rows.restored(c), labels, n_iter, converged))
     return found
 
 
@@ -388,9 +399,14 @@ def nearest(x: Any, centroids: Any, *, max_bytes: int | None = None, kernel: str
         rows, c = _against(x, centroids, None, max_bytes, kernel, glance=glance)
         with rows.work:
             labels = rows.label(c)
+            near = rows.near(c)
         if labels is not None:
             break
-    return rows.matrix.give(rows.xp.astype(labels, rows.xp.int64))
+    labels = rows.matrix.give(rows.xp.astype(labels, rows.xp.int64))
+    if near.size:
+        few = nearest(take(rows.matrix.source, near), centroids, max_bytes=max_bytes, kernel=kernel)
+        labels = _replaced(labels, near, few)
+    return labels
 
 
 def evaluate(
@@ -405,8 +421,33 @@ def evaluate(
     rows, c = _against(x, centroids, sample_weight, max_bytes, kernel)
     with rows.work:
         labels, distances, inertia = rows.finish(c)
+        near = rows.near(c)
     give = rows.matrix.give
-    return give(rows.xp.astype(labels, rows.xp.int64)), give(distances), inertia
+    labels, distances = give(rows.xp.astype(labels, rows.xp.int64)), give(distances)
+    if near.size:
+        w = None if rows.weights is None else take(rows.weights.source[:, 0], near)
+        weighs = w is None or bool(namespace(w).any(w > 0))
+        few = evaluate(
+            take(rows.matrix.source, near),
+            centroids,
+            sample_weight=w if weighs else None,
+            max_bytes=max_bytes,
+            kernel=kernel,
+        )
+        labels, distances = (
+            _replaced(*each) for each in ((labels, near, few[0]), (distances, near, few[1]))
+        )
+        # All others are far beyond these, or have no weight to speak of.
+        inertia = max(inertia, few[2]) if weighs else inertia
+    return labels, distances, inertia
+
+
+def _replaced(found: Array, at: np.ndarray, others: Array, axis: int = 0) -> Array:
+    """Return `found` with `others` in the places `at` (m,) along an axis."""
+    xp, n = namespace(found), found.shape[axis]
+    source = np.arange(n)
+    source[at] = n + np.arange(at.size)
+    return xp.take(xp.concat([found, others], axis=axis), like(source, found), axis=axis)
 
 
 def _against(
@@ -424,16 +465,20 @@ def _against(
     sample_weight = check.weights(sample_weight, x)
     max_bytes = check.budget(max_bytes, 64 * (x.shape[1] + c.shape[0]))
     host = check.host_float64(c)
+    magnitudes = np.abs(host)
+    if (
+        glance and magnitudes.min() * BESIDE < 1
+    ):  # rows beside the first may be as tiny as centroids
+        glance = int(np.count_nonzero(magnitudes.max(axis=1) * BESIDE < 1)) < 2
     rows = Rows.over(
         x,
         sample_weight,
         kernel=kernel,
         max_bytes=max_bytes,
-        glance=float(np.abs(host).max()) if glance else None,
+        glance=float(magnitudes.max()) if glance else None,
     )
-    work = _work_centroids(rows, host)
-    rows.begin(work, "off", "centroids")  # one pass: bounds would not pay
-    return rows, work
+    # One pass: bounds would not pay.
+    return rows, rows.begin(_work_centroids(rows, host), "off")
 
 
 def _work_centroids(rows: Rows, host: np.ndarray) -> Array:
@@ -450,13 +495,28 @@ def distances(x: Any, centroids: Any, *, max_bytes: int | None = None) -> Array:
     In up to 64 features compiled code takes differences. Elsewhere they come from products, but those of
     nearly equal rows, where products lose digits, from differences: last bits may differ between libraries.
     """
-    rows, c = _against(x, centroids, None, max_bytes, "auto", glance=True)
+    for glance in (True, False):
+        rows, c = _against(x, centroids, None, max_bytes, "auto", glance=glance)
+        with rows.work:
+            found, lost = _all_distances(rows, c)
+            near = rows.near(c)
+        if not (rows.glanced and lost):
+            break
+    x, found = rows.matrix.source, rows.matrix.give(found)
+    if (far := rows.cut).size:
+        given = check.centroids(centroids, x, "centroids")
+        more = distances(x, take(given, far), max_bytes=max_bytes)
+        found = _replaced(found, far, more, axis=1)
+    if near.size:
+        more = distances(take(x, near), centroids, max_bytes=max_bytes)
+        found = _replaced(found, near, more)
+    return found
+
+
+def _all_distances(rows: Rows, c: Array) -> tuple[Array, int]:
+    """Return the distances (n, k) that show beside the largest, and of how many rows they mean nothing."""
     if (pairwise := rows.kernel.pairwise) is not None:
-        found, lost = _written(pairwise, rows, c)
-        if rows.glanced and lost:
-            rows, c = _against(x, centroids, None, max_bytes, "auto")
-            found, _ = _written(pairwise, rows, c)
-        return rows.matrix.give(found)
+        return _written(pairwise, rows, c)
     xp, wide = rows.xp, rows.frame.widen(c)
     centred = rows.frame.centre(wide)
     norms = xp.vecdot(centred, centred)
@@ -481,10 +541,7 @@ def distances(x: Any, centroids: Any, *, max_bytes: int | None = None) -> Array:
         return xp.astype(result, rows.matrix.state_dtype)
 
     step = max(1, rows.work.tile // (rows.shape[1] + 2 * int(c.shape[0])))
-    with rows.work:
-        return rows.matrix.give(
-            xp.concat(rows.work.map(tile_distances, rows.work.tiles(step=step)))
-        )
+    return xp.concat(rows.work.map(tile_distances, rows.work.tiles(step=step))), 0
 
 
 def _written(pairwise: Callable[..., Any], rows: Rows, c: Array) -> tuple[Array, int]:
@@ -493,8 +550,7 @@ def _written(pairwise: Callable[..., Any], rows: Rows, c: Array) -> tuple[Array,
     found = rows.xp.empty((n, c.shape[0]), dtype=rows.matrix.state_dtype)
     step = min(rows.work.readable(rows.matrix), -(-n // (4 * threads if threads > 1 else 1)))
     write = pairwise(rows.frame, rows.frame.widen(c), rows.work.room)
-    with rows.work:
-        lost = rows.work.map(lambda tile: write(tile, found[tile]), rows.work.tiles(step=step))
+    lost = rows.work.map(lambda tile: write(tile, found[tile]), rows.work.tiles(step=step))
     return found, sum(lost)
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from anykmeans import _check as check
 from anykmeans._array import Array, Matrix, Selection, to_numpy
 from anykmeans._exact import Grid, exact_sum, halving_sum, power_of_two
-from anykmeans._frame import Frame
+from anykmeans._frame import BESIDE, Frame, within_reach
 from anykmeans._groups import groups
 from anykmeans._search import Search
 from anykmeans._stats import ClusterStats, means, seats
@@ -258,33 +258,66 @@ class Rows:
 
     # -- the source ---------------------------------------------------------------------------
 
-    def begin(self, c: Array, bounds: str | None = None, name: str = "init") -> None:
-        """Forget labels and bounds, and choose the frame for a run from centroids `c` (k, d).
+    def begin(self, c: Array, bounds: str | None = None) -> Array:
+        """Forget labels and bounds; return the centroids (k, d) to run from for `c`, with a frame for them.
 
-        Raises
-        ------
-        ValueError
-            If the centroids, which the user calls `name`, are beyond all rows.
+        They are others where rows would not show beside these: see `restored`.
         """
         bounds = BOUNDS if bounds is None else bounds
-        host = check.host_float64(c)
-        check.reach(self.largest, host, name)
-        self.frame = Frame.around(self.matrix, self.largest, host)
+        given, host = c, check.host_float64(c)
+        reached = within_reach(host, self.largest)
+        self._cut = None
+        if reached is not host:
+            c = self.matrix.asarray(reached, c.dtype)
+            self._cut = given, c
+        self.frame = Frame.around(self.matrix, self.largest, reached)
         self._stats: ClusterStats | None = None
         if self.kernel.search is not None:
             self._search = self.kernel.search(
                 self.frame, self.work, c.shape[0], bounds=bounds, exact=self.exact
             )
-            return
+            return c
         self._search = Search(
             self.frame,
             self.kernel,
             self.work,
-            self._group(host, bounds),
+            self._group(reached, bounds),
             exact=self.exact,
             skip=bounds != "off",
             drop=bounds == "auto",
         )
+        return c
+
+    def restored(self, c: Array) -> Array:
+        """Return centroids (k, d) with those that `begin` cut, and that have not moved since, as they were given."""
+        if self._cut is None:
+            return c
+        given, cut = self._cut
+        return self.xp.where(self.xp.all(c == cut, axis=1)[:, None], given, c)
+
+    @property
+    def cut(self) -> np.ndarray:
+        """The numbers (m,) of the centroids that `begin` cut."""
+        if self._cut is None:
+            return np.empty(0, np.int64)
+        given, cut = self._cut
+        return np.flatnonzero(to_numpy(self.xp.any(given != cut, axis=1)))
+
+    def near(self, c: Array) -> np.ndarray:
+        """Return the numbers (m,) of rows whose distances to `c` (k, d) may not show beside the largest row."""
+        limit = self.largest / BESIDE
+        if self.glanced or limit == 0:
+            return np.empty(0, np.int64)
+        least = np.sort(np.abs(check.host_float64(c)).max(axis=1))[:2]
+        if least[0] > limit or (least[0] == 0 and min(least[-1], self._extent[1].min()) > limit):
+            return np.empty(0, np.int64)  # all show, or are zero as that centroid is
+
+        def magnitudes(tile: slice) -> np.ndarray:
+            return np.asarray(
+                to_numpy(self.xp.max(self.xp.abs(self.matrix.rows(tile)), axis=1)), np.float64
+            )
+
+        return np.flatnonzero(np.concatenate(self.work.map(magnitudes, self.work.tiles())) <= limit)
 
     def _group(self, c: np.ndarray, bounds: str) -> list[np.ndarray]:
         """Return the numbers of the centroids `c` (k, d) by group: near ones together."""

@@ -36,6 +36,7 @@ from anykmeans._array import (
     move,
     namespace,
     same_place,
+    take,
     to_numpy,
     where_is,
 )
@@ -55,13 +56,6 @@ def _is_array(x: Any) -> bool:
 def _is_plain(x: Any) -> bool:
     """Return whether `x` is a NumPy array that scikit-learn's `check_array` would return as it is."""
     return type(x) is np.ndarray and x.ndim == 2 and x.dtype.kind in "fiub" and x.size > 0
-
-
-def _take(x: Array, indices: np.ndarray) -> Array:
-    """Return rows of `x` by their numbers (m,)."""
-    if is_sparse(x) or isinstance(x, np.ndarray):
-        return x[indices]
-    return namespace(x).take(x, like(indices, x), axis=0)
 
 
 def _squared_shift(before: Array, after: Array) -> float:
@@ -794,7 +788,7 @@ class MiniBatchKMeans(_BaseKMeans):
         starts = [self._initial(x, w, init, rng) for _ in range(n_init)]
         centers = starts[0]
         if n_init > 1:
-            xv, wv = _take(x, valid), w if w is None else _take(w, valid)
+            xv, wv = take(x, valid), w if w is None else take(w, valid)
             centers = min(starts, key=lambda start: self._evaluate(xv, start, wv)[2])
 
         sums, counts = self._nothing(centers)
@@ -802,7 +796,7 @@ class MiniBatchKMeans(_BaseKMeans):
         stop = _EarlyStop(n, size, tol, self.max_no_improvement)
         steps = (self.max_iter * n) // size
         for step in range(1, steps + 1):
-            batch = _take(x, chances.searchsorted(rng.random_sample(size), side="right"))
+            batch = take(x, chances.searchsorted(rng.random_sample(size), side="right"))
             before = centers
             centers, sums, counts, inertia = self._step(batch, None, centers, sums, counts, rng)
             cost, shift = inertia / size, _squared_shift(before, centers) if tol else 0.0
@@ -934,7 +928,7 @@ class MiniBatchKMeans(_BaseKMeans):
         """Return first centroids (k, d), from `init_size` random rows."""
         if self._init_size < x.shape[0]:
             chosen = rng.randint(0, x.shape[0], self._init_size)
-            x, w = _take(x, chosen), w if w is None else _take(w, chosen)
+            x, w = take(x, chosen), w if w is None else take(w, chosen)
         return initial_centroids(
             x,
             self.n_clusters,
@@ -968,11 +962,11 @@ class MiniBatchKMeans(_BaseKMeans):
             low = self._to_reassign(seen, x.shape[0])
             if low.any():
                 m = np.count_nonzero(low)
-                rows = _take(x, rng.choice(x.shape[0], size=m, replace=False))
+                rows = take(x, rng.choice(x.shape[0], size=m, replace=False))
                 rows = rows.toarray() if is_sparse(rows) else rows
                 source = np.arange(k)
                 source[low] = k + np.arange(m)
-                centers = _take(xp.concat([centers, xp.astype(rows, centers.dtype)]), source)
+                centers = take(xp.concat([centers, xp.astype(rows, centers.dtype)]), source)
                 # Some weight, or the cluster would be moved again at once: scikit-learn's rule.
                 seen = np.where(low, seen[~low].min(), seen)
                 counts, moved = like(seen, centers), like(low, centers)
