@@ -46,25 +46,39 @@ _SINGLE_STATE = {"float32", "float16", "bfloat16"}
 _errors: ContextVar[Any] = ContextVar("errors", default=None)
 
 
-def eager(function: Callable[P, T]) -> Callable[P, T]:
-    """Return a public function as one that `torch.compile` calls as it is, and that no harmless underflow ends.
+class _NoErrors:
+    """Has no underflow or overflow inside end a call, whatever the user's `numpy.errstate`."""
 
-    It would look into it otherwise, and take PyTorch's operations for NumPy's, whose bits are others. What is out of
-    range is handled inside, so that the user's `numpy.errstate` would only stop it.
+    def __enter__(self) -> None:
+        self._outermost = _errors.get() is None  # else a public function has called another
+        if self._outermost:
+            self._users = np.seterr(all="ignore")
+            self._before = _errors.set(self._users)
+
+    def __exit__(self, *error: object) -> None:
+        if self._outermost:
+            _errors.reset(self._before)
+            np.seterr(**self._users)
+
+
+def eager(function: Callable[P, T]) -> Callable[P, T]:
+    """Return a public function as one that `torch.compile` calls as it is, and that no errors of NumPy end.
+
+    It would look into it otherwise, and take PyTorch's operations for NumPy's, whose bits are others.
     """
+
+    def handled(*args: P.args, **kwargs: P.kwargs) -> T:
+        with _NoErrors():
+            return function(*args, **kwargs)
 
     @functools.wraps(function)
     def called(*args: P.args, **kwargs: P.kwargs) -> T:
         disable = getattr(sys.modules.get("torch._dynamo"), "disable", None)
-        made: Callable[P, T] = function if disable is None else disable(function)
-        if _errors.get() is not None:  # a public function has called this one
-            return made(*args, **kwargs)
-        before = _errors.set(np.geterr())
-        try:
-            with np.errstate(all="ignore"):
-                return made(*args, **kwargs)
-        finally:
-            _errors.reset(before)
+        if disable is None:  # nothing is being compiled
+            with _NoErrors():
+                return function(*args, **kwargs)
+        left_alone: Callable[P, T] = disable(handled)
+        return left_alone(*args, **kwargs)
 
     called._torchdynamo_disable = True  # type: ignore[attr-defined]
     return called

@@ -8,6 +8,7 @@ Whatever needs Numba is imported when first called.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -36,9 +37,7 @@ def why_not(x: Array) -> str | None:
         return f"x is {arrays.where_is(x)}, out of NumPy's reach"
     if (reason := broken("numba.core.config")) is not None:
         return f"Numba cannot be imported ({reason}; `pip install anykmeans[numba]`)"
-    from numba.core import config
-
-    if config.DISABLE_JIT:
+    if sys.modules["numba.core.config"].DISABLE_JIT:
         return "Numba is told not to compile (NUMBA_DISABLE_JIT)"
     if (reason := broken(f"{__name__}.small")) is not None:
         return f"its code does not suit the Numba installed ({reason})"
