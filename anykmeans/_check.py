@@ -146,6 +146,11 @@ def budget(max_bytes: Any, row_bytes: int) -> int | None:
     return bytes_
 
 
+def threads(value: Any) -> int | None:
+    """Return `value` as a whole number of threads, at least one, or None."""
+    return None if value is None else whole(value, "threads", 1)
+
+
 def weights(w: Any, x: Array, name: str = "sample_weight") -> Array | None:
     """Return sample weights in the library of `x`: finite, not negative, not all zero.
 

@@ -59,11 +59,12 @@ def initial_centroids(
     rng: Any = None,
     sample_weight: Array | None = None,
     max_bytes: int | None = None,
+    threads: int | None = None,
     kernel: str = "auto",
 ) -> Array:
     """Return initial centroids (k, d) for rows `x` (n, d), where `x` lives."""
     init = check.start(init, x, k)
-    rows = Rows.over(x, sample_weight, kernel=kernel, max_bytes=max_bytes)
+    rows = Rows.over(x, sample_weight, kernel=kernel, max_bytes=max_bytes, threads=threads)
     with rows.work:
         return rows.matrix.give(start(rows, k, init, generator(rng)))
 
@@ -317,7 +318,8 @@ def parallel(rows: Rows, k: int, rng: Draws) -> Array:
     mass = rows.totals(rows.sweep(c))[1]
     candidates = Matrix.of(c, rows.kernel.library)
     weights = Matrix.of(mass[:, None], rows.kernel.library)
-    few = Rows(candidates, weights, rows.kernel, max_bytes=rows.work.max_bytes)
+    max_bytes, threads = rows.work.max_bytes, rows.work.most
+    few = Rows(candidates, weights, rows.kernel, max_bytes=max_bytes, threads=threads)
     with few.work:
         c = few.rows(matrix.asarray(plus_plus(few, k, rng)))
         few.begin(c)

@@ -88,6 +88,7 @@ def kmeans(
     empty: str = "relocate",
     precision: str = "exact",
     max_bytes: int | None = None,
+    threads: int | None = None,
     kernel: str = "auto",
 ) -> KMeansResult:
     """Return the k-means clustering of the rows of `x`, where `x` lives.
@@ -130,6 +131,9 @@ def kmeans(
         Budget for memory beyond `x`; up to about 90 bytes a row (labels, bounds, distances, draws) and
         a few copies of the centroids come on top.
         Default: 256 MiB on a CPU, 1 GiB elsewhere.
+    threads : int, optional
+        Most threads to work in, whatever bounds them otherwise: the cores that this process may use, a
+        container's share of them, `OMP_NUM_THREADS` and ``threadpoolctl.threadpool_limits``. Never changes a bit.
     kernel : str
         ``"auto"`` or the name of a kernel, see `anykmeans.kernels`.
 
@@ -197,6 +201,7 @@ def kmeans(
     check.word(empty, "empty", check.EMPTY)
     check.word(precision, "precision", check.PRECISIONS)
     max_bytes = check.budget(max_bytes, 64 * (x.shape[-1] + k))
+    threads = check.threads(threads)
     draws = generator(rng)
     init = check.start(init, x, k)
     runs = _runs(n_init, init)
@@ -204,7 +209,7 @@ def kmeans(
     best = functools.partial(
         _best, k=k, runs=runs, draws=draws, max_iter=max_iter, tol=tol, empty=empty
     )
-    over = functools.partial(Rows.over, max_bytes=max_bytes, precision=precision)
+    over = functools.partial(Rows.over, max_bytes=max_bytes, threads=threads, precision=precision)
     if len(x.shape) == 2:
         rows = over(x, sample_weight, kernel=kernel)
         ((inertia, c, labels, n_iter, converged),) = best([_Problem("", rows, init)])
@@ -364,7 +369,7 @@ def _distinct(labels: Array, k: int) -> int:
 
 
 @eager
-def assign(x: Any, centroids: Any) -> tuple[Array, Array]:
+def assign(x: Any, centroids: Any, *, threads: int | None = None) -> tuple[Array, Array]:
     """Return the nearest centroid of each row and the squared distance to it.
 
     Parameters
@@ -373,6 +378,8 @@ def assign(x: Any, centroids: Any) -> tuple[Array, Array]:
         Rows, as for `kmeans`.
     centroids : array of shape (k, d)
         Centroids beside `x`.
+    threads : int, optional
+        Most threads to work in, as for `kmeans`.
 
     Returns
     -------
@@ -384,19 +391,28 @@ def assign(x: Any, centroids: Any) -> tuple[Array, Array]:
     Raises
     ------
     TypeError
-        If an argument does not hold real numbers.
+        If an argument does not hold real numbers, or `threads` is not a whole number.
+    ValueError
+        If `threads` is less than 1.
     ValueError
         If `x` or `centroids` is not a finite matrix, their features differ in number, or they live
         in different places.
     """
-    labels, distances, _ = evaluate(x, centroids)
+    labels, distances, _ = evaluate(x, centroids, threads=threads)
     return labels, distances
 
 
-def nearest(x: Any, centroids: Any, *, max_bytes: int | None = None, kernel: str = "auto") -> Array:
+def nearest(
+    x: Any,
+    centroids: Any,
+    *,
+    max_bytes: int | None = None,
+    threads: int | None = None,
+    kernel: str = "auto",
+) -> Array:
     """Return labels (n,), int64: of the nearest centroids."""
     for glance in (True, False):
-        rows, c = _against(x, centroids, None, max_bytes, kernel, glance=glance)
+        rows, c = _against(x, centroids, None, max_bytes, threads, kernel, glance=glance)
         with rows.work:
             labels = rows.label(c)
             near = rows.near(c)
@@ -404,7 +420,13 @@ def nearest(x: Any, centroids: Any, *, max_bytes: int | None = None, kernel: str
             break
     labels = rows.matrix.give(rows.xp.astype(labels, rows.xp.int64))
     if near.size:
-        few = nearest(take(rows.matrix.source, near), centroids, max_bytes=max_bytes, kernel=kernel)
+        few = nearest(
+            take(rows.matrix.source, near),
+            centroids,
+            max_bytes=max_bytes,
+            threads=threads,
+            kernel=kernel,
+        )
         labels = _replaced(labels, near, few)
     return labels
 
@@ -415,10 +437,11 @@ def evaluate(
     *,
     sample_weight: Any = None,
     max_bytes: int | None = None,
+    threads: int | None = None,
     kernel: str = "auto",
 ) -> tuple[Array, Array, float]:
     """Return labels (n,), squared distances (n,) and the inertia, bit for bit as a fit ends with."""
-    rows, c = _against(x, centroids, sample_weight, max_bytes, kernel)
+    rows, c = _against(x, centroids, sample_weight, max_bytes, threads, kernel)
     with rows.work:
         labels, distances, inertia = rows.finish(c)
         near = rows.near(c)
@@ -432,6 +455,7 @@ def evaluate(
             centroids,
             sample_weight=w if weighs else None,
             max_bytes=max_bytes,
+            threads=threads,
             kernel=kernel,
         )
         labels, distances = (
@@ -455,6 +479,7 @@ def _against(
     centroids: Any,
     sample_weight: Any,
     max_bytes: int | None,
+    threads: int | None,
     kernel: str,
     *,
     glance: bool = False,
@@ -475,6 +500,7 @@ def _against(
         sample_weight,
         kernel=kernel,
         max_bytes=max_bytes,
+        threads=check.threads(threads),
         glance=float(magnitudes.max()) if glance else None,
     )
     # One pass: bounds would not pay.
@@ -489,14 +515,16 @@ def _work_centroids(rows: Rows, host: np.ndarray) -> Array:
     return rows.matrix.asarray(host, dtype)
 
 
-def distances(x: Any, centroids: Any, *, max_bytes: int | None = None) -> Array:
+def distances(
+    x: Any, centroids: Any, *, max_bytes: int | None = None, threads: int | None = None
+) -> Array:
     """Return Euclidean distances (n, k) of rows to centroids, in the dtype of centroids of `x`.
 
     In up to 64 features compiled code takes differences. Elsewhere they come from products, but those of
     nearly equal rows, where products lose digits, from differences: last bits may differ between libraries.
     """
     for glance in (True, False):
-        rows, c = _against(x, centroids, None, max_bytes, "auto", glance=glance)
+        rows, c = _against(x, centroids, None, max_bytes, threads, "auto", glance=glance)
         with rows.work:
             found, lost = _all_distances(rows, c)
             near = rows.near(c)
@@ -505,10 +533,10 @@ def distances(x: Any, centroids: Any, *, max_bytes: int | None = None) -> Array:
     x, found = rows.matrix.source, rows.matrix.give(found)
     if (far := rows.cut).size:
         given = check.centroids(centroids, x, "centroids")
-        more = distances(x, take(given, far), max_bytes=max_bytes)
+        more = distances(x, take(given, far), max_bytes=max_bytes, threads=threads)
         found = _replaced(found, far, more, axis=1)
     if near.size:
-        more = distances(take(x, near), centroids, max_bytes=max_bytes)
+        more = distances(take(x, near), centroids, max_bytes=max_bytes, threads=threads)
         found = _replaced(found, near, more)
     return found
 
@@ -554,10 +582,12 @@ def _written(pairwise: Callable[..., Any], rows: Rows, c: Array) -> tuple[Array,
     return found, sum(lost)
 
 
-def cluster_sums(x: Any, labels: Any, k: int, *, sample_weight: Any = None) -> tuple[Array, Array]:
+def cluster_sums(
+    x: Any, labels: Any, k: int, *, sample_weight: Any = None, threads: int | None = None
+) -> tuple[Array, Array]:
     """Return the exact weighted sums (k, d) and weights (k,), float64, of the rows by label."""
     x = check.matrix(x)
-    rows = Rows.over(x, check.weights(sample_weight, x))
+    rows = Rows.over(x, check.weights(sample_weight, x), threads=threads)
     with rows.work:
         work = labels if rows.matrix.data is x else rows.matrix.asarray(to_numpy(labels))
         sums, mass = (a * 2.0**rows.heaviest for a in rows.totals(rows.stats(work, k)))
@@ -573,10 +603,11 @@ def kmeans_plusplus(
     x_squared_norms: Any = None,
     random_state: int | np.random.RandomState | None = None,
     n_local_trials: int | None = None,
+    threads: int | None = None,
 ) -> tuple[Array, Array]:
     """Return initial centroids by greedy k-means++, and the rows they are.
 
-    Takes and returns what scikit-learn's function of this name does.
+    Takes and returns what scikit-learn's function of this name does, and takes `threads`.
 
     Parameters
     ----------
@@ -592,6 +623,8 @@ def kmeans_plusplus(
         Seed, or where draws come from; None draws afresh, never from NumPy's global state.
     n_local_trials : int, optional
         Rows tried for each pick; default ``2 + int(log(n_clusters))``.
+    threads : int, optional
+        Most threads to work in, as for `kmeans`.
 
     Returns
     -------
@@ -606,6 +639,8 @@ def kmeans_plusplus(
         If an argument is of the wrong type.
     ValueError
         If `X` is not a finite matrix with at least `n_clusters` rows, or the weights are bad.
+    ValueError
+        If `n_local_trials` or `threads` is less than 1.
 
     References
     ----------
@@ -621,7 +656,7 @@ def kmeans_plusplus(
         draws = np.random.RandomState(random_state)
     else:
         draws = generator(random_state, "random_state")
-    rows = Rows.over(x, w, name="X")
+    rows = Rows.over(x, w, threads=check.threads(threads), name="X")
     with rows.work:
         at = rows.matrix.asarray(plus_plus(rows, k, draws, n_local_trials))
     give = rows.matrix.give

@@ -41,6 +41,8 @@ class Rows:
         How the steps are made.
     max_bytes : int or None
         Budget for temporaries and bounds.
+    threads : int or None
+        Most threads to work in.
     precision : {"exact", "fast"}
         Whether labels are certified.
     name : str
@@ -62,6 +64,7 @@ class Rows:
         kernel: Kernel,
         *,
         max_bytes: int | None = None,
+        threads: int | None = None,
         precision: str = "exact",
         name: str = "x",
         glance: float | None = None,
@@ -70,7 +73,11 @@ class Rows:
         self.xp, self.shape = matrix.xp, matrix.shape
         self.exact = precision == "exact"
         self.work = Work(
-            *self.shape, host=kernel.host, max_bytes=max_bytes, blas=not kernel.compiled
+            *self.shape,
+            host=kernel.host,
+            max_bytes=max_bytes,
+            threads=threads,
+            blas=not kernel.compiled,
         )
         self._grid: Grid | None = None
         self.glanced = glance is not None and kernel.wary and self._glance(glance)
@@ -85,6 +92,7 @@ class Rows:
         *,
         kernel: str = "auto",
         max_bytes: int | None = None,
+        threads: int | None = None,
         precision: str = "exact",
         name: str = "x",
         glance: float | None = None,
@@ -100,6 +108,7 @@ class Rows:
             weights,
             chosen,
             max_bytes=max_bytes,
+            threads=threads,
             precision=precision,
             name=name,
             glance=glance,
@@ -444,7 +453,13 @@ class Rows:
         plain = (
             self
             if self.weights is None
-            else Rows(self.matrix, None, self.kernel, max_bytes=self.work.max_bytes)
+            else Rows(
+                self.matrix,
+                None,
+                self.kernel,
+                max_bytes=self.work.max_bytes,
+                threads=self.work.most,
+            )
         )
         labels = xp.zeros(n, dtype=xp.int32, device=self.matrix.device)
         sums, mass = plain.totals(plain.stats(labels, 1))

@@ -143,7 +143,12 @@ class _BaseKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixi
     def _evaluate(self, x: Any, centers: Any, w: Any = None) -> tuple[Any, Any, float]:
         """Return labels (n,), squared distances (n,) and inertia of the rows."""
         out: tuple[Any, Any, float] = evaluate(
-            x, centers, sample_weight=w, max_bytes=self.max_bytes, kernel=self.kernel
+            x,
+            centers,
+            sample_weight=w,
+            max_bytes=self.max_bytes,
+            threads=self.threads,
+            kernel=self.kernel,
         )
         return out
 
@@ -195,7 +200,13 @@ class _BaseKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixi
         """
         check_is_fitted(self)
         x = self._rows(X, "predict")
-        return nearest(x, self.cluster_centers_, max_bytes=self.max_bytes, kernel=self.kernel)
+        return nearest(
+            x,
+            self.cluster_centers_,
+            max_bytes=self.max_bytes,
+            threads=self.threads,
+            kernel=self.kernel,
+        )
 
     @eager
     def transform(self, X: Any) -> Any:
@@ -220,7 +231,7 @@ class _BaseKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixi
         """
         check_is_fitted(self)
         x = self._rows(X, "transform")
-        return distances(x, self.cluster_centers_, max_bytes=self.max_bytes)
+        return distances(x, self.cluster_centers_, max_bytes=self.max_bytes, threads=self.threads)
 
     @eager
     def fit_transform(self, X: Any, y: Any = None, sample_weight: Any = None) -> Any:
@@ -404,6 +415,8 @@ class KMeans(_BaseKMeans):
         "fast" gives up the certificate of the labels, and with it the promise of equal bits.
     max_bytes : int, optional
         Memory to use beyond the data, in bytes.
+    threads : int, optional
+        Most threads to work in, in every method, see `anykmeans.kmeans`; never changes a bit.
     kernel : str, default="auto"
         Which kernel does the work; one that is named and cannot run raises with its reason.
 
@@ -476,6 +489,7 @@ class KMeans(_BaseKMeans):
         empty: str = "relocate",
         precision: str = "exact",
         max_bytes: int | None = None,
+        threads: int | None = None,
         kernel: str = "auto",
     ) -> None:
         self.n_clusters = n_clusters
@@ -490,6 +504,7 @@ class KMeans(_BaseKMeans):
         self.empty = empty
         self.precision = precision
         self.max_bytes = max_bytes
+        self.threads = threads
         self.kernel = kernel
 
     @eager
@@ -543,6 +558,7 @@ class KMeans(_BaseKMeans):
             empty=self.empty,
             precision=self.precision,
             max_bytes=self.max_bytes,
+            threads=self.threads,
             kernel=self.kernel,
         )
         self.cluster_centers_ = result.centroids
@@ -650,6 +666,8 @@ class MiniBatchKMeans(_BaseKMeans):
         random rows of the batch now and then; 0 switches this off.
     max_bytes : int, optional
         Memory to use beyond the data, in bytes.
+    threads : int, optional
+        Most threads to work in, in every method, see `anykmeans.kmeans`; never changes a bit.
     kernel : str, default="auto"
         Which kernel does the work; one that is named and cannot run raises with its reason.
 
@@ -719,6 +737,7 @@ class MiniBatchKMeans(_BaseKMeans):
         n_init: int | str = "auto",
         reassignment_ratio: float = 0.01,
         max_bytes: int | None = None,
+        threads: int | None = None,
         kernel: str = "auto",
     ) -> None:
         self.n_clusters = n_clusters
@@ -734,6 +753,7 @@ class MiniBatchKMeans(_BaseKMeans):
         self.n_init = n_init
         self.reassignment_ratio = reassignment_ratio
         self.max_bytes = max_bytes
+        self.threads = threads
         self.kernel = kernel
 
     @eager
@@ -775,7 +795,9 @@ class MiniBatchKMeans(_BaseKMeans):
         self._check_parameters(x)
         init, n_init = self._starting(x)
         w = self._weights(sample_weight, x)
-        Rows.over(x, w, kernel=self.kernel)  # raises if a value is not finite, drawn or not
+        Rows.over(
+            x, w, kernel=self.kernel, threads=self.threads
+        )  # raises if a value is not finite, drawn or not
         n, size = x.shape[0], self._batch_size
         chances = np.ones(n) if w is None else _check.host_float64(w)
         total = chances.sum()
@@ -898,6 +920,7 @@ class MiniBatchKMeans(_BaseKMeans):
             _check.whole(self.init_size, "init_size", 1)
         _check.tolerance(self.tol)
         _check.budget(self.max_bytes, 64 * (x.shape[1] + self.n_clusters))
+        _check.threads(self.threads)
         ratio = self.reassignment_ratio
         if not isinstance(ratio, numbers.Real) or not 0 <= ratio < math.inf:
             raise ValueError(
@@ -920,7 +943,7 @@ class MiniBatchKMeans(_BaseKMeans):
         """Return the mean variance of the features."""
         n, d = x.shape
         one = like(np.zeros(n, dtype=np.int64), x)
-        mean = cluster_sums(x, one, 1)[0] / n
+        mean = cluster_sums(x, one, 1, threads=self.threads)[0] / n
         spread = self._evaluate(x, mean)[2]
         return spread / float(n * d)
 
@@ -936,6 +959,7 @@ class MiniBatchKMeans(_BaseKMeans):
             rng=rng,
             sample_weight=w,
             max_bytes=self.max_bytes,
+            threads=self.threads,
             kernel=self.kernel,
         )
 
@@ -953,7 +977,7 @@ class MiniBatchKMeans(_BaseKMeans):
         due = since >= 10 * k or not to_numpy(counts).all()
         labels, _, inertia = self._evaluate(x, centers, w)
         self._n_since_last_reassign = 0 if due else since
-        batch_sums, mass = cluster_sums(x, labels, k, sample_weight=w)
+        batch_sums, mass = cluster_sums(x, labels, k, sample_weight=w, threads=self.threads)
         sums, counts = sums + batch_sums, counts + mass
         centers = means(xp, sums, xp.where(mass > 0, counts, mass), centers)
 

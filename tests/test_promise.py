@@ -143,14 +143,14 @@ def test_smallest_memory_budget():
 def test_every_thread_count(backend, make, host, kernel, monkeypatch, threads, max_bytes):
     x, w = blobs(3000, 7, "float32"), sample_weights(3000)
     wanted = reference(x, 20, w, rng=2, max_iter=10)
-    monkeypatch.setattr(_work, "THREADS", threads)
+    monkeypatch.setattr(_work, "_SMALL", 0)
     own = None
     if backend.library == "torch" and max_bytes is None:
         own = backend.xp.get_num_threads()
         backend.xp.set_num_threads(threads)
-    options = {"rng": 2, "max_iter": 10, "max_bytes": max_bytes, "kernel": kernel}
+    options = {"rng": 2, "max_iter": 10, "max_bytes": max_bytes, "threads": threads}
     try:
-        result = kmeans(make(x), 20, sample_weight=make(w), **options)
+        result = kmeans(make(x), 20, sample_weight=make(w), kernel=kernel, **options)
     finally:
         if own:
             backend.xp.set_num_threads(own)
@@ -419,12 +419,13 @@ def test_what_is_out_of_range_inside_is_no_error(kernel, columns, monkeypatch):
     x = np.concatenate([rng.normal(size=(90, 2)), np.exp(-rng.random((90, 2)) * 700)], axis=1)
     x[:, :2] *= columns
     w = np.exp(-rng.random(90) * 700)
-    monkeypatch.setattr(_work, "THREADS", 3)
+    monkeypatch.setattr(_work, "_SMALL", 0)
+    how = {"kernel": kernel, "threads": 3}
 
     def fit(init):
-        result = kmeans(x, 4, init=init, rng=0, n_init=1, sample_weight=w, kernel=kernel)
-        model = KMeans(4, random_state=0, kernel=kernel).fit(x)
-        batches = MiniBatchKMeans(4, random_state=0, batch_size=20, kernel=kernel).fit(x)
+        result = kmeans(x, 4, init=init, rng=0, n_init=1, sample_weight=w, **how)
+        model = KMeans(4, random_state=0, **how).fit(x)
+        batches = MiniBatchKMeans(4, random_state=0, batch_size=20, **how).fit(x)
         batches.partial_fit(x, sample_weight=w)
         return [
             bits(result),
@@ -432,8 +433,8 @@ def test_what_is_out_of_range_inside_is_no_error(kernel, columns, monkeypatch):
             *(m.predict(x).tobytes() for m in (model, batches)),
             *(m.score(x, sample_weight=w) for m in (model, batches)),
             model.as_sklearn().cluster_centers_.tobytes(),
-            *(a.tobytes() for a in assign(x, x[:5])),
-            kmeans_plusplus(x, 4, random_state=0)[1].tobytes(),
+            *(a.tobytes() for a in assign(x, x[:5], threads=3)),
+            kmeans_plusplus(x, 4, random_state=0, threads=3)[1].tobytes(),
         ]
 
     for init in ("k-means++", "k-means||", "random"):
