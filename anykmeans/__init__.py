@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING
 
+from anykmeans._fork import first_call
+
 __version__ = "0.1.0"
 
 __all__ = [
@@ -36,7 +38,8 @@ if TYPE_CHECKING:
 def __getattr__(name: str) -> object:
     if name not in _HOME:
         raise AttributeError(f"module 'anykmeans' has no attribute {name!r}")
-    value = getattr(importlib.import_module(_HOME[name]), name)
+    with first_call:
+        value = getattr(importlib.import_module(_HOME[name]), name)
     globals()[name] = value
     return value
 

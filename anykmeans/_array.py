@@ -8,10 +8,12 @@ own.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, ParamSpec, TypeVar, cast
 
@@ -29,6 +31,14 @@ Selection = Any  # a slice, or an integer array of row numbers
 
 _SPARSE_BYTES = 1 << 28  # for a copy of sparse rows, unless the user says otherwise
 
+# What libraries call their arrays.
+_CLASSES = {
+    "torch": "Tensor",
+    "cupy": "ndarray",
+    "jax": "Array",
+    "dask.array": "Array",
+    "sparse": "SparseArray",
+}
 # Dtypes whose every value is a float32, so that float32 arithmetic starts from exact numbers.
 _NARROW = {"float32", "float16", "bfloat16", "bool", "int8", "uint8", "int16", "uint16"}
 _WIDE = {"float64", "int32", "uint32", "int64", "uint64"}
@@ -36,30 +46,72 @@ _WIDE = {"float64", "int32", "uint32", "int64", "uint64"}
 _SINGLE_STATE = {"float32", "float16", "bfloat16"}
 
 
+# How the user wants floating-point errors handled, while a public function is at work.
+_errors: ContextVar[Any] = ContextVar("errors", default=None)
+
+
+class _NoErrors:
+    """Has no underflow or overflow inside end a call, whatever the user's `numpy.errstate`."""
+
+    def __enter__(self) -> None:
+        self._outermost = _errors.get() is None  # else a public function has called another
+        if self._outermost:
+            self._users = np.seterr(all="ignore")
+            self._before = _errors.set(self._users)
+
+    def __exit__(self, *error: object) -> None:
+        if self._outermost:
+            _errors.reset(self._before)
+            np.seterr(**self._users)
+
+
 def eager(function: Callable[P, T]) -> Callable[P, T]:
-    """Return `function` as one that `torch.compile` calls as it is.
+    """Return a public function as one that `torch.compile` calls as it is, and that no errors of NumPy end.
 
     It would look into it otherwise, and take PyTorch's operations for NumPy's, whose bits are others.
     """
 
+    def handled(*args: P.args, **kwargs: P.kwargs) -> T:
+        with _NoErrors():
+            return function(*args, **kwargs)
+
     @functools.wraps(function)
     def called(*args: P.args, **kwargs: P.kwargs) -> T:
-        dynamo = sys.modules.get("torch._dynamo")
-        if dynamo is None:  # nothing is being compiled
-            return function(*args, **kwargs)
-        left_alone: Callable[P, T] = dynamo.disable(function)
+        disable = getattr(sys.modules.get("torch._dynamo"), "disable", None)
+        if disable is None:  # nothing is being compiled
+            with _NoErrors():
+                return function(*args, **kwargs)
+        left_alone: Callable[P, T] = disable(handled)
         return left_alone(*args, **kwargs)
 
     called._torchdynamo_disable = True  # type: ignore[attr-defined]
     return called
 
 
+@contextlib.contextmanager
+def users_errors() -> Iterator[None]:
+    """Handle floating-point errors as the user does, for a function of theirs."""
+    errors = _errors.get()
+    before = _errors.set(None)
+    try:
+        with np.errstate(**(errors or {})):
+            yield
+    finally:
+        _errors.reset(before)
+
+
+def is_of(x: object, library: str) -> bool:
+    """Return whether `x` is an array of a library, one of `_CLASSES`, without importing it."""
+    # Another thread may be importing the library just now, or its import be blocked: then `x` cannot be of it.
+    kind = getattr(sys.modules.get(library), _CLASSES[library], None)
+    return isinstance(kind, type) and isinstance(x, kind)
+
+
 def is_sparse(x: object) -> bool:
     """Return whether `x` is a SciPy sparse matrix or array, without importing SciPy."""
     if isinstance(x, np.ndarray):
         return False
-    # Another thread may be importing SciPy just now: then `x` cannot be one yet.
-    issparse = getattr(sys.modules.get("scipy.sparse"), "issparse", None)
+    issparse = getattr(sys.modules.get("scipy.sparse"), "issparse", None)  # as in `is_of`
     return issparse is not None and bool(issparse(x))
 
 
@@ -70,7 +122,7 @@ def is_array(x: object) -> bool:
 
 def as_array(x: Any, name: str = "x") -> Array:
     """Return `x` as an array of its own library: lists and frames become NumPy, tensors detached."""
-    if type(x) is np.ndarray and x.dtype.kind != "O":
+    if type(x) is np.ndarray and x.dtype.kind != "O":  # the most common, and nothing is to be done
         return x
     if is_sparse(x):
         if len(x.shape) > 2:
@@ -79,7 +131,7 @@ def as_array(x: Any, name: str = "x") -> Array:
                 f"Make it dense with `{name}.toarray()`."
             )
         return x.tocsr()
-    if array_api_compat.is_torch_array(x):
+    if is_of(x, "torch"):
         if (reason := _unreadable(x)) is not None:
             raise TypeError(f"`{name}` must be a dense array; got {reason}.")
         return x.detach().resolve_neg()
@@ -90,7 +142,7 @@ def as_array(x: Any, name: str = "x") -> Array:
     if isinstance(x, np.ndarray):
         _refuse_masked(x, name)
         a = np.asarray(x)  # a view: subclasses such as np.matrix have operators of their own
-    elif array_api_compat.is_array_api_obj(x) or hasattr(x, "__array_namespace__"):
+    elif hasattr(x, "__array_namespace__") or any(is_of(x, library) for library in _CLASSES):
         return x
     else:
         a = _of_frame(x, name) if hasattr(x, "to_numpy") else _of_rows(x, name)
@@ -172,7 +224,7 @@ def _of_rows(x: Any, name: str) -> np.ndarray:
         a = np.asarray(x)
     except (ValueError, TypeError, RuntimeError) as error:
         advice = "Make every row the same length."
-        if rows and array_api_compat.is_array_api_obj(rows[0]):
+        if rows and any(is_of(rows[0], library) for library in _CLASSES):
             advice = f"Stack them first: `{library_of(rows[0])}.stack({name})`."
         raise ValueError(
             f"`{name}` must be an array or rows of equal length; got {type(x).__name__} that "
@@ -238,9 +290,9 @@ def on_cpu(x: Array) -> bool:
     """Return whether NumPy can look at the memory of `x`."""
     if is_sparse(x) or isinstance(x, np.ndarray):
         return True
-    if array_api_compat.is_torch_array(x):
+    if is_of(x, "torch"):
         return bool(x.device.type == "cpu")
-    if array_api_compat.is_jax_array(x):
+    if is_of(x, "jax"):
         return bool(next(iter(x.devices())).platform == "cpu")
     return False
 
@@ -249,15 +301,15 @@ def to_numpy(x: Array) -> Any:
     """Return the values of `x` in host memory as NumPy (or the sparse matrix itself)."""
     if is_sparse(x) or isinstance(x, np.ndarray):
         return x
-    if array_api_compat.is_torch_array(x):
+    if is_of(x, "torch"):
         x = x.detach().cpu()
         return (x.float() if dtype_name(x) == "bfloat16" else x).numpy()
-    if array_api_compat.is_cupy_array(x):
+    if is_of(x, "cupy"):
         return x.get()
     if library_of(x) == "array_api_strict":
         # Its pretended devices refuse NumPy on purpose; the sanctioned way is through its CPU.
         return np.asarray(x.to_device(namespace(x).Device("CPU_DEVICE")))
-    if array_api_compat.is_jax_array(x):
+    if is_of(x, "jax"):
         return np.asarray(x)
     return np.from_dlpack(x)
 
@@ -291,7 +343,7 @@ def from_numpy(a: Any, library: str, device: Any = None) -> Array:
 
 def move(x: Array, library: str, device: Any = None) -> Array:
     """Return a copy of `x` in another library and on another device."""
-    if library == "torch" and array_api_compat.is_torch_array(x):
+    if library == "torch" and is_of(x, "torch"):
         return x.detach().to(device=device or "cpu", copy=True)  # keeps bfloat16, GPU to GPU
     return from_numpy(np.array(to_numpy(x)), library, device)
 
@@ -313,7 +365,7 @@ def full_float32_products(x: Array) -> bool:
     PyTorch, CuPy and JAX can be told to (or do) round the factors to 10 bits on tensor cores; the
     error bounds behind certified labels would not hold then, so such products are made in float64.
     """
-    if array_api_compat.is_torch_array(x):
+    if is_of(x, "torch"):
         import torch
 
         if torch.is_autocast_enabled(x.device.type):
@@ -327,11 +379,18 @@ def full_float32_products(x: Array) -> bool:
             )
         except RuntimeError:  # somebody has set the precision by its newer name
             return False
-    if array_api_compat.is_cupy_array(x):
+    if is_of(x, "cupy"):
         return os.environ.get("CUPY_TF32", "0") != "1"
-    if array_api_compat.is_jax_array(x):
+    if is_of(x, "jax"):
         return on_cpu(x)
     return True
+
+
+def take(x: Array, indices: np.ndarray) -> Array:
+    """Return rows of `x` by their numbers (m,)."""
+    if is_sparse(x) or isinstance(x, np.ndarray):
+        return x[indices]
+    return namespace(x).take(x, like(indices, x), axis=0)
 
 
 def put(xp: Namespace, a: Array, at: Array, values: Array) -> Array:
@@ -398,14 +457,14 @@ class Matrix:
             data = SparseRows.of(x, given, (max_bytes or _SPARSE_BYTES) // 2)
             return cls(x, data, np_compat, "cpu", dtype)
         if host and not isinstance(x, np.ndarray):
-            if array_api_compat.is_torch_array(x):
+            if is_of(x, "torch"):
                 import torch
 
                 # NumPy has no bfloat16; its bits are the upper half of a float32's.
                 data = (x.view(torch.int16) if dtype == "bfloat16" else x).numpy()
             else:
                 data = np.asarray(x)
-        elif library == "torch" and array_api_compat.is_cupy_array(x):
+        elif library == "torch" and is_of(x, "cupy"):
             import torch
 
             # A tensor has no strides below 0; rows that do are not sent here, but weights may be.
@@ -473,14 +532,14 @@ class Matrix:
         """Whether rows are sparse."""
         return isinstance(self.data, SparseRows)
 
-    @functools.cached_property
+    @property
     def width(self) -> int:
         """How many numbers a row takes: its features, or, if they are sparse, entries in the mean."""
         if not self.sparse:
             return self.shape[1]
         return 1 + int(self.data.entries) // self.shape[0]
 
-    @functools.cached_property
+    @property
     def terms(self) -> int:
         """How many terms a product with a row has at most."""
         return max(1, self.data.longest) if self.sparse else self.shape[1]
@@ -537,7 +596,7 @@ class Matrix:
         """Return a result in the library and on the device of the user's array."""
         if self.data is self.source:
             return a
-        if array_api_compat.is_cupy_array(self.source):
+        if is_of(self.source, "cupy"):
             return namespace(self.source).from_dlpack(a)
         return like(a, self.source)
 

@@ -173,6 +173,11 @@ def budget(max_bytes: Any, row_bytes: int) -> int | None:
     return bytes_
 
 
+def threads(value: Any) -> int | None:
+    """Return `value` as a whole number of threads, at least one, or None."""
+    return None if value is None else whole(value, "threads", 1)
+
+
 def weights(w: Any, x: Array, names: Names = FUNCTIONS, *, follow: bool = False) -> Array | None:
     """Return sample weights in the library of `x`: finite, not negative, not all zero.
 
@@ -269,16 +274,6 @@ def start(init: Any, x: Array, k: int, names: Names = FUNCTIONS) -> Any:
     if isinstance(init, str):
         return word(init, "init", INITS)
     return init if callable(init) else centroids(init, x, "init", k, names)
-
-
-def reach(largest: float, c: Any, name: str) -> None:
-    """Raise if centroids (k, d) are so far that rows of magnitude `largest` are one point to them."""
-    far = float(np.abs(c).max())
-    if largest > 0 and np.frexp(far)[1] - np.frexp(largest)[1] > 400:
-        raise ValueError(
-            f"`{name}` must be within a factor of 1e120 of the rows; got {far:.1e} with rows of "
-            f"magnitude {largest:.1e}, whose differences would not show in any distance."
-        )
 
 
 def _numbers(a: Any, name: str) -> tuple[Array, bool]:

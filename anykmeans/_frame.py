@@ -10,6 +10,22 @@ from anykmeans._array import Array, Matrix, Selection, to_numpy
 from anykmeans._exact import power_of_two
 from anykmeans._sparse import SparseRows
 
+# How many times as large as another a number may be for both to show in a distance.
+BESIDE = 2.0**200
+
+
+def within_reach(c: np.ndarray, largest: float) -> np.ndarray:
+    """Return centroids (k, d), float64, none too far for rows of magnitude `largest` to show beside it.
+
+    One that is cannot be the nearest of any row, and neither can what it is cut to.
+    """
+    magnitudes = np.abs(c)
+    if magnitudes.max() <= BESIDE * largest:
+        return c
+    magnitudes = magnitudes.max(axis=1)
+    limit = BESIDE * (max(largest, magnitudes.min()) or magnitudes[magnitudes > 0].min())
+    return np.clip(c, -limit, limit) if limit < magnitudes.max() else c
+
 
 class Frame:
     """Coordinates for one matrix.

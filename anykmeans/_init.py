@@ -16,7 +16,7 @@ import numpy as np
 
 from anykmeans import _array as arrays
 from anykmeans import _check as check
-from anykmeans._array import Array, Matrix, to_numpy
+from anykmeans._array import Array, Matrix, to_numpy, users_errors
 from anykmeans._exact import Grid
 from anykmeans._frame import Frame
 from anykmeans._lloyd import lloyd
@@ -59,13 +59,20 @@ def initial_centroids(
     rng: Any = None,
     sample_weight: Array | None = None,
     max_bytes: int | None = None,
+    threads: int | None = None,
     kernel: str = "auto",
     names: check.Names = check.FUNCTIONS,
 ) -> Array:
     """Return initial centroids (k, d) for rows `x` (n, d), where `x` lives."""
     init = check.start(init, x, k, names)
     rows = Rows.over(
-        x, sample_weight, kernel=kernel, max_bytes=max_bytes, names=names, given=given(init, x)
+        x,
+        sample_weight,
+        kernel=kernel,
+        max_bytes=max_bytes,
+        threads=threads,
+        names=names,
+        given=given(init, x),
     )
     with rows.work:
         return rows.matrix.give(rows.matrix.spread(start(rows, k, init, generator(rng))))
@@ -91,10 +98,11 @@ def start(rows: Rows, k: int, init: Init, rng: Draws) -> Array:
             return rows.rows(matrix.asarray(_random(rows, k, rng)))
         return rows.rows(matrix.asarray(plus_plus(rows, k, rng)))
     if callable(init):
-        init = check.centroids(init(matrix.source, k, rng), matrix.source, "init", k, rows.names)
+        with users_errors():
+            init = init(matrix.source, k, rng)
+        init = check.centroids(init, matrix.source, "init", k, rows.names)
     c = matrix.asarray(matrix.columns_of(check.host_float64(init)))
-    with np.errstate(over="ignore"):
-        c = xp.astype(c, matrix.state_dtype)
+    c = xp.astype(c, matrix.state_dtype)
     if not bool(xp.all(xp.isfinite(c))):
         raise ValueError(
             f"`init` must fit the dtype of the centroids, {arrays.dtype_name(c)}; got values "
@@ -332,7 +340,8 @@ def parallel(rows: Rows, k: int, rng: Draws) -> Array:
     mass = rows.masses(rows.label(c), int(c.shape[0]))
     weights = Matrix.of(mass[:, None], rows.kernel.library)
     candidates = matrix.take(matrix.asarray(picked))
-    few = Rows(candidates, weights, rows.kernel, max_bytes=rows.work.max_bytes)
+    max_bytes, threads = rows.work.max_bytes, rows.work.most
+    few = Rows(candidates, weights, rows.kernel, max_bytes=max_bytes, threads=threads)
     with few.work:
         c = few.rows(matrix.asarray(plus_plus(few, k, rng)))
         few.begin(c)

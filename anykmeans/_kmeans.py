@@ -16,12 +16,16 @@ from anykmeans._array import (
     Namespace,
     eager,
     is_sparse,
+    like,
     namespace,
     on_cpu,
     put,
+    take,
     to_numpy,
 )
 from anykmeans._exact import squared_norms
+from anykmeans._fork import first_call
+from anykmeans._frame import BESIDE
 from anykmeans._init import Draws, Init, generator, given, plus_plus, start
 from anykmeans._lloyd import lloyd
 from anykmeans._rows import Rows, leap_together, settle_together
@@ -88,6 +92,7 @@ def kmeans(
     empty: str = "relocate",
     precision: str = "exact",
     max_bytes: int | None = None,
+    threads: int | None = None,
     kernel: str = "auto",
 ) -> KMeansResult:
     """Return the k-means clustering of the rows of `x`, where `x` lives.
@@ -130,6 +135,9 @@ def kmeans(
         Budget for memory beyond `x`; up to about 90 bytes a row (labels, bounds, distances, draws) and
         a dozen copies of the centroids, or of the ten times as many candidates of ``"k-means||"``, come on top.
         Default: 256 MiB on a CPU, 1 GiB elsewhere.
+    threads : int, optional
+        Most threads to work in, whatever bounds them otherwise: the cores that this process may use, a
+        container's share of them, `OMP_NUM_THREADS` and ``threadpoolctl.threadpool_limits``. Never changes a bit.
     kernel : str
         ``"auto"`` or the name of a kernel, see `anykmeans.kernels`.
 
@@ -163,7 +171,7 @@ def kmeans(
     Notes
     -----
     Values from 1e-300 to 1e300 are scaled by a power of two and work; an inertia beyond float64 is
-    infinite. Side by side they have limits: differences below 1e-150 of the largest value do not
+    infinite. Side by side rows have limits: differences below 1e-150 of the largest value do not
     show in a distance. Sums of float32, half precision and integers are exact; sums of float64 and of
     weighted rows keep 263 bits below a feature's largest value (at n = 10^6), and what is smaller
     counts as zero.
@@ -201,6 +209,7 @@ def kmeans(
         empty=empty,
         precision=precision,
         max_bytes=max_bytes,
+        threads=threads,
         kernel=kernel,
     )
 
@@ -218,6 +227,7 @@ def cluster(
     empty: str,
     precision: str,
     max_bytes: int | None,
+    threads: int | None,
     kernel: str,
     names: check.Names = check.FUNCTIONS,
     watch: Watch | None = None,
@@ -231,6 +241,7 @@ def cluster(
     check.word(empty, "empty", check.EMPTY)
     check.word(precision, "precision", check.PRECISIONS)
     max_bytes = check.budget(max_bytes, 64 * (x.shape[-1] + k))
+    threads = check.threads(threads)
     draws = generator(rng)
     init = check.start(init, x, k, names)
     runs = _runs(n_init, init)
@@ -245,7 +256,7 @@ def cluster(
         empty=empty,
         watch=watch,
     )
-    over = functools.partial(Rows.over, max_bytes=max_bytes, precision=precision)
+    over = functools.partial(Rows.over, max_bytes=max_bytes, threads=threads, precision=precision)
     if len(x.shape) == 2:
         rows = over(x, sample_weight, kernel=kernel, names=names, given=given(init, x))
         ((inertia, c, labels, n_iter, converged),) = best([_Problem("", rows, init)])
@@ -348,9 +359,9 @@ def _run(
 ) -> list[_Run]:
     """Return inertia, centroids, labels, passes and whether it stopped, of one run of each problem."""
     stops = []
-    for problem, c in zip(problems, starts, strict=True):
+    starts = [problem.rows.begin(c) for problem, c in zip(problems, starts, strict=True)]
+    for problem in problems:
         with problem.named():
-            problem.rows.begin(c)
             stops.append(tol * problem.rows.variance() if tol else 0.0)
     sources = [problem.rows for problem in problems]
     run = lloyd if watch is None else functools.partial(_watched, watch)
@@ -373,7 +384,7 @@ def _run(
     found = []
     for rows, (c, n_iter, converged) in zip(sources, ends, strict=True):
         labels, _, inertia = rows.finish(c)
-        found.append((inertia, c, labels, n_iter, converged))
+        found.append((inertia, rows.restored(c), labels, n_iter, converged))
     return found
 
 
@@ -424,7 +435,8 @@ def _warn_if_few(labels: Array, k: int, names: check.Names) -> None:
     used = [_distinct(each, k) for each in problems]
     few = [i for i, number in enumerate(used) if number < k]
     if few:
-        from sklearn.exceptions import ConvergenceWarning
+        with first_call:
+            from sklearn.exceptions import ConvergenceWarning
 
         where = f" in {len(few)} of {len(used)} problems, first in {names.x}[{few[0]}]"
         # The words of scikit-learn, by which people filter.
@@ -447,7 +459,12 @@ def _distinct(labels: Array, k: int) -> int:
 
 @eager
 def assign(
-    x: Any, centroids: Any, *, max_bytes: int | None = None, kernel: str = "auto"
+    x: Any,
+    centroids: Any,
+    *,
+    max_bytes: int | None = None,
+    threads: int | None = None,
+    kernel: str = "auto",
 ) -> tuple[Array, Array]:
     """Return the nearest centroid of each row and the squared distance to it.
 
@@ -461,6 +478,8 @@ def assign(
         Centroids beside `x`. Centroids (k, d) are those of every problem.
     max_bytes : int, optional
         Budget for memory beyond `x`, as for `kmeans`.
+    threads : int, optional
+        Most threads to work in, as for `kmeans`.
     kernel : str
         ``"auto"`` or the name of a kernel, see `anykmeans.kernels`.
 
@@ -476,20 +495,23 @@ def assign(
     TypeError
         If an argument is of the wrong type.
     ValueError
+        If `threads` is less than 1.
+    ValueError
         If `x` or `centroids` is not a finite matrix or a batch of such, their features differ in number,
         or they live in different places.
     ValueError
         If the named kernel cannot run on `x`, or `max_bytes` is too small for one row.
     """
     names = check.FUNCTIONS
+    how: dict[str, Any] = {"max_bytes": max_bytes, "threads": threads}
     x = check.matrix(x, names.x, batch=True)
     if len(x.shape) == 2:
-        labels, distances, _ = evaluate(x, centroids, max_bytes=max_bytes, kernel=kernel)
+        labels, distances, _ = evaluate(x, centroids, kernel=kernel, **how)
         return labels, distances
     c = check.centroids(centroids, x, names.centroids)
     kernel = choose(x, kernel).name  # once, as in `kmeans`
     found = [
-        evaluate(one, first, max_bytes=max_bytes, kernel=kernel, names=own)[:2]
+        evaluate(one, first, kernel=kernel, names=own, **how)[:2]
         for own, one, _, first in _problems(x, None, c, names)
     ]
     xp = namespace(x)
@@ -502,17 +524,30 @@ def nearest(
     centroids: Any,
     *,
     max_bytes: int | None = None,
+    threads: int | None = None,
     kernel: str = "auto",
     names: check.Names = check.FUNCTIONS,
 ) -> Array:
     """Return labels (n,), int64: of the nearest centroids."""
     for glance in (True, False):
-        rows, c = _against(x, centroids, None, max_bytes, kernel, names, glance=glance)
+        rows, c = _against(x, centroids, None, max_bytes, threads, kernel, names, glance=glance)
         with rows.work:
             labels = rows.label(c)
+            near = rows.near(c)
         if labels is not None:
             break
-    return rows.matrix.give(rows.xp.astype(labels, rows.xp.int64))
+    labels = rows.matrix.give(rows.xp.astype(labels, rows.xp.int64))
+    if near.size:
+        few = nearest(
+            take(rows.matrix.source, near),
+            centroids,
+            max_bytes=max_bytes,
+            threads=threads,
+            kernel=kernel,
+            names=names,
+        )
+        labels = _replaced(labels, near, few)
+    return labels
 
 
 def evaluate(
@@ -521,15 +556,43 @@ def evaluate(
     *,
     sample_weight: Any = None,
     max_bytes: int | None = None,
+    threads: int | None = None,
     kernel: str = "auto",
     names: check.Names = check.FUNCTIONS,
 ) -> tuple[Array, Array, float]:
     """Return labels (n,), squared distances (n,) and the inertia, bit for bit as a fit ends with."""
-    rows, c = _against(x, centroids, sample_weight, max_bytes, kernel, names)
+    rows, c = _against(x, centroids, sample_weight, max_bytes, threads, kernel, names)
     with rows.work:
         labels, distances, inertia = rows.finish(c)
+        near = rows.near(c)
     give = rows.matrix.give
-    return give(rows.xp.astype(labels, rows.xp.int64)), give(distances), inertia
+    labels, distances = give(rows.xp.astype(labels, rows.xp.int64)), give(distances)
+    if near.size:
+        w = None if rows.weights is None else take(rows.weights.source[:, 0], near)
+        weighs = w is None or bool(namespace(w).any(w > 0))
+        few = evaluate(
+            take(rows.matrix.source, near),
+            centroids,
+            sample_weight=w if weighs else None,
+            max_bytes=max_bytes,
+            threads=threads,
+            kernel=kernel,
+            names=names,
+        )
+        labels, distances = (
+            _replaced(*each) for each in ((labels, near, few[0]), (distances, near, few[1]))
+        )
+        # All others are far beyond these, or have no weight to speak of.
+        inertia = max(inertia, few[2]) if weighs else inertia
+    return labels, distances, inertia
+
+
+def _replaced(found: Array, at: np.ndarray, others: Array, axis: int = 0) -> Array:
+    """Return `found` with `others` in the places `at` (m,) along an axis."""
+    xp, n = namespace(found), found.shape[axis]
+    source = np.arange(n)
+    source[at] = n + np.arange(at.size)
+    return xp.take(xp.concat([found, others], axis=axis), like(source, found), axis=axis)
 
 
 def _against(
@@ -537,6 +600,7 @@ def _against(
     centroids: Any,
     sample_weight: Any,
     max_bytes: int | None,
+    threads: int | None,
     kernel: str,
     names: check.Names,
     *,
@@ -548,18 +612,22 @@ def _against(
     sample_weight = check.weights(sample_weight, x, names)
     max_bytes = check.budget(max_bytes, 64 * (x.shape[1] + c.shape[0]))
     host = check.host_float64(c)
+    magnitudes = np.maximum(host.max(axis=1), -host.min(axis=1))
+    largest = float(magnitudes.max())
+    # Rows beside the first may be as tiny as centroids.
+    glance = glance and int(np.count_nonzero(magnitudes * BESIDE < 1)) < 2
     rows = Rows.over(
         x,
         sample_weight,
         kernel=kernel,
         max_bytes=max_bytes,
+        threads=check.threads(threads),
         names=names,
-        glance=max(float(host.max()), -float(host.min())) if glance else None,
+        glance=largest if glance else None,
         given=host if is_sparse(x) else None,
     )
-    work = _work_centroids(rows, rows.matrix.columns_of(host))
-    rows.begin(work, "off", names.centroids)  # one pass: bounds would not pay
-    return rows, work
+    # One pass: bounds would not pay.
+    return rows, rows.begin(_work_centroids(rows, rows.matrix.columns_of(host)), "off")
 
 
 def _work_centroids(rows: Rows, host: np.ndarray) -> Array:
@@ -575,6 +643,7 @@ def distances(
     centroids: Any,
     *,
     max_bytes: int | None = None,
+    threads: int | None = None,
     kernel: str = "auto",
     names: check.Names = check.FUNCTIONS,
 ) -> Array:
@@ -583,13 +652,32 @@ def distances(
     In up to 64 features compiled code takes differences. Elsewhere they come from products, but those of
     nearly equal rows, where products lose digits, from differences: last bits may differ between libraries.
     """
-    rows, c = _against(x, centroids, None, max_bytes, kernel, names, glance=True)
+    how: dict[str, Any] = {
+        "max_bytes": max_bytes,
+        "threads": threads,
+        "kernel": kernel,
+        "names": names,
+    }
+    for glance in (True, False):
+        rows, c = _against(x, centroids, None, max_bytes, threads, kernel, names, glance=glance)
+        with rows.work:
+            found, lost = _all_distances(rows, c)
+            near = rows.near(c)
+        if not (rows.glanced and lost):
+            break
+    x, found = rows.matrix.source, rows.matrix.give(found)
+    if (far := rows.cut).size:
+        given = check.centroids(centroids, x, names.centroids)
+        found = _replaced(found, far, distances(x, take(given, far), **how), axis=1)
+    if near.size:
+        found = _replaced(found, near, distances(take(x, near), centroids, **how))
+    return found
+
+
+def _all_distances(rows: Rows, c: Array) -> tuple[Array, int]:
+    """Return the distances (n, k) that show beside the largest, and of how many rows they mean nothing."""
     if (pairwise := rows.kernel.pairwise) is not None:
-        found, lost = _written(pairwise, rows, c)
-        if rows.glanced and lost:
-            rows, c = _against(x, centroids, None, max_bytes, kernel, names)
-            found, _ = _written(pairwise, rows, c)
-        return rows.matrix.give(found)
+        return _written(pairwise, rows, c)
     xp, wide = rows.xp, rows.frame.widen(c)
     centred = rows.frame.centre(wide)
     norms = squared_norms(xp, centred)
@@ -612,10 +700,7 @@ def distances(
         return xp.astype(result, rows.matrix.state_dtype)
 
     step = max(1, rows.work.tile // (rows.work.d + 2 * int(c.shape[0])))
-    with rows.work:
-        return rows.matrix.give(
-            xp.concat(rows.work.map(tile_distances, rows.work.tiles(step=step)))
-        )
+    return xp.concat(rows.work.map(tile_distances, rows.work.tiles(step=step))), 0
 
 
 def _written(pairwise: Callable[..., Any], rows: Rows, c: Array) -> tuple[Array, int]:
@@ -624,8 +709,7 @@ def _written(pairwise: Callable[..., Any], rows: Rows, c: Array) -> tuple[Array,
     found = rows.xp.empty((n, c.shape[0]), dtype=rows.matrix.state_dtype)
     step = min(rows.work.readable(rows.matrix), -(-n // (4 * threads if threads > 1 else 1)))
     write = pairwise(rows.frame, rows.frame.widen(c), rows.work.room)
-    with rows.work:
-        lost = rows.work.map(lambda tile: write(tile, found[tile]), rows.work.tiles(step=step))
+    lost = rows.work.map(lambda tile: write(tile, found[tile]), rows.work.tiles(step=step))
     return found, sum(lost)
 
 
@@ -636,13 +720,14 @@ def cluster_sums(
     *,
     sample_weight: Any = None,
     max_bytes: int | None = None,
+    threads: int | None = None,
     kernel: str = "auto",
     names: check.Names = check.FUNCTIONS,
 ) -> tuple[Array, Array]:
     """Return the exact weighted sums (k, d) and weights (k,), float64, of the rows by label."""
     x = check.matrix(x, names.x)
     w = check.weights(sample_weight, x, names)
-    rows = Rows.over(x, w, kernel=kernel, max_bytes=max_bytes, names=names)
+    rows = Rows.over(x, w, kernel=kernel, max_bytes=max_bytes, threads=threads, names=names)
     with rows.work:
         work = labels if rows.matrix.data is x else rows.matrix.asarray(to_numpy(labels))
         sums, mass = (a * 2.0**rows.heaviest for a in rows.totals(rows.stats(work, k)))
@@ -659,11 +744,12 @@ def kmeans_plusplus(
     random_state: int | np.random.RandomState | None = None,
     n_local_trials: int | None = None,
     max_bytes: int | None = None,
+    threads: int | None = None,
     kernel: str = "auto",
 ) -> tuple[Array, Array]:
     """Return initial centroids by greedy k-means++, and the rows they are.
 
-    Takes and returns what scikit-learn's function of this name does.
+    Takes and returns what scikit-learn's function of this name does, and takes `threads`.
 
     Parameters
     ----------
@@ -681,6 +767,8 @@ def kmeans_plusplus(
         Rows tried for each pick; default ``2 + int(log(n_clusters))``.
     max_bytes : int, optional
         Budget for memory beyond `X`, as for `kmeans`.
+    threads : int, optional
+        Most threads to work in, as for `kmeans`.
     kernel : str
         ``"auto"`` or the name of a kernel, see `anykmeans.kernels`.
 
@@ -699,6 +787,8 @@ def kmeans_plusplus(
         If `X` is not a finite matrix with at least `n_clusters` rows.
     ValueError
         If the weights or the squared norms are not one a row, or weights are negative, all zero or not finite.
+    ValueError
+        If `n_local_trials` or `threads` is less than 1.
     ValueError
         If the named kernel cannot run on `X`, or `max_bytes` is too small for one row.
 
@@ -719,7 +809,8 @@ def kmeans_plusplus(
     else:
         draws = generator(random_state, "random_state")
     max_bytes = check.budget(max_bytes, 64 * (x.shape[1] + k))
-    rows = Rows.over(x, w, kernel=kernel, max_bytes=max_bytes, names=names)
+    threads = check.threads(threads)
+    rows = Rows.over(x, w, kernel=kernel, max_bytes=max_bytes, threads=threads, names=names)
     with rows.work:
         at = rows.matrix.asarray(plus_plus(rows, k, draws, n_local_trials))
     give = rows.matrix.give

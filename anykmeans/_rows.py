@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 import operator
 
@@ -24,7 +23,7 @@ from anykmeans._exact import (
     power_of_two,
     significant_bits,
 )
-from anykmeans._frame import Frame
+from anykmeans._frame import BESIDE, Frame, within_reach
 from anykmeans._groups import groups
 from anykmeans._search import Search, moves, own_distances
 from anykmeans._stats import ClusterStats, means, seats
@@ -51,6 +50,8 @@ class Rows:
         How the steps are made.
     max_bytes : int or None
         Budget for temporaries and bounds.
+    threads : int or None
+        Most threads to work in.
     precision : {"exact", "fast"}
         Whether labels are certified.
     names : Names
@@ -72,6 +73,7 @@ class Rows:
         kernel: Kernel,
         *,
         max_bytes: int | None = None,
+        threads: int | None = None,
         precision: str = "exact",
         names: check.Names = check.FUNCTIONS,
         glance: float | None = None,
@@ -80,7 +82,17 @@ class Rows:
         self.xp, self.shape = matrix.xp, matrix.shape
         self.exact, self.names = precision == "exact", names
         n, width = self.shape[0], matrix.width
-        self.work = Work(n, width, host=kernel.host, max_bytes=max_bytes, blas=not kernel.compiled)
+        self.work = Work(
+            n,
+            width,
+            host=kernel.host,
+            max_bytes=max_bytes,
+            threads=threads,
+            blas=not kernel.compiled,
+        )
+        self._grid: Grid | None = None
+        self._extents: tuple[np.ndarray, ...] | None = None
+        self._spread: tuple[float, int] | None = None
         self.glanced = glance is not None and kernel.wary and self._glance(glance)
         if not self.glanced:
             self._plan(names.x)
@@ -93,6 +105,7 @@ class Rows:
         *,
         kernel: str = "auto",
         max_bytes: int | None = None,
+        threads: int | None = None,
         precision: str = "exact",
         names: check.Names = check.FUNCTIONS,
         glance: float | None = None,
@@ -112,6 +125,7 @@ class Rows:
             weights,
             chosen,
             max_bytes=max_bytes,
+            threads=threads,
             precision=precision,
             names=names,
             glance=glance,
@@ -160,9 +174,14 @@ class Rows:
         check.summable(largest, n, name)
         self.largest = float(high.max())
 
-    @functools.cached_property
+    @property
     def _extent(self) -> tuple[np.ndarray, ...]:
         """By feature, the largest magnitude of rows, and the largest and the smallest nonzero one of summands."""
+        if self._extents is None:
+            self._extents = self._magnitudes()
+        return self._extents
+
+    def _magnitudes(self) -> tuple[np.ndarray, ...]:
         xp, matrix = self.xp, self.matrix
 
         def magnitudes(tile: slice) -> tuple[np.ndarray, ...]:
@@ -174,8 +193,7 @@ class Rows:
             high = xp.max(x, axis=0)
             w = self.relative_weight(tile)
             if w is not None:
-                with np.errstate(over="ignore", invalid="ignore"):
-                    x = xp.concat([xp.astype(x, xp.float64) * w[:, None], w[:, None]], axis=1)
+                x = xp.concat([xp.astype(x, xp.float64) * w[:, None], w[:, None]], axis=1)
             largest = high if w is None else xp.max(x, axis=0)
             smallest = largest
             if w is not None or not matrix.integral:
@@ -184,9 +202,16 @@ class Rows:
 
         return self.work.reduce(magnitudes, self._shares(self.shape[0]), _merged_magnitudes)
 
-    @functools.cached_property
+    # No `functools.cached_property`: up to Python 3.11 it has a lock, which a process forked meanwhile would wait for.
+    @property
     def grid(self) -> Grid:
         """The grids of the sums, which labels alone do not need."""
+        if self._grid is None:
+            self._grid = self._planned()
+            self._scale = self.matrix.asarray(self._grid.scale)
+        return self._grid
+
+    def _planned(self) -> Grid:
         high, largest, smallest = self._extent
         n, matrix = self.shape[0], self.matrix
         digits = NARROW_DIGITS if matrix.narrow else DIGITS
@@ -199,15 +224,6 @@ class Rows:
         one = 1.0, 2.0 ** (digits - 1)
         largest, smallest = np.append(largest, one[0]), np.append(smallest, one[1])
         return Grid.of(largest, largest, smallest, n, digits)
-
-    @functools.cached_property
-    def _scale(self) -> Array:
-        return self.matrix.asarray(self.grid.scale)
-
-    @functools.cached_property
-    def frame(self) -> Frame:
-        """The coordinates of comparison; a run from centroids chooses its own."""
-        return Frame(self.matrix, self.largest)
 
     def _shares(self, m: int, clusters: int = 0) -> list[slice]:
         """Return tiles of `m` rows; each ends in the sums of so many `clusters`, if any."""
@@ -281,33 +297,68 @@ class Rows:
 
     # -- the source ---------------------------------------------------------------------------
 
-    def begin(self, c: Array, bounds: str | None = None, name: str = "init") -> None:
-        """Forget labels and bounds, and choose the frame for a run from centroids `c` (k, d).
+    def begin(self, c: Array, bounds: str | None = None) -> Array:
+        """Forget labels and bounds; return the centroids (k, d) to run from for `c`, with a frame for them.
 
-        Raises
-        ------
-        ValueError
-            If the centroids, which the user calls `name`, are beyond all rows.
+        They are others where rows would not show beside these: see `restored`.
         """
         bounds = BOUNDS if bounds is None else bounds
-        host = check.host_float64(c)
-        check.reach(self.largest, host, name)
-        self.frame = Frame.around(self.matrix, self.largest, host)
+        given, host = c, check.host_float64(c)
+        reached = within_reach(host, self.largest)
+        self._cut = None
+        if reached is not host:
+            c = self.matrix.asarray(reached, c.dtype)
+            self._cut = given, c
+        self.frame = Frame.around(self.matrix, self.largest, reached)
         self._stats: ClusterStats | None = None
         if self.kernel.search is not None:
             self._search = self.kernel.search(
                 self.frame, self.work, c.shape[0], bounds=bounds, exact=self.exact
             )
-            return
+            return c
         self._search = Search(
             self.frame,
             self.kernel,
             self.work,
-            self._group(host, bounds),
+            self._group(reached, bounds),
             exact=self.exact,
             skip=bounds != "off",
             drop=bounds == "auto",
         )
+        return c
+
+    def restored(self, c: Array) -> Array:
+        """Return centroids (k, d) with those that `begin` cut, and that have not moved since, as they were given."""
+        if self._cut is None:
+            return c
+        given, cut = self._cut
+        return self.xp.where(self.xp.all(c == cut, axis=1)[:, None], given, c)
+
+    @property
+    def cut(self) -> np.ndarray:
+        """The numbers (m,) of the centroids that `begin` cut."""
+        if self._cut is None:
+            return np.empty(0, np.int64)
+        given, cut = self._cut
+        return np.flatnonzero(to_numpy(self.xp.any(given != cut, axis=1)))
+
+    def near(self, c: Array) -> np.ndarray:
+        """Return the numbers (m,) of rows whose distances to `c` (k, d) may not show beside the largest row."""
+        limit = self.largest / BESIDE
+        if self.glanced or limit == 0:
+            return np.empty(0, np.int64)
+        host = check.host_float64(c)
+        least = np.sort(np.maximum(host.max(axis=1), -host.min(axis=1)))[:2]
+        if least[0] > limit or (least[0] == 0 and min(least[-1], self._extent[2].min()) > limit):
+            return np.empty(0, np.int64)  # all show, or are zero as that centroid is
+
+        def magnitudes(tile: slice) -> np.ndarray:
+            if self.matrix.sparse:
+                return self.matrix.tile(tile).magnitudes()
+            largest = to_numpy(self.xp.max(self.xp.abs(self.matrix.rows(tile)), axis=1))
+            return np.asarray(largest, np.float64)
+
+        return np.flatnonzero(np.concatenate(self.work.map(magnitudes, self.work.tiles())) <= limit)
 
     def _group(self, c: np.ndarray, bounds: str) -> list[np.ndarray]:
         """Return the numbers of the centroids `c` (k, d) by group: near ones together."""
@@ -423,17 +474,17 @@ class Rows:
 
     def variance(self) -> float:
         """Return the mean over features of the rows' weighted variance, in the scaled frame."""
-        variance, exponent = self._variance
+        if self._spread is None:  # the same for every start
+            self._spread = self._variance(), self.frame.exponent
+        variance, exponent = self._spread
         return math.ldexp(variance, 2 * (exponent - self.frame.exponent))
 
-    @functools.cached_property
-    def _variance(self) -> tuple[float, int]:
-        """The variance, and the exponent of the frame it is in: the same for every start."""
+    def _variance(self) -> float:
         xp, (n, d) = self.xp, self.shape
         labels = xp.zeros(n, dtype=xp.int32, device=self.matrix.device)
         sums, mass = self.totals(self.stats(labels, 1))
         spread = self._distances(self.frame.widen(sums / mass[:, None]), labels)
-        return self.cost(spread) / float(mass[0]) / d, self.frame.exponent
+        return self.cost(spread) / float(mass[0]) / d
 
     def label(self, c: Array) -> Array | None:
         """Return the labels (n,) of the nearest of the centroids `c`, or None if a glance at the rows misled."""
@@ -447,11 +498,10 @@ class Rows:
         distances = self._distances(self.frame.widen(c), labels)
         cost = self.cost(distances)
         exponent = 2 * self.frame.exponent
-        with np.errstate(over="ignore"):
-            inertia = float(np.ldexp(cost, exponent + self.heaviest))
-            for part in (self.frame.exponent // 2, (self.frame.exponent + 1) // 2) * 2:
-                if part:  # in four steps, as 2**exponent itself may be out of range
-                    distances = distances * 2.0**part
+        inertia = float(np.ldexp(cost, exponent + self.heaviest))
+        for part in (self.frame.exponent // 2, (self.frame.exponent + 1) // 2) * 2:
+            if part:  # in four steps, as 2**exponent itself may be out of range
+                distances = distances * 2.0**part
         return labels, distances, inertia
 
 

@@ -9,7 +9,6 @@ centroids.
 
 from __future__ import annotations
 
-import functools
 import itertools
 from dataclasses import dataclass
 from typing import Any
@@ -127,10 +126,16 @@ class SparseRows:
 
     def __matmul__(self, dense: np.ndarray) -> np.ndarray:
         """Return the product (m, k) with an array (columns, k)."""
-        from scipy.sparse import csr_array
+        from scipy.sparse import csr_array  # which the rows are of
 
         x = csr_array((self.values, self.features, self.starts), shape=self.shape)
         found: np.ndarray = x @ dense
+        return found
+
+    def magnitudes(self) -> np.ndarray:
+        """Return the largest magnitude (m,), float64, in each row."""
+        found = np.zeros(self.shape[0])
+        np.maximum.at(found, self._owners(), np.abs(self.values.astype(np.float64)))
         return found
 
     def squared_norms(self) -> np.ndarray:
@@ -196,14 +201,21 @@ class Halving:
         """How many additions are above a leaf, if none is left out."""
         return (self.d - 1).bit_length()
 
-    @functools.cached_property
+    @property
     def keys(self) -> np.ndarray:
         """The place (m,) of each column among the leaves: its feature's number with the bits reversed."""
         return reversed_bits(self.columns, self.d)
 
-    @functools.cached_property
+    @property
     def _tree(self) -> tuple[np.ndarray, ...]:
         """Parents, siblings and heights (2 m - 1,), and the two children (m - 1,) of each sum."""
+        # Kept by hand, as `functools.cached_property` has a lock that a forked process would wait for.
+        if "grown" not in vars(self):
+            object.__setattr__(self, "grown", self._grow())
+        found: tuple[np.ndarray, ...] = vars(self)["grown"]
+        return found
+
+    def _grow(self) -> tuple[np.ndarray, ...]:
         m = self.columns.size
         order = np.argsort(self.keys)
         key = self.keys[order]

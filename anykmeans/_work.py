@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
+import math
 import os
+import sys
 import threading
 import time
 from collections import deque
@@ -11,9 +13,10 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
-from anykmeans._array import Matrix
+import numpy as np
+from threadpoolctl import ThreadpoolController
 
-THREADS: int | None = None  # None: by the size of the work and the cores this process may use
+from anykmeans._array import Matrix
 
 _SMALL = 1 << 17  # numbers in `x` below which starting threads costs more than they save
 _CPU_BYTES, _DEVICE_BYTES = 1 << 28, 1 << 30
@@ -29,15 +32,15 @@ class _OneBlasThread:
     def __init__(self) -> None:
         self._lock, self.users = threading.Lock(), 0
         self._controller: Any = None
+        self._modules = 0
         self._limit: Any = None
+        self._before = math.inf
 
     def enter(self) -> None:
         with self._lock:
             if self.users == 0:
-                if self._controller is None:  # finding the loaded libraries takes milliseconds
-                    from threadpoolctl import ThreadpoolController
-
-                    self._controller = ThreadpoolController()
+                self._find()
+                self._before = self._most("blas")
                 self._limit = self._controller.limit(limits=1, user_api="blas")
             self.users += 1
 
@@ -46,6 +49,29 @@ class _OneBlasThread:
             self.users -= 1
             if self.users == 0:
                 self._limit.restore_original_limits()
+
+    def allowed(self) -> float:
+        """Return how many threads BLAS and OpenMP may use, as their user says: what `threadpool_limits` sets."""
+        with self._lock:
+            self._find()
+            blas = self._before if self.users else self._most("blas")  # now it is ours that says
+            return min(blas, self._most("openmp"))
+
+    def _find(self) -> None:
+        """Find the loaded libraries, which takes milliseconds: they come with modules."""
+        if self._controller is None or (self.users == 0 and self._modules != len(sys.modules)):
+            self._controller, self._modules = ThreadpoolController(), len(sys.modules)
+
+    def _most(self, api: str) -> float:
+        """Return the largest number of threads of the loaded libraries; what has but one by nature is no limit."""
+        libraries = [
+            each
+            for each in self._controller.lib_controllers
+            if each.user_api == api
+            and each.internal_api != "blis"  # which has one unless told otherwise
+            and getattr(each, "threading_layer", None) != "disabled"
+        ]
+        return max((each.num_threads or math.inf for each in libraries), default=math.inf)
 
     def forget(self) -> None:
         """Start anew in a forked process: those who held the lock or the limit are not in it."""
@@ -60,12 +86,58 @@ if hasattr(os, "register_at_fork"):
 
 
 def _cores() -> int:
-    """Return the cores this process may use; OMP_NUM_THREADS is respected, as joblib sets it."""
-    cores = (
-        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    )
-    limit = os.environ.get("OMP_NUM_THREADS", "").split(",")[0]
-    return max(1, min(cores, int(limit))) if limit.isdigit() else cores
+    """Return how many threads to work in where nobody has said: the least of all that bounds them."""
+    if hasattr(os, "process_cpu_count"):
+        cores = os.process_cpu_count() or 1
+    elif hasattr(os, "sched_getaffinity"):
+        cores = len(os.sched_getaffinity(0))
+    else:
+        cores = os.cpu_count() or 1
+    said = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()
+    told = int(said) if said.isdecimal() and int(said) else math.inf
+    return max(1, int(min(cores, told, _quota(), _one_blas_thread.allowed())))
+
+
+@functools.cache  # a container's share is given to it before it begins
+def _quota(groups: str = "/proc/self/cgroup", mounted: str = "/sys/fs/cgroup") -> float:
+    """Return how many cores' time the control groups of this process, and those around them, may take."""
+    shares = [math.inf]
+    for line in _lines(groups):
+        _, controllers, path = line.split(":", 2)
+        if not controllers:  # version 2, alone or beside version 1
+            for base in (mounted, os.path.join(mounted, "unified")):
+                for folder in _up(path):
+                    for limits in _lines(f"{base}{folder}/cpu.max"):
+                        shares.append(_share(*limits.split()))
+        elif "cpu" in controllers.split(","):
+            for base in (os.path.join(mounted, controllers), os.path.join(mounted, "cpu")):
+                for folder in _up(path):
+                    quota = _lines(f"{base}{folder}/cpu.cfs_quota_us")
+                    period = _lines(f"{base}{folder}/cpu.cfs_period_us")
+                    shares += map(_share, quota, period)
+    return min(shares)
+
+
+def _lines(path: str) -> list[str]:
+    try:
+        with open(path, encoding="utf-8") as file:
+            return file.read().splitlines()
+    except (OSError, ValueError):
+        return []
+
+
+def _up(path: str) -> list[str]:
+    """Return a path, "/a/b", and all above it, "/a" and "": in a container it may be the host's, and only "" be there."""
+    parts = [part for part in path.split("/") if part and part != ".."]
+    return ["".join(f"/{part}" for part in parts[:i]) for i in range(len(parts), -1, -1)]
+
+
+def _share(quota: str, period: str = "100000") -> float:
+    """Return the cores of a share of so many microseconds in each period; "max" or -1 is all."""
+    try:
+        return math.ceil(int(quota) / int(period)) if int(quota) > 0 else math.inf
+    except (ValueError, ZeroDivisionError):
+        return math.inf
 
 
 _spent = [0.0]
@@ -85,6 +157,8 @@ class Work:
         Whether it is done on a CPU.
     max_bytes : int
         Budget for temporaries and bounds.
+    most : int or None
+        Threads that the caller wants at most.
     threads : int
         Threads to spread tiles over.
     room : int
@@ -94,18 +168,28 @@ class Work:
     """
 
     def __init__(
-        self, n: int, d: int, *, host: bool, max_bytes: int | None, blas: bool = True
+        self,
+        n: int,
+        d: int,
+        *,
+        host: bool,
+        max_bytes: int | None,
+        threads: int | None = None,
+        blas: bool = True,
     ) -> None:
-        self.n, self.d, self.host = n, d, host
+        self.n, self.d, self.host, self.most = n, d, host, threads
         self.max_bytes = max_bytes or (_CPU_BYTES if host else _DEVICE_BYTES)
-        threads = 1 if n * d < _SMALL else min(_cores(), self.max_bytes // (1 << 20))
-        if THREADS is not None:
-            threads = THREADS
-        self.threads = max(1, threads) if host else 1
+        small = n * d < _SMALL
+        if small or not host:
+            self.threads = 1
+        else:
+            self.threads = threads or max(1, min(_cores(), self.max_bytes // (1 << 20)))
         self.room = max(1, self.max_bytes // self.threads // 64)
         self.tile = min(_CACHE, self.room) if host else self.room
         # One thread that has no use for BLAS is in nobody's way, and small work would feel the limit.
         self._limits = host and (blas or self.threads > 1)
+        if threads is not None and not small:  # of NumPy's products, too, whoever asks for them
+            self._limits = True
         self._pool: ThreadPoolExecutor | None = None
 
     def tiles(self, start: int = 0, stop: int | None = None, step: int = 0) -> list[slice]:
@@ -145,14 +229,14 @@ class Work:
         """Return ``[work(i) for i in items]``, spread over threads, of which the caller's is one."""
         items = list(items)
         threads = min(self.threads, len(items))
-        if THREADS is None:  # fits at the same time share the cores
+        if self.most is None:  # fits at the same time share the cores
             threads = max(1, threads // max(1, _one_blas_thread.users))
         if threads == 1:
             return [work(item) for item in items]
         results: dict[int, R] = {}
         waiting = deque(enumerate(items))
 
-        def help_out() -> None:
+        def take() -> None:
             while waiting:
                 try:
                     i, item = waiting.popleft()
@@ -160,11 +244,15 @@ class Work:
                     return
                 results[i] = work(item)
 
+        def help_out() -> None:
+            with np.errstate(all="ignore"):  # as in `eager`: threads do not inherit it
+                take()
+
         if self._pool is None:
             self._pool = ThreadPoolExecutor(self.threads - 1)
         helpers = [self._pool.submit(help_out) for _ in range(threads - 1)]
         try:
-            help_out()
+            take()
         finally:
             waiting.clear()
             for helper in helpers:

@@ -36,6 +36,7 @@ from anykmeans._array import (
     move,
     namespace,
     same_place,
+    take,
     to_numpy,
     where_is,
     without_history,
@@ -54,13 +55,6 @@ T = TypeVar("T")
 def _is_plain(x: Any) -> bool:
     """Return whether `x` is a NumPy array that scikit-learn's `check_array` would return as it is."""
     return type(x) is np.ndarray and x.ndim == 2 and x.dtype.kind in "fiub" and x.size > 0
-
-
-def _take(x: Array, indices: np.ndarray) -> Array:
-    """Return rows of `x` by their numbers (m,)."""
-    if is_sparse(x) or isinstance(x, np.ndarray):
-        return x[indices]
-    return namespace(x).take(x, like(indices, x), axis=0)
 
 
 def _drawn(w: Array | None, n: int, size: int, rng: np.random.RandomState) -> np.ndarray:
@@ -108,10 +102,11 @@ class _BaseKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixi
 
     @property
     def _how(self) -> dict[str, Any]:
-        """What every computation is told: its kernel and its memory, and how to speak of the data."""
+        """What every computation is told: its kernel, memory and threads, and how to speak of the data."""
         return {
             "kernel": self.kernel,
             "max_bytes": self.max_bytes,
+            "threads": self.threads,
             "names": _check.ESTIMATORS,
         }
 
@@ -474,6 +469,8 @@ class KMeans(_BaseKMeans):
         "fast" gives up the certificate of the labels, and with it the promise of equal bits.
     max_bytes : int, optional
         Memory to use beyond the data, in bytes.
+    threads : int, optional
+        Most threads to work in, in every method, see `anykmeans.kmeans`; never changes a bit.
     kernel : str, default="auto"
         Which kernel does the work; one that is named and cannot run raises with its reason.
 
@@ -546,6 +543,7 @@ class KMeans(_BaseKMeans):
         empty: str = "relocate",
         precision: str = "exact",
         max_bytes: int | None = None,
+        threads: int | None = None,
         kernel: str = "auto",
     ) -> None:
         self.n_clusters = n_clusters
@@ -560,6 +558,7 @@ class KMeans(_BaseKMeans):
         self.empty = empty
         self.precision = precision
         self.max_bytes = max_bytes
+        self.threads = threads
         self.kernel = kernel
 
     @eager
@@ -649,6 +648,7 @@ class KMeans(_BaseKMeans):
 
         return tell
 
+    @eager
     def as_sklearn(self) -> Any:
         """Fitted `sklearn.cluster.KMeans` with the same centroids, in NumPy.
 
@@ -741,6 +741,8 @@ class MiniBatchKMeans(_BaseKMeans):
         random rows of the batch now and then; 0 switches this off.
     max_bytes : int, optional
         Memory to use beyond the data, a batch and the rows of `init_size`, in bytes.
+    threads : int, optional
+        Most threads to work in, in every method, see `anykmeans.kmeans`; never changes a bit.
     kernel : str, default="auto"
         Which kernel does the work; one that is named and cannot run raises with its reason.
 
@@ -810,6 +812,7 @@ class MiniBatchKMeans(_BaseKMeans):
         n_init: int | str = "auto",
         reassignment_ratio: float = 0.01,
         max_bytes: int | None = None,
+        threads: int | None = None,
         kernel: str = "auto",
     ) -> None:
         self.n_clusters = n_clusters
@@ -825,6 +828,7 @@ class MiniBatchKMeans(_BaseKMeans):
         self.n_init = n_init
         self.reassignment_ratio = reassignment_ratio
         self.max_bytes = max_bytes
+        self.threads = threads
         self.kernel = kernel
 
     @eager
@@ -879,7 +883,7 @@ class MiniBatchKMeans(_BaseKMeans):
 
         rng = self._drawing(check_random_state(self.random_state))
         valid = _drawn(w, n, self._init_size, rng)  # even if there is nothing to compare
-        xv, wv = _take(x, valid), None if w is None else _take(w, valid)
+        xv, wv = take(x, valid), None if w is None else take(w, valid)
         centers, least = None, math.inf
         for i in range(n_init):
             if self.verbose:
@@ -896,7 +900,7 @@ class MiniBatchKMeans(_BaseKMeans):
         stop = _EarlyStop(n, size, tol, self.max_no_improvement)
         steps = (self.max_iter * n) // size
         for step in range(1, steps + 1):
-            batch = _take(x, chances.searchsorted(rng.random_sample(size), side="right"))
+            batch = take(x, chances.searchsorted(rng.random_sample(size), side="right"))
             before = centers
             centers, sums, counts, inertia = self._step(batch, None, centers, sums, counts, rng)
             cost, shift = inertia / size, _squared_shift(before, centers) if tol else 0.0
@@ -975,6 +979,7 @@ class MiniBatchKMeans(_BaseKMeans):
             self.labels_, _, self.inertia_ = self._evaluate(x, centers, w)
         return self
 
+    @eager
     def as_sklearn(self) -> Any:
         """Fitted `sklearn.cluster.MiniBatchKMeans` with the same centroids and counts, in NumPy.
 
@@ -1005,6 +1010,7 @@ class MiniBatchKMeans(_BaseKMeans):
             _check.whole(self.init_size, "init_size", 1)
         _check.tolerance(self.tol)
         _check.budget(self.max_bytes, 64 * (x.shape[1] + self.n_clusters))
+        _check.threads(self.threads)
         ratio = self.reassignment_ratio
         if not isinstance(ratio, numbers.Real) or not 0 <= ratio < math.inf:
             raise ValueError(
@@ -1040,7 +1046,7 @@ class MiniBatchKMeans(_BaseKMeans):
         elif self.n_clusters <= heavy < n:
             chosen = np.flatnonzero(to_numpy(w))
         if chosen is not None:
-            x, w = _take(x, chosen), w if w is None else _take(w, chosen)
+            x, w = take(x, chosen), w if w is None else take(w, chosen)
         return initial_centroids(
             x, self.n_clusters, init=init, rng=rng, sample_weight=w, **self._how
         )
@@ -1078,11 +1084,11 @@ class MiniBatchKMeans(_BaseKMeans):
                 if self.verbose:
                     print(f"[MiniBatchKMeans] Reassigning {m} cluster centers.")
                 picks = self._drawing(rng).choice(heavy.size, size=m, replace=False)
-                rows = _take(x, heavy[picks])
+                rows = take(x, heavy[picks])
                 rows = rows.toarray() if is_sparse(rows) else rows
                 source = np.arange(k)
                 source[low] = k + np.arange(m)
-                centers = _take(xp.concat([centers, xp.astype(rows, centers.dtype)]), source)
+                centers = take(xp.concat([centers, xp.astype(rows, centers.dtype)]), source)
                 # Some weight, or the cluster would be moved again at once: scikit-learn's rule.
                 seen = np.where(low, seen[~low].min(), seen)
                 counts, moved = like(seen, centers), like(low, centers)

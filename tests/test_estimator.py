@@ -585,7 +585,7 @@ def test_an_interrupted_batch_leaves_its_generator_as_it_was(seed, x, monkeypatc
             raise KeyboardInterrupt
 
         with monkeypatch.context() as patch:
-            patch.setattr("anykmeans.estimator._take", interrupted)
+            patch.setattr("anykmeans.estimator.take", interrupted)
             with pytest.raises(KeyboardInterrupt):
                 km.partial_fit(x)
         assert state(km) == before

@@ -26,7 +26,7 @@ HEAVY = [
 # A module imports only from lower floors, or its own floor where nothing comes back.
 FLOORS = [
     {"_sparse"},
-    {"_array", "_check"},
+    {"_array", "_check", "_fork"},
     {"_exact", "_groups"},
     {"_stats", "_work"},
     {"kernels"},

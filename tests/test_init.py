@@ -1,5 +1,6 @@
 """Where a run starts, and what becomes of a cluster that lost its rows."""
 
+import functools
 from unittest import mock
 
 import numpy as np
@@ -157,21 +158,22 @@ def test_picks_do_not_depend_on_how_rows_are_cut(monkeypatch, kernel, d):
     x = blobs(5000, d)
     w = np.random.default_rng(1).exponential(size=5000)
     wanted = {weighted: picks_by(x, 30, 0, kernel, w if weighted else None) for weighted in (0, 1)}
-    monkeypatch.setattr(_work, "THREADS", 3)
+    monkeypatch.setattr(_work, "_SMALL", 0)
+    cut = functools.partial(picks_by, threads=3)
     monkeypatch.setattr(_init, "_LONG", 1)  # long tiles are short, too
     for weighted, picks in wanted.items():
         weight = w if weighted else None
-        assert picks_by(x, 30, 0, kernel, weight) == picks
-        assert picks_by(x, 30, 0, kernel, weight, max_bytes=1 << 18) == picks
-        assert picks_by(np.asfortranarray(x), 30, 0, kernel, weight) == picks
+        assert cut(x, 30, 0, kernel, weight) == picks
+        assert cut(x, 30, 0, kernel, weight, max_bytes=1 << 18) == picks
+        assert cut(np.asfortranarray(x), 30, 0, kernel, weight) == picks
         frozen = x.copy()
         frozen.flags.writeable = False
-        assert picks_by(frozen, 30, 0, kernel, weight) == picks
+        assert cut(frozen, 30, 0, kernel, weight) == picks
     whole = np.round(x * 4)
-    picks = picks_by(whole, 30, 0, "agnostic")
+    picks = cut(whole, 30, 0, "agnostic")
     for dtype in ["int8", "int32", "int64", "float16", "float32"]:
-        assert picks_by(whole.astype(dtype), 30, 0, kernel) == picks
-    assert picks_by(scipy.sparse.csr_array(whole), 30, 0, "cpu") == picks
+        assert cut(whole.astype(dtype), 30, 0, kernel) == picks
+    assert cut(scipy.sparse.csr_array(whole), 30, 0, "cpu") == picks
 
 
 def test_the_first_pick_is_the_generators_choice():

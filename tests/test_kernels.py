@@ -1,7 +1,10 @@
 """Each kernel's steps against plain loops, and the seam that chooses between kernels."""
 
 import functools
+import os
 import pathlib
+import shutil
+import subprocess
 import sys
 
 import numpy as np
@@ -142,7 +145,7 @@ def test_the_choice_is_reported_and_can_be_forced(backend, make, monkeypatch, tm
     can_run = [name for name in kernels.TABLE if kernels.why_not(name, x) is None]
     assert "agnostic" in can_run
     monkeypatch.delitem(sys.modules, "anykmeans.kernels.numba.steps", raising=False)
-    monkeypatch.setattr(kernels, "_numba", tmp_path)
+    monkeypatch.setattr(kernels, "_compiled_folder", lambda: tmp_path)
     monkeypatch.setattr(kernels, "seconds", lambda: 0.0)
     at_once = next(name for name in can_run if name not in kernels.LEAST)
     assert kernels.choose(x).name == at_once  # nothing is compiled
@@ -150,8 +153,9 @@ def test_the_choice_is_reported_and_can_be_forced(backend, make, monkeypatch, tm
     assert kernels.choose(x).name == can_run[0]
     monkeypatch.setattr(kernels, "seconds", lambda: 0.0)
     assert kmeans(x, 2, rng=0).kernel == kernels.choose(x).name == at_once
-    (tmp_path / "__pycache__").mkdir()
-    (tmp_path / "__pycache__" / "small.passes-80.py311.nbi").touch()
+    (tmp_path / "small.passes-80.py27.nbi").touch()  # by another Python
+    assert kernels.choose(x).name == at_once
+    (tmp_path / f"small.passes-80.py{sys.version_info[0]}{sys.version_info[1]}.nbi").touch()
     assert kmeans(x, 2, rng=0).kernel == can_run[0]
     large = make(np.zeros((max(kernels.LEAST.values()), 1)))
     assert kernels.choose(large).name == can_run[0]
@@ -170,3 +174,191 @@ def test_the_table_names_every_kernel_file():
     folders = {path.parent.name for path in folder.glob("*/__init__.py")}
     assert (files | folders) - {"__init__", "sparse"} == set(kernels.TABLE)
     assert {path.stem for path in folder.glob("sparse/*.py")} - {"__init__"} == set(kernels.SPARSE)
+
+
+def run(code, *, package=None, env=(), before=()):
+    """What a fresh interpreter prints, line by line, of the package in this folder or the one at hand."""
+    package = package or pathlib.Path(kernels.__file__).parents[2]
+    program = [*before, sys.executable, "-P", "-c", code]
+    environment = {**os.environ, "PYTHONPATH": str(package), "NUMBA_CACHE_DIR": "", **dict(env)}
+    done = subprocess.run(program, capture_output=True, text=True, check=False, env=environment)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
+
+
+@pytest.fixture
+def locked(tmp_path):
+    """`locked(code, env)` runs code as one who can write neither the package nor a home, unless `env` says where."""
+    before = []
+    if hasattr(os, "geteuid") and os.geteuid() == 0:  # whom no mode keeps out
+        before = ["setpriv", "--inh-caps=-all", "--bounding-set=-all", "--no-new-privs"]
+        if shutil.which("setpriv") is None:
+            pytest.skip("root can write everywhere, and there is no setpriv")
+    package, home = tmp_path / "locked", tmp_path / "locked" / "home"
+    shutil.copytree(pathlib.Path(kernels.__file__).parents[1], package / "anykmeans")
+    home.mkdir()
+    for path in [package, *package.rglob("*")]:
+        if path.name.endswith((".nbi", ".nbc")):
+            path.unlink()
+        else:
+            path.chmod(0o555 if path.is_dir() else 0o444)
+
+    def run_locked(code, env=()):
+        nowhere = {"HOME": str(home), "XDG_CACHE_HOME": str(home / "none")}
+        return run(code, package=package, env={**nowhere, **dict(env)}, before=before)
+
+    yield run_locked
+    for path in [package, *package.rglob("*")]:
+        path.chmod(0o755 if path.is_dir() else 0o644)
+
+
+DISTANCES = """
+import numpy as np
+from anykmeans import kernels, kmeans
+x = np.ones((2, 3))
+kernels.choose(x, "numba")
+from anykmeans.kernels.numba import steps
+print(*steps.distances(x, 0 * x))
+"""
+PLACES = """
+import inspect, sys
+from anykmeans import kernels
+found = kernels._compiled_folder()
+assert "numba" not in sys.modules
+from numba.core.caching import FunctionCache
+from anykmeans.kernels.numba import small
+try:
+    cache = FunctionCache(small.passes.py_func)
+except RuntimeError as error:
+    print(found, None)
+else:
+    print(found, cache.cache_path)
+    print(cache._impl.filename_base)
+print(kernels._compiled_folder() == found)
+"""
+needs_numba = pytest.mark.skipif(
+    kernels.why_not("numba", np.ones((1, 1))) is not None, reason="Numba cannot run"
+)
+
+
+@needs_numba
+def test_compiled_code_is_sought_where_numba_keeps_it(tmp_path, locked):
+    places = [
+        run(PLACES),
+        run(PLACES, env={"NUMBA_CACHE_DIR": str(tmp_path / "mine")}),
+        run(PLACES, env={"NUMBA_CACHE_DIR": str(tmp_path / "mine")}),  # it is there now
+        locked(PLACES, {"NUMBA_CACHE_DIR": str(tmp_path / "mine")}),
+        locked(PLACES, {"XDG_CACHE_HOME": str(tmp_path / "caches")}),
+        locked(PLACES, {"NUMBA_CACHE_DIR": "/proc/none", "XDG_CACHE_HOME": str(tmp_path)}),
+        locked(PLACES),
+    ]
+    for first, *more, same in places:
+        ours, numbas = first.split()
+        assert ours == numbas
+        assert same == "True"
+        for base in more:
+            assert pathlib.PurePath(base + ".nbi").match(kernels._passes())
+    assert places[-1][0] == "None None"
+    assert len({first for first, *_ in places}) == 6
+
+
+@needs_numba
+def test_without_a_place_for_compiled_code_it_is_compiled_each_time(locked):
+    assert locked(DISTANCES) == ["3.0 3.0"]
+
+
+@needs_numba
+@pytest.mark.parametrize(
+    "damage", [b"", b"no pickle", None], ids=["empty", "garbage", "unreadable"]
+)
+def test_damaged_compiled_code_is_compiled_anew(tmp_path, damage):
+    env = {"NUMBA_CACHE_DIR": str(tmp_path)}
+    assert run(DISTANCES, env=env) == ["3.0 3.0"]
+    kept = list(tmp_path.rglob("*.nb[ic]"))
+    assert kept
+    for path in kept:
+        path.unlink()
+        path.mkdir() if damage is None else path.write_bytes(damage)
+    assert run(DISTANCES, env=env) == ["3.0 3.0"]
+
+
+def test_small_data_load_no_numba_that_has_compiled_nothing(tmp_path):
+    code = "import sys, anykmeans; print(anykmeans.kmeans([[0.0], [1.0]], 2, rng=0).kernel, 'numba' in sys.modules)"
+    assert run(code, env={"NUMBA_CACHE_DIR": str(tmp_path)}) == ["cpu False"]
+
+
+LARGE = """
+import numpy as np
+from anykmeans import KMeans, kmeans
+x = np.random.default_rng(0).normal(size=(40000, 2))
+print(kmeans(x, 3, rng=0, max_iter=2).kernel)
+print(KMeans(3, random_state=0, max_iter=2).fit(x).kernel_)
+try:
+    kmeans(x, 3, kernel="numba")
+except ValueError as error:
+    print(str(error).splitlines()[0])
+"""
+
+
+def test_numba_told_not_to_compile_is_not_chosen():
+    *chosen, refusal = run(LARGE, env={"NUMBA_DISABLE_JIT": "1"})
+    assert chosen == ["cpu", "cpu"]
+    assert "cannot run here: Numba is told not to compile" in refusal
+
+
+@pytest.mark.parametrize(
+    ("module", "body"),
+    [
+        ("numba", "raise ImportError('Numba needs NumPy 1.0 or less')"),
+        ("numba", "raise RuntimeError('no such symbol: PyABI')"),
+        ("numba", "import no_such_module"),
+        ("numba", "njit = None"),
+        ("llvmlite", "raise OSError('libLLVM.so: cannot open')"),
+    ],
+)
+def test_a_library_that_cannot_be_imported_is_absent(tmp_path, module, body):
+    (tmp_path / module).mkdir()
+    (tmp_path / module / "__init__.py").write_text(body)
+    package = pathlib.Path(kernels.__file__).parents[2]
+    *chosen, refusal = run(LARGE, package=f"{tmp_path}{os.pathsep}{package}")
+    assert chosen == ["cpu", "cpu"]
+    said = body.split("'")[1] if "'" in body else "Error"
+    assert said in refusal
+    assert refusal.startswith("`kernel`='numba' cannot run here")
+
+
+ARRAYS = ("numba", "triton", "torch", "cupy", "jax", "dask", "dask.array", "sparse")
+OTHERS = (*ARRAYS, "pandas", "polars")
+
+
+@pytest.mark.parametrize(
+    "block",
+    [
+        f"import sklearn.cluster\nfor name in {OTHERS}: sys.modules[name] = None",
+        f"import sklearn.cluster\nfor name in {ARRAYS}: sys.modules[name] = types.ModuleType(name)",
+        f"""
+class Blocked:
+    def find_spec(self, name, path=None, target=None):
+        if name in {OTHERS}:
+            raise ImportError(name + " is not allowed here")
+sys.meta_path.insert(0, Blocked())""",
+    ],
+    ids=["none", "half", "hook"],
+)
+def test_other_libraries_may_be_blocked(block):
+    code = """
+import numpy as np
+from anykmeans import KMeans, MiniBatchKMeans, assign, kernels, kmeans, kmeans_plusplus
+x = np.random.default_rng(0).normal(size=(40000, 2))
+for rows in (x, x[:50], x[:50].tolist()):
+    c = kmeans(rows, 3, rng=0, max_iter=2).centroids
+    assign(rows, c)
+    kmeans_plusplus(rows, 3, random_state=0)
+for kernel in ("cpu", "agnostic"):
+    kmeans(x[:500], 3, rng=0, kernel=kernel)
+for Model in (KMeans, MiniBatchKMeans):
+    Model(3, random_state=0).fit(x).predict(x)
+print(kernels.why_not("numba", x))
+"""
+    (reason,) = run("import sys, types\n" + block + code)
+    assert reason.startswith(("Numba cannot be imported", "its code does not suit"))

@@ -1,14 +1,21 @@
 """The promise: the same data, weights and seed give the same bits, however they are computed."""
 
+import contextlib
+import math
 import os
 import signal
+import subprocess
+import sys
 import threading
+import warnings
+from fractions import Fraction
 
 import numpy as np
 import pytest
 from referee import bits
+from sklearn.exceptions import ConvergenceWarning
 
-from anykmeans import _rows, _work, assign, kmeans, kmeans_plusplus
+from anykmeans import KMeans, MiniBatchKMeans, _rows, _work, assign, kmeans, kmeans_plusplus
 from anykmeans._array import Matrix
 from anykmeans.kernels import choose
 
@@ -136,14 +143,14 @@ def test_smallest_memory_budget():
 def test_every_thread_count(backend, make, host, kernel, monkeypatch, threads, max_bytes):
     x, w = blobs(3000, 7, "float32"), sample_weights(3000)
     wanted = reference(x, 20, w, rng=2, max_iter=10)
-    monkeypatch.setattr(_work, "THREADS", threads)
+    monkeypatch.setattr(_work, "_SMALL", 0)
     own = None
     if backend.library == "torch" and max_bytes is None:
         own = backend.xp.get_num_threads()
         backend.xp.set_num_threads(threads)
-    options = {"rng": 2, "max_iter": 10, "max_bytes": max_bytes, "kernel": kernel}
+    options = {"rng": 2, "max_iter": 10, "max_bytes": max_bytes, "threads": threads}
     try:
-        result = kmeans(make(x), 20, sample_weight=make(w), **options)
+        result = kmeans(make(x), 20, sample_weight=make(w), kernel=kernel, **options)
     finally:
         if own:
             backend.xp.set_num_threads(own)
@@ -304,3 +311,156 @@ def test_forking_while_another_thread_fits():
     finally:
         stop.set()
         thread.join()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
+@pytest.mark.parametrize("seconds", [0.05, 0.3, 0.7, 1.5])
+def test_forking_while_another_thread_is_in_its_first_call(tmp_path, seconds):
+    """It imports first, then compiles; the child does both itself, from where the fork has found it."""
+    code = f"""
+import os, signal, threading, time
+import anykmeans
+
+def first_call():
+    wanted = anykmeans.kmeans([[0.0], [2.0], [4.0]], 1, rng=0).inertia
+    if anykmeans.kernels.why_not("numba", np.zeros((1, 1))) is None:
+        from anykmeans.kernels.numba import steps
+        steps.distances(np.zeros((2, 3)), np.zeros((2, 3)))
+    return wanted
+
+import numpy as np
+thread = threading.Thread(target=first_call)
+thread.start()
+time.sleep({seconds})
+child = os.fork()
+if child == 0:
+    signal.alarm(60)
+    os._exit(first_call() != 8)
+print(os.waitpid(child, 0)[1])
+thread.join()
+"""
+    env = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)}
+    command = [sys.executable, "-W", "ignore::DeprecationWarning", "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=env)
+    assert (done.stdout.split(), done.stderr) == (["0"], "")
+
+
+def squared(a, b):
+    """The squared distance of two rows, exact."""
+    return sum((Fraction(float(u)) - Fraction(float(v))) ** 2 for u, v in zip(a, b, strict=True))
+
+
+@pytest.mark.parametrize("span", [20, 130, 200, 290])
+def test_an_answer_does_not_depend_on_the_company(backend, make, host, kernel, span):
+    rng = np.random.default_rng(span)
+
+    def wide(n):
+        return rng.normal(size=(n, 2)) * 10.0 ** rng.uniform(-span, min(span, 150), size=(n, 1))
+
+    for turn in range(6):
+        x, c = wide(6), wide(4)
+        x[0], x[1] = c[3] * 1.25, c[2] * 0.75
+        if turn % 2:
+            x[2], c[1] = 0.0, 0.0
+        model = KMeans(4, kernel=kernel)
+        model.cluster_centers_, model.n_features_in_ = make(c), 2
+        together = [host(f(make(x))) for f in (model.predict, model.transform)]
+        inertia = []
+        for i, row in enumerate(x):
+            one = make(row[None, :])
+            alone = [host(f(one))[0] for f in (model.predict, model.transform)]
+            assert alone[0] == together[0][i]
+            np.testing.assert_allclose(together[1][i], alone[1], rtol=1e-6, atol=0)
+            wanted = [squared(row, each) for each in c]
+            assert wanted[alone[0]] <= min(wanted) * (1 + Fraction(1, 10**12))
+            for found, each in zip(alone[1], wanted, strict=True):
+                root = Fraction(math.isqrt(int(each * 10**680)), 10**340)
+                assert abs(Fraction(float(found)) - root) <= root / 10**6
+            inertia.append(float(min(wanted)))
+            labels, distances = assign(one, make(c))
+            assert host(labels)[0] == alone[0]
+            np.testing.assert_allclose(host(distances)[0], inertia[-1], rtol=1e-9)
+            assert -model.score(one) == host(distances)[0]
+        np.testing.assert_allclose(-model.score(make(x)), math.fsum(inertia), rtol=1e-9)
+        weighs = (np.abs(x).max(axis=1) < 1) * 1.0  # what is far has no say
+        if weighs.any():
+            wanted = math.fsum(w * each for w, each in zip(weighs, inertia, strict=True))
+            score = model.score(make(x), sample_weight=make(weighs))
+            np.testing.assert_allclose(-score, wanted, rtol=1e-9, atol=5e-324)
+
+
+@pytest.mark.parametrize("scale", [1e-150, 1.0, 1e130])
+def test_initial_centroids_of_any_size(backend, make, host, kernel, scale):
+    """Out of reach of all rows, they are empty clusters; or all are, and the least far is nearest."""
+    x = blobs(60, 3) * scale
+    init = x[[0, 20, 40]].copy()
+    plain = kmeans(make(x), 3, init=make(init), rng=0, kernel=kernel)
+    init = np.concatenate([init, np.full((1, 3), 1e290)])
+    with pytest.warns(ConvergenceWarning, match=r"\(3\) found smaller"):
+        kept = kmeans(make(x), 4, init=make(init), empty="keep", kernel=kernel)
+    np.testing.assert_array_equal(host(kept.centroids)[:3], host(plain.centroids))
+    np.testing.assert_array_equal(host(kept.centroids)[3], init[3])
+    np.testing.assert_array_equal(host(kept.labels), host(plain.labels))
+    assert kept.inertia == plain.inertia
+    moved = kmeans(make(x), 4, init=make(init), kernel=kernel)
+    near = np.concatenate([init[:3], np.full((1, 3), 1e9 * scale)])
+    assert bits(moved, host) == reference(x, 4, init=near)
+    with pytest.raises(ValueError, match=r"^`empty`='error' and cluster 3"):
+        kmeans(make(x), 4, init=make(init), empty="error", kernel=kernel)
+    far = np.asarray([[1e200] * 3, [1e280] * 3])
+    assert not host(assign(make(x), make(far))[0]).any()
+
+
+@pytest.mark.parametrize(
+    "columns", [(1.0, 1.0), (1e-200, 1e-200), (1.0, 1e-170), (1e140, 1e-300)], ids=str
+)
+def test_what_is_out_of_range_inside_is_no_error(kernel, columns, monkeypatch):
+    rng = np.random.default_rng(0)
+    x = np.concatenate([rng.normal(size=(90, 2)), np.exp(-rng.random((90, 2)) * 700)], axis=1)
+    x[:, :2] *= columns
+    w = np.exp(-rng.random(90) * 700)
+    monkeypatch.setattr(_work, "_SMALL", 0)
+    how = {"kernel": kernel, "threads": 3}
+
+    def fit(init):
+        result = kmeans(x, 4, init=init, rng=0, n_init=1, sample_weight=w, **how)
+        model = KMeans(4, random_state=0, **how).fit(x)
+        batches = MiniBatchKMeans(4, random_state=0, batch_size=20, **how).fit(x)
+        batches.partial_fit(x, sample_weight=w)
+        return [
+            bits(result),
+            *(m.transform(x).tobytes() for m in (model, batches)),
+            *(m.predict(x).tobytes() for m in (model, batches)),
+            *(m.score(x, sample_weight=w) for m in (model, batches)),
+            model.as_sklearn().cluster_centers_.tobytes(),
+            *(a.tobytes() for a in assign(x, x[:5], threads=3)),
+            kmeans_plusplus(x, 4, random_state=0, threads=3)[1].tobytes(),
+        ]
+
+    for init in ("k-means++", "k-means||", "random"):
+        wanted = fit(init)
+        with np.errstate(all="raise"), warnings.catch_warnings():
+            warnings.simplefilter("error")
+            assert fit(init) == wanted
+            assert set(np.geterr().values()) == {"raise"}
+        with np.errstate(all="warn"), warnings.catch_warnings():
+            warnings.simplefilter("error")
+            assert fit(init) == wanted
+
+
+def test_a_callable_runs_under_its_callers_errstate():
+    x = blobs(50, 2)
+
+    def init(x, k, rng):
+        kmeans(x * 1e-200, k, init=x[:k] * 1e-200)  # public functions keep their word in there, too
+        seen.append(np.geterr()["under"])
+        np.float64(1e-200) * np.float64(1e-200)
+        return x[:k]
+
+    for under, error in [("ignore", None), ("raise", FloatingPointError)]:
+        seen = []
+        with np.errstate(under=under):
+            with pytest.raises(error) if error else contextlib.nullcontext():
+                kmeans(x, 3, init=init, n_init=1)
+            assert np.geterr()["under"] == under
+        assert seen == [under]

@@ -58,7 +58,7 @@ def test_how_it_is_computed_does_not_matter(
     wanted = run(x, w, c, empty=empty, kernel="cpu")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(_rows, "BOUNDS", bounds)
-        patch.setattr(_work, "THREADS", threads)
+        patch.setattr(_work, "_SMALL", 0)
         result = kmeans(
             make(x),
             len(c),
@@ -67,6 +67,7 @@ def test_how_it_is_computed_does_not_matter(
             max_iter=20,
             empty=empty,
             max_bytes=max_bytes,
+            threads=threads,
             kernel=kernel,
         )
     assert bits(result, host) == wanted

@@ -232,9 +232,9 @@ def test_every_memory_budget_and_thread_count(by, monkeypatch):
     x = sparse(700, 500, 0.02)
     wanted = bits(kmeans(x.toarray(), 8, rng=0, max_iter=20))
     for threads, max_bytes in itertools.product([1, 3], [40_000, 300_000, None]):
-        monkeypatch.setattr("anykmeans._work.THREADS", threads)
         monkeypatch.setattr("anykmeans._rows._CALL", 1)
         options = {"rng": 0, "max_iter": 20, "kernel": by, "max_bytes": max_bytes}
+        options["threads"] = threads
         assert bits(kmeans(x, 8, **options)) == wanted
 
 

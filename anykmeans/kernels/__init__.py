@@ -59,17 +59,21 @@ but bits a row. What it lacks comes from ``agnostic``. Adding a kernel is one fi
 from __future__ import annotations
 
 import functools
+import hashlib
 import importlib
 import math
+import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 
 from anykmeans._array import Array, is_sparse
+from anykmeans._fork import first_call
 from anykmeans._work import seconds
 
 TABLE = ("numba", "cpu", "triton", "torch", "cupy", "agnostic")  # in order of preference
@@ -78,14 +82,62 @@ SPARSE = ("numba", "cpu")  # those that have steps for sparse rows, in files of 
 # fits twice gains; one that is not, once small work has taken nearly as long as compiling it.
 LEAST = {"numba": 1 << 16}
 COMPILING = 5.0  # seconds
-_numba = Path(__file__).parent / "numba"
+_numba = Path(__file__).absolute().parent / "numba"
 
 
 def _pays(name: str, size: int) -> bool:
     """Return whether to choose a kernel unasked for `size` numbers."""
     if size >= LEAST.get(name, 0) or f"{__name__}.{name}.steps" in sys.modules:
         return True
-    return seconds() >= COMPILING or any((_numba / "__pycache__").glob("small.*.nbi"))
+    return seconds() >= COMPILING or _is_compiled()
+
+
+def _is_compiled() -> bool:
+    """Return whether code for small data is where Numba will look for it."""
+    folder = _compiled_folder()
+    return folder is not None and any(folder.glob(_passes()))
+
+
+def _passes() -> str:
+    """Return what the file that says what of `small.passes` is compiled is called, as a pattern."""
+    python = f"py{sys.version_info[0]}{sys.version_info[1]}{getattr(sys, 'abiflags', '')}"
+    return f"small.passes-*.{python}.nbi"
+
+
+def _compiled_folder() -> Path | None:
+    """Return the folder where Numba keeps compiled code of ours, or None if it has no place: asked without loading it."""
+    config = getattr(sys.modules.get("numba"), "config", None)
+    chosen = os.environ.get("NUMBA_CACHE_DIR") if config is None else config.CACHE_DIR
+    part = f"numba_{hashlib.sha1(str(_numba).encode(), usedforsecurity=False).hexdigest()}"
+    own = [Path(chosen, part).absolute()] if chosen else []
+    return next(filter(_writable, [*own, _numba / "__pycache__", _user_folder() / part]), None)
+
+
+def _user_folder() -> Path:
+    """Return where Numba keeps what it compiles for a user."""
+    if sys.platform == "win32":
+        return Path(os.environ.get("LOCALAPPDATA", ""), "numba", "Cache").absolute()
+    if sys.platform == "darwin":
+        return Path(os.path.expanduser("~/Library/Caches/numba"))
+    caches = os.environ.get("XDG_CACHE_HOME", os.path.expanduser("~/.cache"))
+    return Path(caches, "numba").absolute()
+
+
+def _writable(folder: Path) -> bool:
+    """Return whether files can be made in a folder, which may have to be made itself."""
+    there = next(each for each in (folder, *folder.parents) if each.exists())
+    return there.is_dir() and os.access(there, os.W_OK | os.X_OK)
+
+
+@functools.cache
+def broken(module: str) -> str | None:
+    """Return what importing a module that is optional, in whole or for its imports, raised, or None."""
+    try:
+        with first_call:
+            importlib.import_module(module)
+    except Exception as error:  # noqa: BLE001 - which is all a broken library has in common
+        return f"{type(error).__name__}: {' '.join(str(error).split())}"
+    return None
 
 
 @dataclass(frozen=True)
@@ -155,7 +207,7 @@ def why_not(name: str, x: Array) -> str | None:
     """Return why the kernel `name` cannot run on the array `x`, or None if it can."""
     if is_sparse(x) and name not in SPARSE:
         return "the rows are sparse, which the Array API does not have"
-    reason: str | None = importlib.import_module(f"{__name__}.{name}").why_not(x)
+    reason: str | None = _module(name).why_not(x)
     return reason
 
 
@@ -183,9 +235,14 @@ def choose(x: Array, name: str = "auto") -> Kernel:
 
 
 @functools.cache
+def _module(name: str) -> ModuleType:
+    with first_call:
+        return importlib.import_module(f"{__name__}.{name}")
+
+
+@functools.cache
 def _made(name: str, module: str) -> Kernel:
-    agnostic = importlib.import_module(f"{__name__}.agnostic")
-    own = importlib.import_module(f"{__name__}.{module}")
+    agnostic, own = _module("agnostic"), _module(module)
 
     def step(name: str) -> Callable[..., Any]:
         found: Callable[..., Any] = getattr(own, name, None) or getattr(agnostic, name)

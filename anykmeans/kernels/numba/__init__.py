@@ -8,7 +8,7 @@ Whatever needs Numba is imported when first called.
 
 from __future__ import annotations
 
-import importlib.util
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -17,7 +17,8 @@ import numpy as np
 from anykmeans import _array as arrays
 from anykmeans._array import Array, Matrix, Namespace, Selection
 from anykmeans._exact import Grid
-from anykmeans.kernels import cpu
+from anykmeans._fork import first_call
+from anykmeans.kernels import broken, cpu
 
 LIBRARY, LEAN, WARY = "numpy", True, True
 segment_sum = cpu.segment_sum
@@ -29,11 +30,15 @@ _CACHE = 1 << 15  # numbers of rows that wait in the L2 cache beside a panel of 
 
 
 def why_not(x: Array) -> str | None:
-    """Return None for arrays in host memory, and sparse ones, where Numba is installed."""
+    """Return None for arrays in host memory, and sparse ones, where Numba can compile."""
     if not arrays.on_cpu(x):
         return f"the rows are {arrays.where_is(x)}, out of NumPy's reach"
-    if importlib.util.find_spec("numba") is None:
-        return "Numba is not installed (`pip install anykmeans[numba]`)"
+    if (reason := broken("numba.core.config")) is not None:
+        return f"Numba cannot be imported ({reason}; `pip install anykmeans[numba]`)"
+    if sys.modules["numba.core.config"].DISABLE_JIT:
+        return "Numba is told not to compile (NUMBA_DISABLE_JIT)"
+    if (reason := broken(f"{__name__}.small")) is not None:
+        return f"its code does not suit the Numba installed ({reason})"
     return None
 
 
@@ -43,7 +48,8 @@ def search(frame: Any, work: Any, k: int, *, bounds: str, exact: bool) -> Any:
         from anykmeans.kernels.numba import small
 
         return small.Search(frame)
-    from anykmeans.kernels.numba import sweep
+    with first_call:
+        from anykmeans.kernels.numba import sweep
 
     return sweep.Search(frame, work, bounds=bounds, exact=exact)
 
@@ -163,7 +169,6 @@ def pairwise(frame: Any, wide: np.ndarray, room: int) -> Callable[[slice, np.nda
     """
     from anykmeans.kernels.numba import sums
     from anykmeans.kernels.numba.simd import ROWS
-    from anykmeans.kernels.numba.sweep import Panels
 
     matrix, unit, factor = frame.matrix, frame.unit, 2.0**frame.exponent
     if wide.shape[1] <= _DIFFERENCES:
@@ -171,6 +176,9 @@ def pairwise(frame: Any, wide: np.ndarray, room: int) -> Callable[[slice, np.nda
         return lambda select, found: int(
             sums.pairwise(_read(matrix, select), unit, columns, factor, found)
         )
+    with first_call:
+        from anykmeans.kernels.numba.sweep import Panels
+
     centred, offset = frame.centre(wide), frame.affine(narrow=False)[1]
     panels, norms = Panels.in_order(wide.shape[0]).coefficients(centred, np.float64)
     at_once = ROWS * max(1, min(room, _CACHE) // (ROWS * wide.shape[1]))

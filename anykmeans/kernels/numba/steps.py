@@ -7,26 +7,81 @@ Here and in the two searches all arrays are C-contiguous. A *slot* is a place am
 
 from __future__ import annotations
 
+import contextlib
 import math
 
 import numpy as np
 from numba import njit
+from numba.core import event as events
+from numba.core.caching import FunctionCache, NullCache
 
 from anykmeans._exact import DOWN, GAP, TINY, UP
+from anykmeans._fork import first_call
 from anykmeans.kernels.numba.simd import SIDE
 
-# On disk after the first time. Compiling that one takes is the price of Numba: NumPy's and Python's own functions,
-# `min` and `max` too, cost much of it, and are spelled out; and what a variable is passed to that begins as a
-# literal would be compiled once for the literal.
-_options = {"cache": True, "nogil": True, "error_model": "numpy", "no_cfunc_wrapper": True}
-jit = njit(**_options)
+
+class _Kept(NullCache):
+    """Compiled code on disk where there is a place for it; what cannot be read or written is compiled each time."""
+
+    def __init__(self, function):
+        self._function, self._files = function, None
+
+    def _found(self):
+        if self._files is None:  # a function that is never called needs no place
+            self._files = FunctionCache(self._function)
+        return self._files
+
+    @property
+    def cache_path(self):
+        return None if self._files is None else self._files.cache_path
+
+    def load_overload(self, sig, target_context):
+        with contextlib.suppress(Exception):  # what a damaged file raises could be anything
+            return self._found().load_overload(sig, target_context)
+        return None
+
+    def save_overload(self, sig, data):
+        with contextlib.suppress(Exception):
+            self._found().save_overload(sig, data)
+
+
+class _Compiling(events.Listener):
+    """Tells a fork when a thread waits for Numba's one lock to load or compile a function, or has it."""
+
+    def on_start(self, event):
+        first_call.__enter__()
+
+    def on_end(self, event):
+        first_call.__exit__()
+
+
+events.register("numba:compiler_lock", _Compiling())
+
+
+def _compiled(**options):
+    """Return a decorator that has Numba compile a function when it is first called."""
+
+    def compiled(function):
+        dispatcher = njit(nogil=True, error_model="numpy", no_cfunc_wrapper=True, **options)(
+            function
+        )
+        dispatcher._cache = _Kept(function)  # its own would raise where there is no place
+        return dispatcher
+
+    return compiled
+
+
+# Compiling takes seconds, the price of Numba: NumPy's and Python's own functions, `min` and `max` too, cost much of
+# it, and are spelled out; and what a variable is passed to that begins as a literal would be compiled once for the
+# literal.
+jit = _compiled()
 # What compiled code alone calls.
-inner = njit(**_options, no_cpython_wrapper=True)
-inline = njit(**_options, no_cpython_wrapper=True, forceinline=True)
+inner = _compiled(no_cpython_wrapper=True)
+inline = _compiled(no_cpython_wrapper=True, forceinline=True)
 # Sums whose order of addition is free, as the bounds allow any.
-any_order = njit(**_options, fastmath={"reassoc", "contract"})
+any_order = _compiled(fastmath={"reassoc", "contract"})
 # Minima in any order.
-any_minimum = njit(**_options, fastmath={"nnan", "nsz", "reassoc"})
+any_minimum = _compiled(fastmath={"nnan", "nsz", "reassoc"})
 
 _STRETCH = 256  # rows whose bounds are worn before the doubtful ones are listed
 

@@ -7,7 +7,6 @@ Triton is imported when first called. With ``TRITON_INTERPRET=1`` they run on CP
 
 from __future__ import annotations
 
-import importlib.util
 import os
 from typing import Any
 
@@ -16,6 +15,7 @@ import numpy as np
 from anykmeans import _array as arrays
 from anykmeans._array import Array, Matrix, Selection
 from anykmeans._exact import Grid
+from anykmeans.kernels import broken
 
 LIBRARY = "torch"
 
@@ -33,8 +33,8 @@ def why_not(x: Array) -> str | None:
     if library not in ("torch", "cupy"):
         return f"the rows are {arrays.where_is(x)}, neither a tensor nor a CuPy array"
     for needed in ("torch", "triton"):
-        if importlib.util.find_spec(needed) is None:
-            return f"{needed} is not installed (`pip install {needed}`)"
+        if (reason := broken(needed)) is not None:
+            return f"{needed} cannot be imported ({reason}; `pip install {needed}`)"
     if arrays.dtype_name(x) == "bool":
         return "the rows are of dtype bool"
     if x.shape[-1] > _FEATURES or x.shape[-2] >= _ROWS:
