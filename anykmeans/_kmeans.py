@@ -612,10 +612,9 @@ def _against(
     sample_weight = check.weights(sample_weight, x, names)
     max_bytes = check.budget(max_bytes, 64 * (x.shape[1] + c.shape[0]))
     host = check.host_float64(c)
-    magnitudes = np.maximum(host.max(axis=1), -host.min(axis=1))
-    largest = float(magnitudes.max())
-    # Rows beside the first may be as tiny as centroids.
-    glance = glance and int(np.count_nonzero(magnitudes * BESIDE < 1)) < 2
+    if glance and not is_sparse(x) and float(np.abs(host).min()) * BESIDE < 1:
+        # Rows beside the first may be as tiny as centroids.
+        glance = int(np.count_nonzero(np.abs(host).max(axis=1) * BESIDE < 1)) < 2
     rows = Rows.over(
         x,
         sample_weight,
@@ -623,7 +622,7 @@ def _against(
         max_bytes=max_bytes,
         threads=check.threads(threads),
         names=names,
-        glance=largest if glance else None,
+        glance=max(float(host.max()), -float(host.min())) if glance else None,
         given=host if is_sparse(x) else None,
     )
     # One pass: bounds would not pay.
