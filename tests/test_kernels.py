@@ -145,7 +145,7 @@ def test_the_choice_is_reported_and_can_be_forced(backend, make, monkeypatch, tm
     can_run = [name for name in kernels.TABLE if kernels.why_not(name, x) is None]
     assert "agnostic" in can_run
     monkeypatch.delitem(sys.modules, "anykmeans.kernels.numba.steps", raising=False)
-    monkeypatch.setattr(kernels, "_compiled_folder", lambda: tmp_path)
+    monkeypatch.setattr(kernels, "_compiled_folder", lambda module: tmp_path)
     monkeypatch.setattr(kernels, "seconds", lambda: 0.0)
     at_once = next(name for name in can_run if name not in kernels.LEAST)
     assert kernels.choose(x).name == at_once  # nothing is compiled
@@ -223,18 +223,18 @@ print(*steps.distances(x, 0 * x))
 PLACES = """
 import inspect, sys
 from anykmeans import kernels
-found = kernels._compiled_folder()
+found = kernels._compiled_folder("MODULE")
 assert "numba" not in sys.modules
 from numba.core.caching import FunctionCache
-from anykmeans.kernels.numba import small
+from FOLDER import FILE
 try:
-    cache = FunctionCache(small.passes.py_func)
+    cache = FunctionCache(FILE.FUNCTION.py_func)
 except RuntimeError as error:
     print(found, None)
 else:
     print(found, cache.cache_path)
     print(cache._impl.filename_base)
-print(kernels._compiled_folder() == found)
+print(kernels._compiled_folder("MODULE") == found)
 """
 needs_numba = pytest.mark.skipif(
     kernels.why_not("numba", np.ones((1, 1))) is not None, reason="Numba cannot run"
@@ -242,22 +242,28 @@ needs_numba = pytest.mark.skipif(
 
 
 @needs_numba
-def test_compiled_code_is_sought_where_numba_keeps_it(tmp_path, locked):
+@pytest.mark.parametrize(
+    ("module", "folder"), [("numba", "kernels.numba"), ("sparse.numba", "kernels.sparse")]
+)
+def test_compiled_code_is_sought_where_numba_keeps_it(tmp_path, locked, module, folder):
+    file, function = kernels._COMPILED[module].split(".")
+    code = PLACES.replace("MODULE", module).replace("FOLDER", f"anykmeans.{folder}")
+    code = code.replace("FILE", file).replace("FUNCTION", function)
     places = [
-        run(PLACES),
-        run(PLACES, env={"NUMBA_CACHE_DIR": str(tmp_path / "mine")}),
-        run(PLACES, env={"NUMBA_CACHE_DIR": str(tmp_path / "mine")}),  # it is there now
-        locked(PLACES, {"NUMBA_CACHE_DIR": str(tmp_path / "mine")}),
-        locked(PLACES, {"XDG_CACHE_HOME": str(tmp_path / "caches")}),
-        locked(PLACES, {"NUMBA_CACHE_DIR": "/proc/none", "XDG_CACHE_HOME": str(tmp_path)}),
-        locked(PLACES),
+        run(code),
+        run(code, env={"NUMBA_CACHE_DIR": str(tmp_path / "mine")}),
+        run(code, env={"NUMBA_CACHE_DIR": str(tmp_path / "mine")}),  # it is there now
+        locked(code, {"NUMBA_CACHE_DIR": str(tmp_path / "mine")}),
+        locked(code, {"XDG_CACHE_HOME": str(tmp_path / "caches")}),
+        locked(code, {"NUMBA_CACHE_DIR": "/proc/none", "XDG_CACHE_HOME": str(tmp_path)}),
+        locked(code),
     ]
     for first, *more, same in places:
         ours, numbas = first.split()
         assert ours == numbas
         assert same == "True"
         for base in more:
-            assert pathlib.PurePath(base + ".nbi").match(kernels._passes())
+            assert pathlib.PurePath(base + ".nbi").match(kernels._compiled_files(module))
     assert places[-1][0] == "None None"
     assert len({first for first, *_ in places}) == 6
 

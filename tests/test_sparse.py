@@ -1,6 +1,7 @@
 """Sparse rows: the bits of dense ones, from the entries alone."""
 
 import itertools
+import sys
 from importlib.util import find_spec
 
 import numpy as np
@@ -271,3 +272,16 @@ def test_bounds_on_distances_hold(by):
         assert (true[:, 0] <= upper).all()
         assert (lower <= true[:, 1]).all()
         assert np.abs(upper - true[:, 0]).max() < 0.1
+
+
+@pytest.mark.skipif("numba" not in KERNELS, reason="Numba is not installed")
+def test_few_entries_wait_for_no_compiler(monkeypatch):
+    """Compiled code for dense rows is not that for sparse ones."""
+    few, many = sparse(60, 500, 0.02), sparse(1000, 500, 0.2)
+    monkeypatch.delitem(sys.modules, "anykmeans.kernels.sparse.numba", raising=False)
+    monkeypatch.setattr(kernels, "seconds", lambda: 0.0)
+    monkeypatch.setattr(kernels, "_is_compiled", lambda module: module == "numba")
+    assert kernels.choose(few).name == "cpu"
+    assert kernels.choose(many).name == "numba"
+    monkeypatch.setattr(kernels, "_is_compiled", lambda module: module == "sparse.numba")
+    assert kernels.choose(few).name == "numba"

@@ -82,35 +82,45 @@ SPARSE = ("numba", "cpu")  # those that have steps for sparse rows, in files of 
 # fits twice gains; one that is not, once small work has taken nearly as long as compiling it.
 LEAST = {"numba": 1 << 16}
 COMPILING = 5.0  # seconds
-_numba = Path(__file__).absolute().parent / "numba"
+_here = Path(__file__).absolute().parent
+# The function, of each module that needs a compiler, whose compiled code stands for that of all.
+_COMPILED = {"numba": "small.passes", "sparse.numba": "numba._nearest"}
 
 
-def _pays(name: str, size: int) -> bool:
-    """Return whether to choose a kernel unasked for `size` numbers."""
-    if size >= LEAST.get(name, 0) or f"{__name__}.{name}.steps" in sys.modules:
+def _module_of(name: str, x: Array) -> str:
+    """Return the module of the kernel `name` for rows like `x`."""
+    return f"sparse.{name}" if is_sparse(x) else name
+
+
+def _pays(name: str, x: Array) -> bool:
+    """Return whether to choose a kernel unasked for `x`, by its numbers."""
+    module, size = _module_of(name, x), x.nnz if is_sparse(x) else math.prod(x.shape)
+    if size >= LEAST.get(name, 0) or f"{__name__}.{module}.steps" in sys.modules:
         return True
-    return seconds() >= COMPILING or _is_compiled()
+    loaded = is_sparse(x) and f"{__name__}.{module}" in sys.modules
+    return loaded or seconds() >= COMPILING or _is_compiled(module)
 
 
-def _is_compiled() -> bool:
-    """Return whether code for small data is where Numba will look for it."""
-    folder = _compiled_folder()
-    return folder is not None and any(folder.glob(_passes()))
+def _is_compiled(module: str) -> bool:
+    """Return whether code of a module is where Numba will look for it."""
+    folder = _compiled_folder(module)
+    return folder is not None and any(folder.glob(_compiled_files(module)))
 
 
-def _passes() -> str:
-    """Return what the file that says what of `small.passes` is compiled is called, as a pattern."""
+def _compiled_files(module: str) -> str:
+    """Return what the file that says what of a module is compiled is called, as a pattern."""
     python = f"py{sys.version_info[0]}{sys.version_info[1]}{getattr(sys, 'abiflags', '')}"
-    return f"small.passes-*.{python}.nbi"
+    return f"{_COMPILED[module]}-*.{python}.nbi"
 
 
-def _compiled_folder() -> Path | None:
-    """Return the folder where Numba keeps compiled code of ours, or None if it has no place: asked without loading it."""
+def _compiled_folder(module: str) -> Path | None:
+    """Return the folder where Numba keeps compiled code of a module, or None if it has no place: asked without loading it."""
     config = getattr(sys.modules.get("numba"), "config", None)
     chosen = os.environ.get("NUMBA_CACHE_DIR") if config is None else config.CACHE_DIR
-    part = f"numba_{hashlib.sha1(str(_numba).encode(), usedforsecurity=False).hexdigest()}"
+    home = _here / ("sparse" if "sparse" in module else "numba")
+    part = f"{home.name}_{hashlib.sha1(str(home).encode(), usedforsecurity=False).hexdigest()}"
     own = [Path(chosen, part).absolute()] if chosen else []
-    return next(filter(_writable, [*own, _numba / "__pycache__", _user_folder() / part]), None)
+    return next(filter(_writable, [*own, home / "__pycache__", _user_folder() / part]), None)
 
 
 def _user_folder() -> Path:
@@ -220,8 +230,7 @@ def choose(x: Array, name: str = "auto") -> Kernel:
         If `name` is unknown, or that kernel cannot run on `x`.
     """
     if name == "auto":
-        size = x.nnz if is_sparse(x) else math.prod(x.shape)
-        name = next(each for each in TABLE if _pays(each, size) and why_not(each, x) is None)
+        name = next(each for each in TABLE if _pays(each, x) and why_not(each, x) is None)
     elif name not in TABLE:
         raise ValueError(
             f"`kernel` must be 'auto' or one of {', '.join(map(repr, TABLE))}; got {name!r}."
@@ -231,7 +240,7 @@ def choose(x: Array, name: str = "auto") -> Kernel:
         raise ValueError(
             f"`kernel`={name!r} cannot run here: {reason}. Use kernel='auto', or one of:\n{others}"
         )
-    return _made(name, f"sparse.{name}" if is_sparse(x) else name)
+    return _made(name, _module_of(name, x))
 
 
 @functools.cache
