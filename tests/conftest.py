@@ -9,11 +9,12 @@ import dataclasses
 import importlib
 import os
 import pathlib
-from importlib.util import find_spec
 
 import numpy as np
 import pytest
 from hypothesis import settings
+
+from anykmeans import kernels
 
 settings.register_profile("anykmeans", deadline=None, derandomize=True, max_examples=40)
 settings.load_profile("anykmeans")
@@ -103,7 +104,7 @@ class Backend:
 # Forced, for the tests' arrays are smaller than those it is chosen for unasked; and once more without its way
 # with small ones. test_kernels.py prints why where it cannot run.
 SKIPPING = "numba-skipping"
-COMPILED = ("numba", SKIPPING) if find_spec("numba") else ()
+COMPILED = ("numba", SKIPPING) if kernels.why_not("numba", np.ones((1, 1))) is None else ()
 BACKENDS = [
     Backend("numpy", "numpy", kernels=("auto", *COMPILED, "agnostic")),
     Backend("torch", "torch", kernels=("auto", "torch", "agnostic")),

@@ -1,16 +1,14 @@
 """The compiled search: its inner loops against plain ones, and every bound it keeps against the truth."""
 
-from importlib.util import find_spec
-
 import numpy as np
 import pytest
 
-from anykmeans import KMeans, kmeans
+from anykmeans import KMeans, kernels, kmeans
 from anykmeans._groups import groups
 from anykmeans._rows import Rows
 
-if not find_spec("numba"):
-    pytest.skip("Numba is not installed", allow_module_level=True)
+if reason := kernels.why_not("numba", np.ones((1, 1))):
+    pytest.skip(reason, allow_module_level=True)
 
 from anykmeans._array import Matrix
 from anykmeans.kernels import numba as compiled

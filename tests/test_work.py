@@ -187,6 +187,7 @@ def test_a_call_obeys(four_cpus, monkeypatch, name):
         pytest.skip(kernels.why_not(name, np.ones((2, 2))))
     x = np.random.default_rng(0).normal(size=(1500, 4))
     monkeypatch.setattr(_work, "_SMALL", 0)
+    monkeypatch.setattr(_work, "_CACHE", 1 << 10)  # that there be several tiles
     monkeypatch.setattr("anykmeans.kernels.numba.SMALL", 0)
     started = []
     pool = _work.ThreadPoolExecutor
