@@ -1,4 +1,4 @@
-"""Time what is small: first calls, warm calls, predict, transform, and the seeding.
+"""Time what is small or sparse: first calls, warm calls, predict, transform, and the seeding.
 
 Estimators with their defaults against scikit-learn's, which is the only peer here. A ratio is
 scikit-learn's time divided by ours: above 1 anykmeans is faster.
@@ -19,7 +19,7 @@ import sklearn.cluster
 from numpy.typing import NDArray
 
 import anykmeans
-from benchmarks import report, rows
+from benchmarks import report, rows, sparse
 from benchmarks.rows import Row, chosen, from_file, initial_centres
 from benchmarks.timing import Timings, alternate, busy
 
@@ -197,12 +197,43 @@ def verdict(x: NDArray, k: int, picks: dict[str, NDArray]) -> str:
     return f"picks differ from number {apart[0]} on; {agree} those of scikit-learn in float64"
 
 
+def of_sparse(options: argparse.Namespace) -> Lines:
+    """Yield what all calls take on sparse rows."""
+    for name, (k, make) in sparse.DATA.items():
+        for dtype in options.dtypes:
+            x = make().astype(dtype)
+            c = sparse.centres(x, k)
+
+            def fitted(module: Any, x: Any = x, c: NDArray = c, k: int = k, most: int = 10) -> Any:
+                return module.KMeans(k, init=c, n_init=1, max_iter=most, tol=0).fit(x)
+
+            models = {module: fitted(module, most=1) for module in MODULES.values()}
+            calls: dict[str, Callable[[Any], Any]] = {
+                "10 passes": fitted,
+                "fit": lambda module, x=x, k=k: module.KMeans(k, random_state=0).fit(x),
+                "k-means++": lambda module, x=x, k=k: module.kmeans_plusplus(x, k, random_state=0),
+                "predict": lambda module, x=x, models=models: models[module].predict(x),
+                "transform": lambda module, x=x, models=models: models[module].transform(x),
+                "mini-batch": lambda module, x=x, c=c, k=k: module.MiniBatchKMeans(
+                    k, init=c, n_init=1, random_state=0, max_iter=2
+                ).fit(x),
+            }
+            for what, call in calls.items():
+                timings = both(call, options.repeats)
+                ours, theirs = (timings.results[name] for name in (OURS, THEIRS))
+                note = ""
+                if hasattr(ours, "inertia_"):
+                    note = f"inertia {ours.inertia_ / theirs.inertia_ - 1:+.0e} above theirs"
+                yield what, f"{name}, k={k}", dtype, timings, note
+
+
 PARTS: dict[str, Callable[[argparse.Namespace], Lines]] = {
     "first": first,
     "fit": fit,
     "predict": predict,
     "transform": transform,
     "seeding": seeding,
+    "sparse": of_sparse,
 }
 
 
