@@ -107,7 +107,11 @@ def library_of(x: Array) -> str:
 
 def device_of(x: Array) -> Any:
     """Return the device of `x` (``"cpu"`` for NumPy and sparse matrices)."""
-    return "cpu" if isinstance(x, np.ndarray) or is_sparse(x) else array_api_compat.device(x)
+    if isinstance(x, np.ndarray) or is_sparse(x):
+        return "cpu"
+    if array_api_compat.is_jax_array(x):
+        return next(iter(x.devices()))  # its `device` may be a sharding over one
+    return array_api_compat.device(x)
 
 
 def where_is(x: Array) -> str:
@@ -118,6 +122,13 @@ def where_is(x: Array) -> str:
 def same_place(a: Array, b: Array) -> bool:
     """Return whether `a` and `b` are of one library and on one device."""
     return library_of(a) == library_of(b) and bool(device_of(a) == device_of(b))
+
+
+def beside(a: Array, x: Array) -> bool:
+    """Return whether `a` can be used with `x` as it is: JAX on a CPU takes NumPy's arrays, too."""
+    if isinstance(a, np.ndarray):
+        return isinstance(x, np.ndarray) or is_sparse(x) or _jax_on_cpu(x)
+    return same_place(a, x)
 
 
 def dtype_name(x: Array) -> str:
@@ -139,9 +150,11 @@ def on_cpu(x: Array) -> bool:
         return True
     if array_api_compat.is_torch_array(x):
         return bool(x.device.type == "cpu")
-    if array_api_compat.is_jax_array(x):
-        return bool(next(iter(x.devices())).platform == "cpu")
-    return False
+    return _jax_on_cpu(x)
+
+
+def _jax_on_cpu(x: Array) -> bool:
+    return array_api_compat.is_jax_array(x) and bool(device_of(x).platform == "cpu")
 
 
 def to_numpy(x: Array) -> Any:
@@ -157,7 +170,8 @@ def to_numpy(x: Array) -> Any:
         # Its pretended devices refuse NumPy on purpose; the sanctioned way is through its CPU.
         return np.asarray(x.to_device(namespace(x).Device("CPU_DEVICE")))
     if array_api_compat.is_jax_array(x):
-        return np.asarray(x)
+        a = np.asarray(x)
+        return a.astype(np.float32) if dtype_name(x) == "bfloat16" else a
     return np.from_dlpack(x)
 
 
@@ -198,6 +212,22 @@ def move(x: Array, library: str, device: Any = None) -> Array:
 def like(a: Any, x: Array) -> Array:
     """Return the NumPy array `a` in the library and on the device of `x`."""
     return from_numpy(a, library_of(x), device_of(x))
+
+
+def placed(a: Any, x: Array) -> Array:
+    """Return the NumPy array `a` as an array to use with `x`, all bits kept."""
+    return a if beside(a, x) else like(a, x)
+
+
+def part(x: Array, select: Any) -> Array:
+    """Return rows of `x` by their numbers (m,), or a problem of a batch by its number, beside `x`."""
+    if is_sparse(x) or isinstance(x, np.ndarray):
+        return x[select]
+    if _jax_on_cpu(x):  # which would compile this for each shape
+        return like(np.asarray(x)[select], x)
+    if isinstance(select, int):
+        return x[select, ...]
+    return namespace(x).take(x, like(select, x), axis=0)
 
 
 def full_float32_products(x: Array) -> bool:
@@ -245,6 +275,9 @@ def put(xp: Namespace, a: Array, at: Array, values: Array) -> Array:
 class Matrix:
     """The rows a user gave, read a few at a time in floating point; nothing is ever written.
 
+    JAX's arrays on a CPU are always NumPy's here: XLA divides by multiplying, takes the smallest
+    numbers for zero, may have no float64, and compiles each operation for each shape.
+
     Attributes
     ----------
     source : array of shape (n, d)
@@ -267,10 +300,13 @@ class Matrix:
 
     @classmethod
     def of(cls, x: Array, library: str | None) -> Matrix:
-        """Return a Matrix over `x` as `library`, which must be able to reach its memory, sees it."""
+        """Return a Matrix over `x` as `library`, which must be able to reach its memory, sees it.
+
+        An `x` (n,) is one column.
+        """
         dtype = dtype_name(x)
         data = x
-        host = library == "numpy"
+        host = library == "numpy" or _jax_on_cpu(x)
         if host and not isinstance(x, np.ndarray) and not is_sparse(x):
             if array_api_compat.is_torch_array(x):
                 import torch
@@ -284,13 +320,15 @@ class Matrix:
 
             # A tensor has no strides below 0; rows that do are not sent here, but weights may be.
             data = torch.from_dlpack(x if min(x.strides) >= 0 else x.copy())
+        if len(data.shape) == 1:
+            data = data[:, None]
         xp = np_compat if host else namespace(data)
         return cls(x, data, xp, "cpu" if host else device_of(data), dtype)
 
     @property
     def shape(self) -> tuple[int, int]:
         """Rows and columns."""
-        return int(self.source.shape[0]), int(self.source.shape[1])
+        return int(self.data.shape[0]), int(self.data.shape[1])
 
     @property
     def narrow(self) -> bool:
@@ -377,20 +415,42 @@ def supported_dtype(x: Array) -> bool:
     return dtype_name(x) in _NARROW | _WIDE
 
 
-def not_dense(x: Array) -> str | None:
-    """Return what keeps the numbers of a tensor from being read, or None."""
+def not_at_hand(x: Array) -> str | None:
+    """Return what keeps the numbers of `x` from being read where it is, or None."""
+    if isinstance(x, np.ndarray):
+        return None
     if array_api_compat.is_torch_array(x):
         if str(x.layout) != "torch.strided":
             return f"a tensor of layout {x.layout}; use its to_dense()"
         if x.device.type == "meta":
             return "a tensor on the meta device, which holds no numbers"
+    elif array_api_compat.is_jax_array(x):
+        import jax
+
+        if isinstance(x, jax.core.Tracer):
+            return (
+                "a tracer, which holds no numbers: k-means runs eagerly; call it outside of jax.jit, "
+                "jax.vmap and jax.grad"
+            )
+        if len(x.devices()) > 1:
+            return (
+                f"an array on {len(x.devices())} devices; gather it with "
+                f"`jax.device_put(x, jax.devices()[0])`"
+            )
+        if x.dtype.itemsize > 4 and not jax.config.jax_enable_x64:
+            return (
+                f"{dtype_name(x)} while JAX has no dtypes of 64 bits; call "
+                f"`jax.config.update('jax_enable_x64', True)` first"
+            )
     return None
 
 
 def has_float64(x: Array) -> bool:
     """Return whether float64 can be computed where `x` lives."""
-    if isinstance(x, np.ndarray):
+    if on_cpu(x):
         return True
+    if array_api_compat.is_jax_array(x) and device_of(x).platform == "tpu":
+        return False  # made of several float32, with roundings of its own
     xp = namespace(x)
     try:
         probe = xp.asarray([0.0], dtype=xp.float64, device=device_of(x))

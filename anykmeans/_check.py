@@ -18,9 +18,7 @@ PRECISIONS = ("exact", "fast")
 
 def matrix(x: Any, name: str = "x", *, batch: bool = False) -> Array:
     """Return `x` as an array of real numbers (n, d), or also (b, n, d) if `batch`, with b, n, d >= 1."""
-    x = arrays.as_array(x, name)
-    if (reason := arrays.not_dense(x)) is not None:
-        raise TypeError(f"`{name}` must be a dense array; got {reason}.")
+    x = _array(x, name)
     kind = getattr(getattr(x, "dtype", None), "kind", "")
     if kind == "O" and isinstance(x, np.ndarray):
         raise TypeError(
@@ -55,6 +53,14 @@ def matrix(x: Any, name: str = "x", *, batch: bool = False) -> Array:
             f"`{name}` must live where float64 can be computed; {arrays.where_is(x)} gives float32 "
             f"for it. With JAX, call `jax.config.update('jax_enable_x64', True)` first."
         )
+    return x
+
+
+def _array(x: Any, name: str) -> Array:
+    """Return `x` as an array whose numbers can be read where it is."""
+    x = arrays.as_array(x, name)
+    if (reason := arrays.not_at_hand(x)) is not None:
+        raise TypeError(f"`{name}` must be a dense array on one device; got {reason}.")
     return x
 
 
@@ -153,7 +159,7 @@ def weights(w: Any, x: Array, name: str = "sample_weight") -> Array | None:
     """
     if w is None:
         return None
-    w = arrays.as_array(w, name)
+    w = _array(w, name)
     if isinstance(w, np.ndarray) and w.dtype.kind == "O":
         w = _numbers(w, name)
     if arrays.is_sparse(w):
@@ -162,7 +168,7 @@ def weights(w: Any, x: Array, name: str = "sample_weight") -> Array | None:
     if not arrays.supported_dtype(w):
         raise TypeError(f"`{name}` must hold real numbers; got dtype {arrays.dtype_name(w)}.")
     if w.ndim == 0:  # as in scikit-learn, one number weighs every row
-        w = arrays.like(np.full(n, float(w)), x)
+        w = arrays.placed(np.full(n, float(w)), x)
     if tuple(w.shape) not in ((n,), (*b, n)):
         every = f" for all problems, or ({b[0]}, {n})" if b else ""
         raise ValueError(
@@ -173,12 +179,13 @@ def weights(w: Any, x: Array, name: str = "sample_weight") -> Array | None:
         _weigh(w, name)
     else:
         for i in range(w.shape[0]):
-            _weigh(w[i, ...], f"{name}[{i}]")
+            _weigh(arrays.part(w, i), f"{name}[{i}]")
     return w
 
 
 def _weigh(w: Array, name: str) -> None:
     """Raise if weights (n,) are not finite, negative or all zero."""
+    w = arrays.to_numpy(w) if arrays.on_cpu(w) else w
     xp = arrays.namespace(w)
     high, low = float(xp.max(w)), float(xp.min(w))
     if not (math.isfinite(high) and math.isfinite(low)):
@@ -197,7 +204,7 @@ def centroids(c: Any, x: Array, name: str, k: int | None = None) -> Array:
 
     Their shape is (k, d), or also (b, k, d) where `x` is (b, n, d).
     """
-    c = arrays.as_array(c, name)
+    c = _array(c, name)
     if isinstance(c, np.ndarray) and c.dtype.kind == "O":
         c = _numbers(c, name)
     if not arrays.supported_dtype(c):
@@ -249,12 +256,7 @@ def _numbers(a: Any, name: str) -> Any:
 
 
 def _host(c: Array) -> Any:
-    if arrays.is_sparse(c):
-        return c.toarray()
-    if arrays.dtype_name(c) == "bfloat16":
-        xp = arrays.namespace(c)
-        c = xp.astype(c, xp.float32)
-    return arrays.to_numpy(c)
+    return c.toarray() if arrays.is_sparse(c) else arrays.to_numpy(c)
 
 
 def host_float64(c: Array) -> Any:
@@ -264,11 +266,9 @@ def host_float64(c: Array) -> Any:
 
 def _beside(a: Array, x: Array, name: str) -> Array:
     """Return `a` if it lives where `x` does; arrays are never moved behind the user's back."""
+    if arrays.beside(a, x):
+        return a
     library, device = arrays.library_of(x), arrays.device_of(x)
-    if isinstance(a, np.ndarray) and arrays.is_sparse(x):
-        return a
-    if arrays.same_place(a, x):
-        return a
     fix = {
         "numpy": f"{name} = numpy.asarray({name})",
         "torch": f"{name} = torch.as_tensor({name}, device={str(device)!r})",

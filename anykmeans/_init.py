@@ -45,9 +45,11 @@ def generator(rng: Any, name: str = "rng") -> Draws:
             raise TypeError
         return np.random.default_rng(rng)
     except (TypeError, ValueError):
+        key = arrays.library_of(rng) == "jax" if hasattr(rng, "__array_namespace__") else False
+        advice = " Of a JAX key make a seed: `int(jax.random.bits(key))`." if key else ""
         raise TypeError(
             f"`{name}` must be None, a seed (a whole number >= 0) or a NumPy generator; got {rng!r} "
-            f"of type {type(rng).__name__}."
+            f"of type {type(rng).__name__}.{advice}"
         ) from None
 
 
@@ -61,11 +63,11 @@ def initial_centroids(
     max_bytes: int | None = None,
     kernel: str = "auto",
 ) -> Array:
-    """Return initial centroids (k, d) for rows `x` (n, d), where `x` lives."""
+    """Return initial centroids (k, d) for rows `x` (n, d), in NumPy."""
     init = check.start(init, x, k)
     rows = Rows.over(x, sample_weight, kernel=kernel, max_bytes=max_bytes)
     with rows.work:
-        return rows.matrix.give(start(rows, k, init, generator(rng)))
+        return to_numpy(start(rows, k, init, generator(rng)))
 
 
 def start(rows: Rows, k: int, init: Init, rng: Draws) -> Array:
@@ -305,7 +307,8 @@ def parallel(rows: Rows, k: int, rng: Draws) -> Array:
             skip = tile.start % 4
             bits = np.random.Philox(key=[seed, turn]).advance(tile.start // 4)
             u = np.random.Generator(bits).random(skip + tile.stop - tile.start)[skip:]
-            chosen = matrix.asarray(u) < cost[tile] * (2.0 * k) / total
+            share = cost[tile] * (2.0 * k) / xp.full_like(cost[tile], total)  # see `means`
+            chosen = matrix.asarray(u) < share
             return xp.nonzero(chosen)[0] + tile.start
 
         new = np.concatenate([to_numpy(a) for a in rows.work.map(draw, rows.work.tiles())])

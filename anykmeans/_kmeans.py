@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from anykmeans import _check as check
-from anykmeans._array import Array, Namespace, eager, namespace, on_cpu, put, to_numpy
+from anykmeans._array import Array, Namespace, eager, namespace, on_cpu, part, put, to_numpy
 from anykmeans._exact import squared_distances
 from anykmeans._init import Draws, Init, generator, plus_plus, start
 from anykmeans._lloyd import lloyd
@@ -156,6 +156,9 @@ def kmeans(
     weighted rows keep 263 bits below a feature's largest value (at n = 10^6), and what is smaller
     counts as zero.
 
+    JAX arrays are clustered eagerly, outside of ``jax.jit``, ``jax.vmap`` and ``jax.grad``. While JAX has no dtypes of
+    64 bits, which is its default, labels come as int32 and what would be float64 is rounded to float32 at the end.
+
     References
     ----------
     S. Lloyd, "Least squares quantization in PCM", IEEE Transactions on Information Theory, 1982.
@@ -223,10 +226,10 @@ def _problems(
     """Yield the name, rows (n, d), weights (n,) and init of each problem of `x` (b, n, d), as views."""
 
     def own(a: Any, dimensions: int, i: int) -> Any:
-        return a[i, ...] if len(getattr(a, "shape", ())) == dimensions else a
+        return part(a, i) if len(getattr(a, "shape", ())) == dimensions else a
 
     for i in range(x.shape[0]):
-        yield f"x[{i}]", x[i, ...], own(sample_weight, 2, i), own(init, 3, i)
+        yield f"x[{i}]", part(x, i), own(sample_weight, 2, i), own(init, 3, i)
 
 
 def _stacked(xp: Namespace, runs: list[_Run]) -> _Run:
@@ -497,13 +500,13 @@ def _written(pairwise: Callable[..., Any], rows: Rows, c: Array) -> tuple[Array,
 
 
 def cluster_sums(x: Any, labels: Any, k: int, *, sample_weight: Any = None) -> tuple[Array, Array]:
-    """Return the exact weighted sums (k, d) and weights (k,), float64, of the rows by label."""
+    """Return the exact weighted sums (k, d) and weights (k,) of the rows by label, float64 in NumPy."""
     x = check.matrix(x)
     rows = Rows.over(x, check.weights(sample_weight, x))
     with rows.work:
         work = labels if rows.matrix.data is x else rows.matrix.asarray(to_numpy(labels))
         sums, mass = (a * 2.0**rows.heaviest for a in rows.totals(rows.stats(work, k)))
-    return rows.matrix.give(sums), rows.matrix.give(mass)
+    return to_numpy(sums), to_numpy(mass)
 
 
 @eager

@@ -92,7 +92,7 @@ class Rows:
         chosen = choose(x, kernel)
         weights = None
         if sample_weight is not None:
-            weights = Matrix.of(sample_weight[:, None], chosen.library)
+            weights = Matrix.of(sample_weight, chosen.library)
         matrix = Matrix.of(x, chosen.library)
         return cls(
             matrix,
@@ -417,7 +417,7 @@ class Rows:
         )
         labels = xp.zeros(n, dtype=xp.int32, device=self.matrix.device)
         sums, mass = plain.totals(plain.stats(labels, 1))
-        mean = self.frame.widen(sums / mass[:, None])
+        mean = self.frame.widen(sums / xp.full_like(sums, float(mass[0])))
         spread = self._distances(mean, labels)
         return plain.cost(spread) / n / d
 

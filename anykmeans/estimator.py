@@ -28,13 +28,15 @@ from anykmeans import _check
 from anykmeans._array import (
     Array,
     as_array,
+    beside,
     device_of,
     eager,
     is_sparse,
     library_of,
     like,
     move,
-    namespace,
+    part,
+    placed,
     same_place,
     to_numpy,
     where_is,
@@ -57,16 +59,9 @@ def _is_plain(x: Any) -> bool:
     return type(x) is np.ndarray and x.ndim == 2 and x.dtype.kind in "fiub" and x.size > 0
 
 
-def _take(x: Array, indices: np.ndarray) -> Array:
-    """Return rows of `x` by their numbers (m,)."""
-    if is_sparse(x) or isinstance(x, np.ndarray):
-        return x[indices]
-    return namespace(x).take(x, like(indices, x), axis=0)
-
-
-def _squared_shift(before: Array, after: Array) -> float:
+def _squared_shift(before: np.ndarray, after: np.ndarray) -> float:
     """Return the sum of the squared differences of two sets of centroids, rounded once."""
-    step = _check.host_float64(after) - _check.host_float64(before)
+    step = after.astype(np.float64) - before.astype(np.float64)
     return math.fsum((step * step).ravel().tolist())
 
 
@@ -120,7 +115,7 @@ class _BaseKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixi
         if np.isscalar(sample_weight):
             sample_weight = np.full(x.shape[0], sample_weight)
         w = as_array(sample_weight, "sample_weight")
-        w = w if same_place(w, x) else move(w, library_of(x), device_of(x))
+        w = w if beside(w, x) else placed(np.array(to_numpy(w)), x)
         return _check.weights(w, x)
 
     def _starting(self, x: Array) -> tuple[Any, int]:
@@ -143,11 +138,13 @@ class _BaseKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixi
             )
         # A list or a frame has no library of its own.
         if not (_is_array(init) or is_sparse(init)):
-            init = like(np.asarray(init), x)
+            init = placed(np.asarray(init), x)
         return _check.centroids(init, x, "init", self.n_clusters), 1
 
     def _evaluate(self, x: Any, centers: Any, w: Any = None) -> tuple[Any, Any, float]:
-        """Return labels (n,), squared distances (n,) and inertia of the rows."""
+        """Return labels (n,), squared distances (n,) and inertia of the rows; `centers` may be in NumPy."""
+        if isinstance(centers, np.ndarray):
+            centers = placed(centers, x)
         out: tuple[Any, Any, float] = evaluate(
             x, centers, sample_weight=w, max_bytes=self.max_bytes, kernel=self.kernel
         )
@@ -351,13 +348,13 @@ class _BaseKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixi
         for name, value in fitted.items():
             if name in self._arrays:
                 value = to_numpy(value)
-            if name not in ("_sums", "converged_", "kernel_"):
+            if name == "_seen":
+                peer._counts = value[1].astype(centers.dtype)
+            elif name not in ("converged_", "kernel_"):
                 setattr(peer, name, copy.deepcopy(value))
         peer.cluster_centers_ = centers
         if hasattr(peer, "labels_"):
             peer.labels_ = peer.labels_.astype(np.int32)
-        if hasattr(peer, "_counts"):
-            peer._counts = peer._counts.astype(centers.dtype)
         return peer
 
     def __sklearn_is_fitted__(self) -> bool:
@@ -702,8 +699,8 @@ class MiniBatchKMeans(_BaseKMeans):
     array([0, 1])
     """
 
-    _arrays = ("cluster_centers_", "labels_", "_counts", "_sums")
     _random_starts = 3
+    _seen: tuple[np.ndarray, np.ndarray]  # sums (k, d) and counts (k,) of all batches, float64
     _batch_size: int
     _init_size: int
     _n_since_last_reassign: int
@@ -793,7 +790,7 @@ class MiniBatchKMeans(_BaseKMeans):
         starts = [self._initial(x, w, init, rng) for _ in range(n_init)]
         centers = starts[0]
         if n_init > 1:
-            xv, wv = _take(x, valid), w if w is None else _take(w, valid)
+            xv, wv = part(x, valid), w if w is None else part(w, valid)
             centers = min(starts, key=lambda start: self._evaluate(xv, start, wv)[2])
 
         sums, counts = self._nothing(centers)
@@ -801,7 +798,7 @@ class MiniBatchKMeans(_BaseKMeans):
         stop = _EarlyStop(n, size, tol, self.max_no_improvement)
         steps = (self.max_iter * n) // size
         for step in range(1, steps + 1):
-            batch = _take(x, chances.searchsorted(rng.random_sample(size), side="right"))
+            batch = part(x, chances.searchsorted(rng.random_sample(size), side="right"))
             before = centers
             centers, sums, counts, inertia = self._step(batch, None, centers, sums, counts, rng)
             cost, shift = inertia / size, _squared_shift(before, centers) if tol else 0.0
@@ -811,7 +808,7 @@ class MiniBatchKMeans(_BaseKMeans):
             if converged:
                 break
 
-        self.cluster_centers_, self._sums, self._counts = centers, sums, counts
+        self.cluster_centers_, self._seen = like(centers, x), (sums, counts)
         self.n_steps_ = step
         self.n_iter_ = math.ceil(step * size / n)
         self.converged_ = converged
@@ -863,9 +860,9 @@ class MiniBatchKMeans(_BaseKMeans):
         else:
             if not hasattr(self, "_random_state"):  # `fit` came before
                 self._random_state = check_random_state(self.random_state)
-            centers, sums, counts = self.cluster_centers_, self._sums, self._counts
+            centers, (sums, counts) = to_numpy(self.cluster_centers_), self._seen
         centers, sums, counts, _ = self._step(x, w, centers, sums, counts, self._random_state)
-        self.cluster_centers_, self._sums, self._counts = centers, sums, counts
+        self.cluster_centers_, self._seen = like(centers, x), (sums, counts)
         self.n_steps_ = 1 if first else self.n_steps_ + 1
         self._n_features_out = self.n_clusters
         if self.compute_labels:
@@ -928,12 +925,12 @@ class MiniBatchKMeans(_BaseKMeans):
         spread = self._evaluate(x, mean)[2]
         return spread / float(n * d)
 
-    def _initial(self, x: Any, w: Any, init: Any, rng: np.random.RandomState) -> Any:
+    def _initial(self, x: Any, w: Any, init: Any, rng: np.random.RandomState) -> np.ndarray:
         """Return first centroids (k, d), from `init_size` random rows."""
         if self._init_size < x.shape[0]:
             chosen = rng.randint(0, x.shape[0], self._init_size)
-            x, w = _take(x, chosen), w if w is None else _take(w, chosen)
-        return initial_centroids(
+            x, w = part(x, chosen), w if w is None else part(w, chosen)
+        found: np.ndarray = initial_centroids(
             x,
             self.n_clusters,
             init=init,
@@ -942,40 +939,43 @@ class MiniBatchKMeans(_BaseKMeans):
             max_bytes=self.max_bytes,
             kernel=self.kernel,
         )
+        return found
 
-    def _nothing(self, centers: Any) -> tuple[Any, Any]:
-        """Return sums (k, d) and counts (k,) before the first batch, where the centroids are."""
-        k, d = centers.shape
-        return like(np.zeros((k, d)), centers), like(np.zeros(k), centers)
+    def _nothing(self, centers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return sums (k, d) and counts (k,) before the first batch."""
+        return np.zeros(centers.shape), np.zeros(centers.shape[0])
 
     def _step(
-        self, x: Any, w: Any, centers: Any, sums: Any, counts: Any, rng: np.random.RandomState
-    ) -> tuple[Any, Any, Any, float]:
-        """Return centroids (k, d), sums (k, d), counts (k,) after a batch and its inertia before."""
-        xp, k = namespace(centers), centers.shape[0]
+        self,
+        x: Any,
+        w: Any,
+        centers: np.ndarray,
+        sums: np.ndarray,
+        counts: np.ndarray,
+        rng: np.random.RandomState,
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, float]:
+        """Return centroids (k, d), sums (k, d), counts (k,) after a batch and its inertia before.
+
+        They stay in NumPy: they are few beside the rows of a batch, and some libraries divide in ways of their own.
+        """
+        k = centers.shape[0]
         since = self._n_since_last_reassign + self._batch_size
-        due = since >= 10 * k or not to_numpy(counts).all()
+        due = since >= 10 * k or not counts.all()
         labels, _, inertia = self._evaluate(x, centers, w)
         self._n_since_last_reassign = 0 if due else since
         batch_sums, mass = cluster_sums(x, labels, k, sample_weight=w)
         sums, counts = sums + batch_sums, counts + mass
-        centers = means(xp, sums, xp.where(mass > 0, counts, mass), centers)
+        centers = means(np, sums, np.where(mass > 0, counts, mass), centers)
 
         if due and self.reassignment_ratio > 0:
-            seen = to_numpy(counts)
-            low = self._to_reassign(seen, x.shape[0])
+            low = self._to_reassign(counts, x.shape[0])
             if low.any():
                 m = np.count_nonzero(low)
-                rows = _take(x, rng.choice(x.shape[0], size=m, replace=False))
-                rows = rows.toarray() if is_sparse(rows) else rows
-                source = np.arange(k)
-                source[low] = k + np.arange(m)
-                centers = _take(xp.concat([centers, xp.astype(rows, centers.dtype)]), source)
+                rows = to_numpy(part(x, rng.choice(x.shape[0], size=m, replace=False)))
+                centers[low] = rows.toarray() if is_sparse(rows) else rows
                 # Some weight, or the cluster would be moved again at once: scikit-learn's rule.
-                seen = np.where(low, seen[~low].min(), seen)
-                counts, moved = like(seen, centers), like(low, centers)
-                known = xp.astype(centers, sums.dtype) * counts[:, None]
-                sums = xp.where(moved[:, None], known, sums)
+                counts[low] = counts[~low].min()
+                sums[low] = centers[low] * counts[low, None]
         return centers, sums, counts, inertia
 
     def _to_reassign(self, counts: np.ndarray, n: int) -> np.ndarray:
