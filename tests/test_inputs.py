@@ -189,38 +189,37 @@ def test_a_whole_result_can_be_pickled(kernel):
     assert referee.bits(pickle.loads(pickle.dumps(result))) == referee.bits(result)
 
 
+def peak(call):
+    """Bytes that a call takes at most, once all it needs is loaded and compiled."""
+    call()
+    tracemalloc.start()
+    try:
+        call()
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
 @pytest.mark.parametrize("init", ["k-means++", "random", "k-means||"])
 @pytest.mark.parametrize("max_bytes", [1_000_000, 4_000_000])
 def test_memory_stays_within_the_budget(kernel, init, max_bytes):
     n, d, k = 50_000, 8, 64
     x = np.random.default_rng(0).normal(size=(n, d)).astype("float32")
-    kmeans(x, k, init=init, n_init=1, rng=0, max_iter=1, kernel=kernel)  # loading does not count
-    tracemalloc.start()
-    try:
-        kmeans(x, k, init=init, n_init=1, rng=0, max_iter=3, max_bytes=max_bytes, kernel=kernel)
-        peak = tracemalloc.get_traced_memory()[1]
-    finally:
-        tracemalloc.stop()
-    assert peak < max_bytes + 96 * n  # bytes; n x k float32 scores would be 256 n
+    options = {"init": init, "n_init": 1, "max_iter": 3, "max_bytes": max_bytes, "kernel": kernel}
+    # Bytes; n x k float32 scores would be 256 n.
+    assert peak(lambda: kmeans(x, k, rng=0, **options)) < max_bytes + 96 * n
 
 
 def test_rows_are_never_copied_whole(kernel):
     n, d = 20_000, 200
     x = np.random.default_rng(0).normal(size=(n, d)).astype("float32")
     c = x[:10].copy()
-    kmeans(x[:100], 10, rng=0, kernel=kernel)
     for call in [
         lambda: kmeans(x, 10, init=c, max_iter=3, max_bytes=1_000_000, kernel=kernel),
         lambda: kmeans_plusplus(x, 10, random_state=0),
         lambda: assign(x, c),
     ]:
-        tracemalloc.start()
-        try:
-            call()
-            peak = tracemalloc.get_traced_memory()[1]
-        finally:
-            tracemalloc.stop()
-        assert peak < x.nbytes
+        assert peak(call) < x.nbytes
 
 
 @pytest.mark.filterwarnings("ignore")  # the compiler's own, about what it meets on the way
