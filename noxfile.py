@@ -86,7 +86,7 @@ def version(session: nox.Session) -> None:
     """Prove that the wheel, installed with nothing optional, imports and clusters."""
     if session.venv_backend == "none":
         session.skip("it needs an environment of its own")
-    session.install(".")
+    install(session, ".")
     session.chdir(session.create_tmp())  # away from the sources: only the installed package counts
     session.run(
         "python",
@@ -182,7 +182,8 @@ def run_tests(session: nox.Session, backend: Backend, *pins: str) -> None:
 def install(session: nox.Session, *arguments: str) -> None:
     """Install with pip, or nothing at all under `--no-venv`."""
     if session.venv_backend != "none":
-        session.install(*arguments)
+        # Most modules are never imported, and compiling them takes longer than to unpack them.
+        session.install("--no-compile", *arguments)
 
 
 def why_no_gpu() -> str | None:
