@@ -271,6 +271,14 @@ def put(xp: Namespace, a: Array, at: Array, values: Array) -> Array:
     return xp.where(xp.take(at, place) == rows, xp.take(values, place), a)
 
 
+class _Alias:
+    """The memory of `x`, said to be writable, as Numba compiles everything once more for read-only arrays."""
+
+    def __init__(self, x: np.ndarray) -> None:
+        self.x = x  # not to be freed
+        self.__array_interface__ = x.__array_interface__ | {"data": (x.ctypes.data, False)}
+
+
 @dataclass(frozen=True)
 class Matrix:
     """The rows a user gave, read a few at a time in floating point; nothing is ever written.
@@ -320,6 +328,8 @@ class Matrix:
 
             # A tensor has no strides below 0; rows that do are not sent here, but weights may be.
             data = torch.from_dlpack(x if min(x.strides) >= 0 else x.copy())
+        if isinstance(data, np.ndarray) and not data.flags.writeable and data.dtype.kind in "biuf":
+            data = np.asarray(_Alias(data))
         if len(data.shape) == 1:
             data = data[:, None]
         xp = np_compat if host else namespace(data)

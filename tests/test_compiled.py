@@ -14,7 +14,7 @@ if not find_spec("numba"):
 
 from anykmeans._array import Matrix
 from anykmeans.kernels import numba as compiled
-from anykmeans.kernels.numba import grouped, simd, subspace
+from anykmeans.kernels.numba import grouped, near, seeding, simd, small, subspace, sums, sweep
 from anykmeans.kernels.numba.simd import LANES, ROWS, WIDTH
 from anykmeans.kernels.numba.steps import jit
 
@@ -314,3 +314,25 @@ def test_rows_unlike_the_first_are_measured_or_refused(n_d, dtype):
             for method in (numba.predict, numba.transform):
                 with pytest.raises(ValueError, match="NaN" if np.isnan(bad) else "infinity"):
                     method(worse)
+
+
+def test_read_only_arrays_need_no_code_of_their_own(kernel):
+    def fit(x, w):
+        kmeans(x, 4, sample_weight=w, rng=0, kernel="numba")
+        kmeans(x, 4, rng=0, kernel="numba")
+        KMeans(4, random_state=0, kernel="numba").fit(x).transform(x)
+
+    def compiled_for():
+        return [
+            function.signatures
+            for module in (sums, small, sweep, grouped, near, seeding, subspace)
+            for function in vars(module).values()
+            if hasattr(function, "signatures")
+        ]
+
+    x, w = np.random.default_rng(0).normal(size=(300, 20)), np.arange(300.0)
+    fit(x, w)
+    before = compiled_for()
+    x.flags.writeable = w.flags.writeable = False
+    fit(x, w)
+    assert compiled_for() == before

@@ -103,6 +103,8 @@ def test_read_only_arrays(kernel):
     result = kmeans(x, 5, sample_weight=w, init=c, kernel=kernel)
     assign(x, c)
     kmeans_plusplus(x, 5, sample_weight=w, random_state=0)
+    np.testing.assert_array_equal(x, rows())
+    np.testing.assert_array_equal(w, np.arange(120.0))
     for array in (result.centroids, result.labels):
         assert array.flags.writeable
         assert array.flags.c_contiguous
