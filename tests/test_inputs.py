@@ -203,9 +203,9 @@ def peak(call):
 
 
 @pytest.mark.parametrize("init", ["k-means++", "random", "k-means||"])
-@pytest.mark.parametrize("max_bytes", [1_000_000, 4_000_000])
+@pytest.mark.parametrize("max_bytes", [1_000_000, 2_000_000])
 def test_memory_stays_within_the_budget(kernel, init, max_bytes):
-    n, d, k = 50_000, 8, 64
+    n, d, k = 25_000, 8, 64
     x = np.random.default_rng(0).normal(size=(n, d)).astype("float32")
     options = {"init": init, "n_init": 1, "max_iter": 3, "max_bytes": max_bytes, "kernel": kernel}
     # Bytes; n x k float32 scores would be 256 n.
