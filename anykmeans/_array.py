@@ -276,7 +276,8 @@ class _Alias:
 
     def __init__(self, x: np.ndarray) -> None:
         self.x = x  # not to be freed
-        self.__array_interface__ = x.__array_interface__ | {"data": (x.ctypes.data, False)}
+        about = x.__array_interface__
+        self.__array_interface__ = about | {"data": (about["data"][0], False)}
 
 
 @dataclass(frozen=True)

@@ -45,7 +45,7 @@ def generator(rng: Any, name: str = "rng") -> Draws:
             raise TypeError
         return np.random.default_rng(rng)
     except (TypeError, ValueError):
-        key = arrays.library_of(rng) == "jax" if hasattr(rng, "__array_namespace__") else False
+        key = hasattr(rng, "__array_namespace__") and arrays.library_of(rng) == "jax"
         advice = " Of a JAX key make a seed: `int(jax.random.bits(key))`." if key else ""
         raise TypeError(
             f"`{name}` must be None, a seed (a whole number >= 0) or a NumPy generator; got {rng!r} "

@@ -417,7 +417,7 @@ class Rows:
         )
         labels = xp.zeros(n, dtype=xp.int32, device=self.matrix.device)
         sums, mass = plain.totals(plain.stats(labels, 1))
-        mean = self.frame.widen(sums / xp.full_like(sums, float(mass[0])))
+        mean = self.frame.widen(sums / xp.full_like(sums, float(mass[0])))  # as in `means`
         spread = self._distances(mean, labels)
         return plain.cost(spread) / n / d
 
