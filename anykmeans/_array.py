@@ -131,9 +131,9 @@ def as_array(x: Any, name: str = "x") -> Array:
                 f"Make it dense with `{name}.toarray()`."
             )
         return x.tocsr()
+    if (reason := _unreadable(x)) is not None:
+        raise TypeError(f"`{name}` must be a dense array on one device; got {reason}.")
     if is_of(x, "torch"):
-        if (reason := _unreadable(x)) is not None:
-            raise TypeError(f"`{name}` must be a dense array; got {reason}.")
         return x.detach().resolve_neg()
     if hasattr(x, "__dask_graph__"):
         raise TypeError(
@@ -161,18 +161,36 @@ def _has_rows(cell: Any) -> bool:
 
 
 def _unreadable(x: Array) -> str | None:
-    """Return what keeps the numbers of a tensor from being read, or None."""
-    if sys.modules["torch"]._C._functorch.is_functorch_wrapped_tensor(x):
-        return (
-            "a tensor inside torch.vmap or torch.func, where its numbers cannot be read. Call it outside of them: "
-            "a batch (b, n, d) may be passed itself"
-        )
-    if x.is_nested:
-        return "a nested tensor. Take its parts one by one, as `unbind()` gives them"
-    if str(x.layout) != "torch.strided":
-        return f"a tensor of layout {x.layout}; use its to_dense()"
-    if x.device.type == "meta":
-        return "a tensor on the meta device, which holds no numbers"
+    """Return what keeps the numbers of a tensor or of an array of JAX from being read where it is, or None."""
+    if is_of(x, "torch"):
+        if sys.modules["torch"]._C._functorch.is_functorch_wrapped_tensor(x):
+            return (
+                "a tensor inside torch.vmap or torch.func, where its numbers cannot be read. Call it outside of "
+                "them: a batch (b, n, d) may be passed itself"
+            )
+        if x.is_nested:
+            return "a nested tensor. Take its parts one by one, as `unbind()` gives them"
+        if str(x.layout) != "torch.strided":
+            return f"a tensor of layout {x.layout}; use its to_dense()"
+        if x.device.type == "meta":
+            return "a tensor on the meta device, which holds no numbers"
+    elif is_of(x, "jax"):
+        jax = sys.modules["jax"]
+        if isinstance(x, jax.core.Tracer):
+            return (
+                "a tracer, which holds no numbers: k-means runs eagerly; call it outside of jax.jit, "
+                "jax.vmap and jax.grad"
+            )
+        if len(x.devices()) > 1:
+            return (
+                f"an array on {len(x.devices())} devices; gather it with "
+                f"`jax.device_put(x, jax.devices()[0])`"
+            )
+        if x.dtype.itemsize > 4 and not jax.config.jax_enable_x64:
+            return (
+                f"{dtype_name(x)} while JAX has no dtypes of 64 bits; call "
+                f"`jax.config.update('jax_enable_x64', True)` first"
+            )
     return None
 
 
@@ -260,7 +278,11 @@ def library_of(x: Array) -> str:
 
 def device_of(x: Array) -> Any:
     """Return the device of `x` (``"cpu"`` for NumPy and sparse matrices)."""
-    return "cpu" if isinstance(x, np.ndarray) or is_sparse(x) else array_api_compat.device(x)
+    if isinstance(x, np.ndarray) or is_sparse(x):
+        return "cpu"
+    if is_of(x, "jax"):
+        return next(iter(x.devices()))  # its `device` may be a sharding over one
+    return array_api_compat.device(x)
 
 
 def where_is(x: Array) -> str:
@@ -271,6 +293,13 @@ def where_is(x: Array) -> str:
 def same_place(a: Array, b: Array) -> bool:
     """Return whether `a` and `b` are of one library and on one device."""
     return library_of(a) == library_of(b) and bool(device_of(a) == device_of(b))
+
+
+def beside(a: Array, x: Array) -> bool:
+    """Return whether `a` can be used with `x` as it is: JAX on a CPU takes NumPy's arrays, too."""
+    if isinstance(a, np.ndarray):
+        return isinstance(x, np.ndarray) or is_sparse(x) or _jax_on_cpu(x)
+    return same_place(a, x)
 
 
 def dtype_name(x: Array) -> str:
@@ -292,9 +321,11 @@ def on_cpu(x: Array) -> bool:
         return True
     if is_of(x, "torch"):
         return bool(x.device.type == "cpu")
-    if is_of(x, "jax"):
-        return bool(next(iter(x.devices())).platform == "cpu")
-    return False
+    return _jax_on_cpu(x)
+
+
+def _jax_on_cpu(x: Array) -> bool:
+    return is_of(x, "jax") and bool(device_of(x).platform == "cpu")
 
 
 def to_numpy(x: Array) -> Any:
@@ -310,7 +341,8 @@ def to_numpy(x: Array) -> Any:
         # Its pretended devices refuse NumPy on purpose; the sanctioned way is through its CPU.
         return np.asarray(x.to_device(namespace(x).Device("CPU_DEVICE")))
     if is_of(x, "jax"):
-        return np.asarray(x)
+        a = np.asarray(x)
+        return a.astype(np.float32) if dtype_name(x) == "bfloat16" else a
     return np.from_dlpack(x)
 
 
@@ -350,13 +382,29 @@ def move(x: Array, library: str, device: Any = None) -> Array:
 
 def without_history(a: Any) -> Any:
     """Return `a`, or the values alone of a tensor that a network computed: with its history it cannot be copied."""
-    computed = array_api_compat.is_torch_array(a) and a.grad_fn is not None
+    computed = is_of(a, "torch") and a.grad_fn is not None
     return a.detach() if computed else a
 
 
 def like(a: Any, x: Array) -> Array:
     """Return the NumPy array `a` in the library and on the device of `x`."""
     return from_numpy(a, library_of(x), device_of(x))
+
+
+def placed(a: Any, x: Array) -> Array:
+    """Return the NumPy array `a` as an array to use with `x`, all bits kept."""
+    return a if beside(a, x) else like(a, x)
+
+
+def take(x: Array, select: Any) -> Array:
+    """Return rows of `x` by their numbers (m,), or a problem of a batch by its number, beside `x`."""
+    if is_sparse(x) or isinstance(x, np.ndarray):
+        return x[select]
+    if _jax_on_cpu(x):  # which would compile this for each shape
+        return like(np.asarray(x)[select], x)
+    if isinstance(select, int):
+        return x[select, ...]
+    return namespace(x).take(x, like(select, x), axis=0)
 
 
 def full_float32_products(x: Array) -> bool:
@@ -386,13 +434,6 @@ def full_float32_products(x: Array) -> bool:
     return True
 
 
-def take(x: Array, indices: np.ndarray) -> Array:
-    """Return rows of `x` by their numbers (m,)."""
-    if is_sparse(x) or isinstance(x, np.ndarray):
-        return x[indices]
-    return namespace(x).take(x, like(indices, x), axis=0)
-
-
 def put(xp: Namespace, a: Array, at: Array, values: Array) -> Array:
     """Return `a` (m,) with ``a[at] = values`` for ascending `at`; `a` itself where it can be written."""
     if array_api_compat.is_writeable_array(a) and xp.__name__ != "array_api_strict":
@@ -412,9 +453,28 @@ def take_rows(xp: Namespace, y: Array | SparseRows, at: Array) -> Array | Sparse
     return y[at] if isinstance(y, SparseRows) else xp.take(y, at, axis=0)
 
 
+class _Alias:
+    """The memory of `x`, said to be writable, as Numba compiles everything once more for read-only arrays."""
+
+    def __init__(self, x: np.ndarray) -> None:
+        self.x = x  # not to be freed
+        about = x.__array_interface__
+        self.__array_interface__ = about | {"data": (about["data"][0], False)}
+
+
+def _aliased(x: Array) -> Array:
+    """Return `x`, or a view that is said to be writable of a NumPy array of numbers that is not."""
+    if isinstance(x, np.ndarray) and not x.flags.writeable and x.dtype.kind in "biuf":
+        return np.asarray(_Alias(x))
+    return x
+
+
 @dataclass(frozen=True)
 class Matrix:
     """The rows a user gave, read a few at a time in floating point; nothing is ever written.
+
+    JAX's arrays on a CPU are always NumPy's here: XLA divides by multiplying, takes the smallest
+    numbers for zero, may have no float64, and compiles each operation for each shape.
 
     Attributes
     ----------
@@ -447,14 +507,16 @@ class Matrix:
     ) -> Matrix:
         """Return a Matrix over `x` as `library`, which must be able to reach its memory, sees it.
 
-        Sparse rows, if the budget has room for a copy, keep columns alone that have entries, or that the
+        An `x` (n,) is one column. Sparse rows, if the budget has room for a copy, keep columns alone that have entries, or that the
         centroids `given` (k, d) are not zero in.
         """
         dtype = dtype_name(x)
         data = x
-        host = library == "numpy"
+        host = library == "numpy" or _jax_on_cpu(x)
         if is_sparse(x):
-            data = SparseRows.of(x, given, (max_bytes or _SPARSE_BYTES) // 2)
+            rows = SparseRows.of(x, given, (max_bytes or _SPARSE_BYTES) // 2)
+            starts, features, values = map(_aliased, (rows.starts, rows.features, rows.values))
+            data = SparseRows(starts, features, values, rows.halving)
             return cls(x, data, np_compat, "cpu", dtype)
         if host and not isinstance(x, np.ndarray):
             if is_of(x, "torch"):
@@ -469,6 +531,9 @@ class Matrix:
 
             # A tensor has no strides below 0; rows that do are not sent here, but weights may be.
             data = torch.from_dlpack(x if min(x.strides) >= 0 else x.copy())
+        data = _aliased(data)
+        if len(data.shape) == 1:
+            data = data[:, None]
         xp = np_compat if host else namespace(data)
         return cls(x, data, xp, "cpu" if host else device_of(data), dtype)
 
@@ -608,8 +673,10 @@ def supported_dtype(x: Array) -> bool:
 
 def has_float64(x: Array) -> bool:
     """Return whether float64 can be computed where `x` lives."""
-    if isinstance(x, np.ndarray):
+    if on_cpu(x):
         return True
+    if is_of(x, "jax") and device_of(x).platform == "tpu":
+        return False  # made of several float32, with roundings of its own
     xp = namespace(x)
     try:
         probe = xp.asarray([0.0], dtype=xp.float64, device=device_of(x))

@@ -202,12 +202,13 @@ def weights(w: Any, x: Array, names: Names = FUNCTIONS, *, follow: bool = False)
         _weigh(w, name)
     else:
         for i in range(w.shape[0]):
-            _weigh(w[i, ...], f"{name}[{i}]")
+            _weigh(arrays.take(w, i), f"{name}[{i}]")
     return w
 
 
 def _weigh(w: Array, name: str) -> None:
     """Raise if weights (n,) are not finite, negative or all zero."""
+    w = arrays.to_numpy(w) if arrays.on_cpu(w) else w
     xp = arrays.namespace(w)
     high, low = float(xp.max(w)), float(xp.min(w))
     if not (math.isfinite(high) and math.isfinite(low)):
@@ -250,7 +251,7 @@ def centroids(c: Any, x: Array, name: str, k: int | None = None, names: Names = 
             f"{shape}.{reason}"
         )
     c = _beside(c, x, name, names, place=place)
-    finite = np.isfinite(np.asarray(_host(c), dtype=np.float64))
+    finite = np.isfinite(host_float64(c))
     if not finite.all():
         at = f"[{np.argwhere(~finite)[0, 0]}]" if len(shape) == 3 else ""
         raise ValueError(f"`{name}{at}` must be finite; got NaN or infinity among the centroids.")
@@ -290,29 +291,23 @@ def _numbers(a: Any, name: str) -> tuple[Array, bool]:
     return a, place
 
 
-def _host(c: Array) -> Any:
-    if arrays.is_sparse(c):
-        return c.toarray()
-    if arrays.dtype_name(c) == "bfloat16":
-        xp = arrays.namespace(c)
-        c = xp.astype(c, xp.float32)
-    return arrays.to_numpy(c)
+def host(c: Array) -> Any:
+    """Return the values of a small array in host memory, dense."""
+    return c.toarray() if arrays.is_sparse(c) else arrays.to_numpy(c)
 
 
 def host_float64(c: Array) -> Any:
     """Return the values of a small array as float64 in host memory."""
-    return np.asarray(_host(c), dtype=np.float64)
+    return np.asarray(host(c), dtype=np.float64)
 
 
 def _beside(a: Array, x: Array, name: str, names: Names, *, place: bool) -> Array:
     """Return `a` where `x` lives; with a `place` of its own it is never moved behind the user's back."""
-    library, device = arrays.library_of(x), arrays.device_of(x)
-    if isinstance(a, np.ndarray) and arrays.is_sparse(x):
-        return a
-    if arrays.same_place(a, x):
+    if arrays.beside(a, x):
         return a
     if not place:
-        return arrays.move(a, library, device)
+        return arrays.placed(np.array(arrays.to_numpy(a)), x)
+    library, device = arrays.library_of(x), arrays.device_of(x)
     fix = {
         "numpy": f"{name} = numpy.asarray({name})",
         "torch": f"{name} = torch.as_tensor({name}, device={str(device)!r})",

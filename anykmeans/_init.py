@@ -45,9 +45,12 @@ def generator(rng: Any, name: str = "rng") -> Draws:
             raise TypeError
         return np.random.default_rng(rng)
     except (TypeError, ValueError):
+        advice = ""
+        if arrays.is_of(rng, "jax"):
+            advice = " Of a JAX key make a seed: `int(jax.random.bits(key))`."
         raise TypeError(
             f"`{name}` must be None, a seed (a whole number >= 0) or a NumPy generator; got {rng!r} "
-            f"of type {type(rng).__name__}."
+            f"of type {type(rng).__name__}.{advice}"
         ) from None
 
 
@@ -62,8 +65,8 @@ def initial_centroids(
     threads: int | None = None,
     kernel: str = "auto",
     names: check.Names = check.FUNCTIONS,
-) -> Array:
-    """Return initial centroids (k, d) for rows `x` (n, d), where `x` lives."""
+) -> np.ndarray:
+    """Return initial centroids (k, d) for rows `x` (n, d), in NumPy."""
     init = check.start(init, x, k, names)
     rows = Rows.over(
         x,
@@ -75,7 +78,8 @@ def initial_centroids(
         given=given(init, x),
     )
     with rows.work:
-        return rows.matrix.give(rows.matrix.spread(start(rows, k, init, generator(rng))))
+        c: np.ndarray = to_numpy(rows.matrix.spread(start(rows, k, init, generator(rng))))
+    return c
 
 
 def given(init: Init, x: Array) -> np.ndarray | None:
@@ -328,7 +332,8 @@ def parallel(rows: Rows, k: int, rng: Draws) -> Array:
             skip = tile.start % 4
             bits = np.random.Philox(key=[seed, turn]).advance(tile.start // 4)
             u = np.random.Generator(bits).random(skip + tile.stop - tile.start)[skip:]
-            chosen = matrix.asarray(u) < cost[tile] * (2.0 * k) / total
+            share = cost[tile] * (2.0 * k) / xp.full_like(cost[tile], total)  # see `means`
+            chosen = matrix.asarray(u) < share
             return xp.nonzero(chosen)[0] + tile.start
 
         new = np.concatenate([to_numpy(a) for a in rows.work.map(draw, rows.work.tiles())])

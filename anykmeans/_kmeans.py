@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -34,9 +34,9 @@ from anykmeans.kernels import choose
 
 # Inertia, centroids, labels, passes and whether it stopped: of one run, or stacked.
 _Run = tuple[Any, Array, Array, Any, Any]
-# Told before a run, with 0, and after each pass, with its number: the centroids it began with, the squared shift,
-# and that at which to stop.
-Watch = Callable[[int, Array, float, float], None]
+# Told before a run, with 0, and after each pass, with its number: the centroids it began with, in NumPy, the squared
+# shift, and that at which to stop.
+Watch = Callable[[int, np.ndarray, float, float], None]
 
 
 @dataclass(frozen=True, eq=False)  # arrays have no single truth to compare by
@@ -176,6 +176,9 @@ def kmeans(
     weighted rows keep 263 bits below a feature's largest value (at n = 10^6), and what is smaller
     counts as zero.
 
+    JAX arrays are clustered eagerly, outside of ``jax.jit``, ``jax.vmap`` and ``jax.grad``. While JAX has no dtypes of
+    64 bits, which is its default, labels come as int32 and what would be float64 is rounded to float32 at the end.
+
     References
     ----------
     S. Lloyd, "Least squares quantization in PCM", IEEE Transactions on Information Theory, 1982.
@@ -293,11 +296,11 @@ def _problems(
     """Yield the names, rows (n, d), weights (n,) and init of each problem of `x` (b, n, d), as views."""
 
     def own(a: Any, dimensions: int, i: int) -> Any:
-        return a[i, ...] if len(getattr(a, "shape", ())) == dimensions else a
+        return take(a, i) if len(getattr(a, "shape", ())) == dimensions else a
 
     for i in range(x.shape[0]):
         name = replace(names, x=f"{names.x}[{i}]")
-        yield name, x[i, ...], own(sample_weight, 2, i), own(init, 3, i)
+        yield name, take(x, i), own(sample_weight, 2, i), own(init, 3, i)
 
 
 def _stacked(xp: Namespace, runs: list[_Run]) -> _Run:
@@ -404,7 +407,7 @@ def _watched(
     def tell(done: int, c: Array, shift: float) -> None:
         with np.errstate(over="ignore"):
             squares = np.ldexp([shift, tol], 2 * rows.frame.exponent).tolist()
-        watch(done, rows.matrix.give(rows.matrix.spread(c)), *squares)
+        watch(done, to_numpy(rows.matrix.spread(c)), *squares)
 
     tell(done, c, shift)
     converged = False
@@ -514,9 +517,15 @@ def assign(
         evaluate(one, first, kernel=kernel, names=own, **how)[:2]
         for own, one, _, first in _problems(x, None, c, names)
     ]
-    xp = namespace(x)
-    labels, distances = (xp.stack(each) for each in zip(*found, strict=True))
+    labels, distances = (_together(each) for each in zip(*found, strict=True))
     return labels, distances
+
+
+def _together(parts: Sequence[Array]) -> Array:
+    """Return arrays with an axis of their own in front."""
+    if on_cpu(parts[0]):  # as in `_replaced`
+        return like(np.stack([to_numpy(a) for a in parts]), parts[0])
+    return namespace(parts[0]).stack(parts)
 
 
 def nearest(
@@ -568,8 +577,8 @@ def evaluate(
     give = rows.matrix.give
     labels, distances = give(rows.xp.astype(labels, rows.xp.int64)), give(distances)
     if near.size:
-        w = None if rows.weights is None else take(rows.weights.source[:, 0], near)
-        weighs = w is None or bool(namespace(w).any(w > 0))
+        w = None if rows.weights is None else take(rows.weights.source, near)
+        weighs = w is None or bool(to_numpy(w).any())
         few = evaluate(
             take(rows.matrix.source, near),
             centroids,
@@ -589,6 +598,10 @@ def evaluate(
 
 def _replaced(found: Array, at: np.ndarray, others: Array, axis: int = 0) -> Array:
     """Return `found` with `others` in the places `at` (m,) along an axis."""
+    if on_cpu(found):  # not by JAX, which would compile it for each shape
+        a = np.array(to_numpy(found))
+        a[(slice(None),) * axis + (at,)] = to_numpy(others)
+        return like(a, found)
     xp, n = namespace(found), found.shape[axis]
     source = np.arange(n)
     source[at] = n + np.arange(at.size)
@@ -722,15 +735,15 @@ def cluster_sums(
     threads: int | None = None,
     kernel: str = "auto",
     names: check.Names = check.FUNCTIONS,
-) -> tuple[Array, Array]:
-    """Return the exact weighted sums (k, d) and weights (k,), float64, of the rows by label."""
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the exact weighted sums (k, d) and weights (k,) of the rows by label, float64 in NumPy."""
     x = check.matrix(x, names.x)
     w = check.weights(sample_weight, x, names)
     rows = Rows.over(x, w, kernel=kernel, max_bytes=max_bytes, threads=threads, names=names)
     with rows.work:
         work = labels if rows.matrix.data is x else rows.matrix.asarray(to_numpy(labels))
         sums, mass = (a * 2.0**rows.heaviest for a in rows.totals(rows.stats(work, k)))
-    return rows.matrix.give(rows.matrix.spread(sums)), rows.matrix.give(mass)
+    return to_numpy(rows.matrix.spread(sums)), to_numpy(mass)
 
 
 @eager

@@ -118,7 +118,7 @@ class Rows:
         chosen = choose(x, kernel)
         weights = None
         if sample_weight is not None:
-            weights = Matrix.of(sample_weight[:, None], chosen.library)
+            weights = Matrix.of(sample_weight, chosen.library)
         matrix = Matrix.of(x, chosen.library, given=given, max_bytes=max_bytes)
         return cls(
             matrix,
@@ -483,8 +483,9 @@ class Rows:
         xp, (n, d) = self.xp, self.shape
         labels = xp.zeros(n, dtype=xp.int32, device=self.matrix.device)
         sums, mass = self.totals(self.stats(labels, 1))
-        spread = self._distances(self.frame.widen(sums / mass[:, None]), labels)
-        return self.cost(spread) / float(mass[0]) / d
+        weight = float(mass[0])
+        mean = self.frame.widen(sums / xp.full_like(sums, weight))  # as in `means`
+        return self.cost(self._distances(mean, labels)) / weight / d
 
     def label(self, c: Array) -> Array | None:
         """Return the labels (n,) of the nearest of the centroids `c`, or None if a glance at the rows misled."""

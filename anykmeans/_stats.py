@@ -43,7 +43,8 @@ class ClusterStats:
 def means(xp: Namespace, sums: Array, mass: Array, c: Array) -> Array:
     """Return the mean of each cluster in the dtype of `c` (k, d); an empty one keeps its row of `c`."""
     empty = (mass == 0)[:, None]
-    mean = sums / xp.where(empty, xp.ones_like(mass)[:, None], mass[:, None])
+    # Of the full shape, as XLA multiplies by the reciprocal of what it broadcasts in a division.
+    mean = sums / xp.where(empty, xp.ones_like(sums), mass[:, None])
     return xp.where(empty, c, xp.astype(mean, c.dtype))
 
 

@@ -34,7 +34,7 @@ from anykmeans._array import (
     library_of,
     like,
     move,
-    namespace,
+    placed,
     same_place,
     take,
     to_numpy,
@@ -65,9 +65,9 @@ def _drawn(w: Array | None, n: int, size: int, rng: np.random.RandomState) -> np
     return heavy[rng.randint(0, heavy.size, size)]
 
 
-def _squared_shift(before: Array, after: Array) -> float:
+def _squared_shift(before: np.ndarray, after: np.ndarray) -> float:
     """Return the sum of the squared differences of two sets of centroids, in the order of a distance."""
-    moves = squared_distances(np, _check.host_float64(after), _check.host_float64(before))
+    moves = squared_distances(np, after.astype(np.float64), before.astype(np.float64))
     return float(halving_sum(np, moves[None, :])[0])
 
 
@@ -195,7 +195,9 @@ class _BaseKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixi
         return rng
 
     def _evaluate(self, x: Any, centers: Any, w: Any = None) -> tuple[Any, Any, float]:
-        """Return labels (n,), squared distances (n,) and inertia of the rows."""
+        """Return labels (n,), squared distances (n,) and inertia of the rows; `centers` may be in NumPy."""
+        if isinstance(centers, np.ndarray):
+            centers = placed(centers, x)
         out: tuple[Any, Any, float] = evaluate(x, centers, sample_weight=w, **self._how)
         return out
 
@@ -415,7 +417,7 @@ class _BaseKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixi
             peer.labels_ = peer.labels_.astype(np.int32)
         if hasattr(peer, "_counts"):
             counts = fitted.get("_counts", np.zeros(centers.shape[0]))
-            peer._counts = to_numpy(counts).astype(centers.dtype)
+            peer._counts = counts.astype(centers.dtype)
         return peer
 
     def __sklearn_is_fitted__(self) -> bool:
@@ -633,7 +635,7 @@ class KMeans(_BaseKMeans):
     def _printing(self, x: Array, w: Array | None) -> Watch:
         """Return what prints scikit-learn's lines about runs on these rows."""
 
-        def tell(passes: int, centers: Array, shift: float, tol: float) -> None:
+        def tell(passes: int, centers: np.ndarray, shift: float, tol: float) -> None:
             if passes == 0:
                 print("Initialization complete")
                 return
@@ -790,8 +792,10 @@ class MiniBatchKMeans(_BaseKMeans):
     array([0, 1])
     """
 
-    _arrays = ("cluster_centers_", "labels_", "_counts", "_sums")
     _random_starts = 3
+    # Of all batches, float64.
+    _sums: np.ndarray  # (k, d)
+    _counts: np.ndarray  # (k,)
     _batch_size: int
     _init_size: int
     _n_since_last_reassign: int
@@ -884,7 +888,7 @@ class MiniBatchKMeans(_BaseKMeans):
         rng = self._drawing(check_random_state(self.random_state))
         valid = _drawn(w, n, self._init_size, rng)  # even if there is nothing to compare
         xv, wv = take(x, valid), None if w is None else take(w, valid)
-        centers, least = None, math.inf
+        starts = []
         for i in range(n_init):
             if self.verbose:
                 print(f"Init {i + 1}/{n_init} with method {self.init}")
@@ -892,8 +896,8 @@ class MiniBatchKMeans(_BaseKMeans):
             cost = self._evaluate(xv, start, wv)[2] if n_init > 1 or self.verbose else 0.0
             if self.verbose:
                 print(f"Inertia for init {i + 1}/{n_init}: {cost}")
-            if centers is None or cost < least:
-                centers, least = start, cost
+            starts.append((cost, start))
+        centers = min(starts, key=lambda each: each[0])[1]
 
         sums, counts = self._nothing(centers)
         self._n_since_last_reassign = 0
@@ -913,7 +917,7 @@ class MiniBatchKMeans(_BaseKMeans):
                     print(f"Converged ({why}) at step {step}/{steps}")
                 break
 
-        self.cluster_centers_, self._sums, self._counts = centers, sums, counts
+        self.cluster_centers_, self._sums, self._counts = like(centers, x), sums, counts
         self.n_steps_ = step
         self.n_iter_ = math.ceil(step * size / n)
         self.converged_ = why is not None
@@ -960,7 +964,9 @@ class MiniBatchKMeans(_BaseKMeans):
         if not hasattr(self, "_random_state"):
             self._random_state = check_random_state(self.random_state)
         if hasattr(self, "_counts") and self._counts.shape[0] == self._centers.shape[0]:
-            centers, counts = self._centers, self._counts
+            centers, counts = _check.host(self._centers), self._counts
+            # In a float dtype, whatever was set by hand.
+            centers = centers.astype(np.result_type(centers, np.float32))
             sums = self._running(centers)
         else:
             self._check_parameters(x)
@@ -973,7 +979,7 @@ class MiniBatchKMeans(_BaseKMeans):
             centers = self._initial(x, w, init, self._drawing(self._random_state))
             sums, counts = self._nothing(centers)
         centers, sums, counts, _ = self._step(x, w, centers, sums, counts, self._random_state)
-        self.cluster_centers_, self._sums, self._counts = centers, sums, counts
+        self.cluster_centers_, self._sums, self._counts = like(centers, x), sums, counts
         self.n_steps_ = getattr(self, "n_steps_", 0) + 1
         if self.compute_labels:
             self.labels_, _, self.inertia_ = self._evaluate(x, centers, w)
@@ -1031,12 +1037,12 @@ class MiniBatchKMeans(_BaseKMeans):
     def _variance(self, x: Any) -> float:
         """Return the mean variance of the features."""
         n, d = x.shape
-        one = like(np.zeros(n, dtype=np.int64), x)
+        one = placed(np.zeros(n, dtype=np.int64), x)
         mean = cluster_sums(x, one, 1, **self._how)[0] / n
         spread = self._evaluate(x, mean)[2]
         return spread / float(n * d)
 
-    def _initial(self, x: Any, w: Any, init: Any, rng: np.random.RandomState) -> Any:
+    def _initial(self, x: Any, w: Any, init: Any, rng: np.random.RandomState) -> np.ndarray:
         """Return first centroids (k, d), from `init_size` random rows."""
         n = x.shape[0]
         heavy = n if w is None else np.count_nonzero(to_numpy(w))
@@ -1051,49 +1057,49 @@ class MiniBatchKMeans(_BaseKMeans):
             x, self.n_clusters, init=init, rng=rng, sample_weight=w, **self._how
         )
 
-    def _nothing(self, centers: Any) -> tuple[Any, Any]:
-        """Return sums (k, d) and counts (k,) before the first batch, where the centroids are."""
-        k, d = centers.shape
-        return like(np.zeros((k, d)), centers), like(np.zeros(k), centers)
+    def _nothing(self, centers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return sums (k, d) and counts (k,) before the first batch."""
+        return np.zeros(centers.shape), np.zeros(centers.shape[0])
 
-    def _running(self, centers: Any) -> Any:
+    def _running(self, centers: np.ndarray) -> np.ndarray:
         """Return sums (k, d) of which `centers` are the means, also where these were set by hand."""
-        xp, counts = namespace(centers), self._counts
-        same = means(xp, self._sums, counts, centers) == centers
-        return xp.where(same, self._sums, xp.astype(centers, self._sums.dtype) * counts[:, None])
+        same = means(np, self._sums, self._counts, centers) == centers
+        return np.where(same, self._sums, centers * self._counts[:, None])
 
     def _step(
-        self, x: Any, w: Any, centers: Any, sums: Any, counts: Any, rng: np.random.RandomState
-    ) -> tuple[Any, Any, Any, float]:
-        """Return centroids (k, d), sums (k, d), counts (k,) after a batch and its inertia before."""
-        xp, k = namespace(centers), centers.shape[0]
+        self,
+        x: Any,
+        w: Any,
+        centers: np.ndarray,
+        sums: np.ndarray,
+        counts: np.ndarray,
+        rng: np.random.RandomState,
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, float]:
+        """Return centroids (k, d), sums (k, d), counts (k,) after a batch and its inertia before.
+
+        They stay in NumPy: they are few beside the rows of a batch, and some libraries divide in ways of their own.
+        """
+        k = centers.shape[0]
         since = self._n_since_last_reassign + self._batch_size
-        due = since >= 10 * k or not to_numpy(counts).all()
+        due = since >= 10 * k or not counts.all()
         labels, _, inertia = self._evaluate(x, centers, w)
         self._n_since_last_reassign = 0 if due else since
         batch_sums, mass = cluster_sums(x, labels, k, sample_weight=w, **self._how)
         sums, counts = sums + batch_sums, counts + mass
-        centers = means(xp, sums, xp.where(mass > 0, counts, mass), centers)
+        centers = means(np, sums, np.where(mass > 0, counts, mass), centers)
 
         if due and self.reassignment_ratio > 0:
-            seen = to_numpy(counts)
             heavy = np.arange(x.shape[0]) if w is None else np.flatnonzero(to_numpy(w))
-            low = self._to_reassign(seen, heavy.size)
+            low = self._to_reassign(counts, heavy.size)
             if low.any():
                 m = np.count_nonzero(low)
                 if self.verbose:
                     print(f"[MiniBatchKMeans] Reassigning {m} cluster centers.")
                 picks = self._drawing(rng).choice(heavy.size, size=m, replace=False)
-                rows = take(x, heavy[picks])
-                rows = rows.toarray() if is_sparse(rows) else rows
-                source = np.arange(k)
-                source[low] = k + np.arange(m)
-                centers = take(xp.concat([centers, xp.astype(rows, centers.dtype)]), source)
+                centers[low] = _check.host(take(x, heavy[picks]))
                 # Some weight, or the cluster would be moved again at once: scikit-learn's rule.
-                seen = np.where(low, seen[~low].min(), seen)
-                counts, moved = like(seen, centers), like(low, centers)
-                known = xp.astype(centers, sums.dtype) * counts[:, None]
-                sums = xp.where(moved[:, None], known, sums)
+                counts[low] = counts[~low].min()
+                sums[low] = centers[low] * counts[low, None]
         return centers, sums, counts, inertia
 
     def _to_reassign(self, counts: np.ndarray, n: int) -> np.ndarray:

@@ -1,8 +1,8 @@
 """The array libraries the tests run on.
 
-`ANYKMEANS_BACKENDS` is a comma list of the names below; unset or `all` means every one but those
-that run on request only. One that cannot run here is skipped with its reason printed, at the top of
-the run and again at its end. A test that takes no backend belongs to NumPy and runs when NumPy does.
+`ANYKMEANS_BACKENDS` is a comma list of the names below; unset or `all` means every one. One that cannot
+run here is skipped with its reason printed, at the top of the run and again at its end. A test that takes
+no backend belongs to NumPy and runs when NumPy does; one marked `only` belongs to the backend it names.
 """
 
 import dataclasses
@@ -27,7 +27,6 @@ class Backend:
     name: str
     library: str
     device: str | None = None  # None: the library's default
-    on_request: bool = False
     # "auto" is what the library picks here, "agnostic" what runs on every array library.
     kernels: tuple[str, ...] = ("auto", "agnostic")
 
@@ -55,7 +54,9 @@ class Backend:
                 1
             )  # threads cost small arrays more than they give; one test sets them
         if self.library == "jax.numpy":
-            importlib.import_module("jax").config.update("jax_enable_x64", True)
+            config = importlib.import_module("jax").config
+            config.update("jax_enable_x64", True)
+            config.update("jax_num_cpu_devices", 2)
         return None
 
     def make(self, a, dtype=None):
@@ -111,7 +112,7 @@ BACKENDS = [
     Backend("array_api_strict", "array_api_strict", kernels=("auto",)),  # which is agnostic
     Backend("cupy", "cupy"),
     Backend("torch:cuda", "torch", device="cuda"),
-    Backend("jax", "jax.numpy", on_request=True),
+    Backend("jax", "jax.numpy", kernels=("auto", *COMPILED[:1])),  # all see NumPy's arrays
 ]
 
 
@@ -120,7 +121,7 @@ def _selected():
     asked = os.environ.get("ANYKMEANS_BACKENDS", "all").replace("-", "_").strip() or "all"
     known = {b.name: b for b in BACKENDS}
     if asked == "all":
-        chosen = [b for b in BACKENDS if not b.on_request]
+        chosen = BACKENDS
     else:
         names = [name.strip() for name in asked.split(",") if name.strip()]
         if unknown := [name for name in names if name not in known]:
@@ -155,8 +156,10 @@ def pytest_generate_tests(metafunc):
         if takes_kernel:
             metafunc.parametrize("kernel", BACKENDS[0].kernels, indirect=True)
         return
-    cases = []
+    cases, only = [], metafunc.definition.get_closest_marker("only")
     for backend, why in SELECTED.items():
+        if only is not None and backend.name not in only.args:
+            continue
         marks = pytest.mark.skip(f"{backend.name}: {why}") if why else ()
         for kernel in backend.kernels if takes_kernel else [None]:
             values = (backend, kernel) if takes_kernel else (backend,)
@@ -169,10 +172,16 @@ def pytest_generate_tests(metafunc):
 
 
 def pytest_collection_modifyitems(config, items):
-    """Without NumPy among the backends, leave out the tests that run on NumPy alone."""
-    if any(b.name == "numpy" for b in SELECTED):
-        return
-    keep = [item for item in items if "backend" in getattr(item, "fixturenames", ())]
+    """Leave out the tests of NumPy, or of one library, without that among the backends."""
+    names = {b.name for b in SELECTED}
+
+    def belongs(item):
+        only = item.get_closest_marker("only")
+        if only is not None:
+            return not names.isdisjoint(only.args)
+        return "numpy" in names or "backend" in getattr(item, "fixturenames", ())
+
+    keep = [item for item in items if belongs(item)]
     if leave := [item for item in items if item not in set(keep)]:
         config.hook.pytest_deselected(items=leave)
         items[:] = keep

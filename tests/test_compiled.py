@@ -2,8 +2,9 @@
 
 import numpy as np
 import pytest
+import scipy.sparse
 
-from anykmeans import KMeans, kernels, kmeans
+from anykmeans import KMeans, MiniBatchKMeans, assign, kernels, kmeans
 from anykmeans._groups import groups
 from anykmeans._rows import Rows
 
@@ -12,9 +13,10 @@ if reason := kernels.why_not("numba", np.ones((1, 1))):
 
 from anykmeans._array import Matrix
 from anykmeans.kernels import numba as compiled
-from anykmeans.kernels.numba import grouped, simd, subspace
+from anykmeans.kernels.numba import grouped, near, seeding, simd, small, subspace, sums, sweep
 from anykmeans.kernels.numba.simd import LANES, ROWS, WIDTH
 from anykmeans.kernels.numba.steps import jit
+from anykmeans.kernels.sparse import numba as of_sparse
 
 
 @jit
@@ -312,3 +314,34 @@ def test_rows_unlike_the_first_are_measured_or_refused(n_d, dtype):
             for method in (numba.predict, numba.transform):
                 with pytest.raises(ValueError, match="NaN" if np.isnan(bad) else "infinity"):
                     method(worse)
+
+
+@pytest.mark.parametrize("sparse", [False, True])
+def test_read_only_arrays_need_no_code_of_their_own(sparse):
+    def fit(x, w, c):
+        kmeans(x, 4, sample_weight=w, rng=0, kernel="numba")
+        kmeans(x, 4, init=c, kernel="numba")
+        assign(x, c, kernel="numba")
+        km = KMeans(4, random_state=0, kernel="numba").fit(x)
+        km.cluster_centers_ = c
+        km.predict(x)
+        km.transform(x)
+        MiniBatchKMeans(4, random_state=0, kernel="numba").fit(x, sample_weight=w).partial_fit(x)
+
+    def compiled_for():
+        return [
+            function.signatures
+            for module in (sums, small, sweep, grouped, near, seeding, subspace, of_sparse)
+            for function in vars(module).values()
+            if hasattr(function, "signatures")
+        ]
+
+    x, w = np.random.default_rng(0).normal(size=(300, 20)), np.arange(300.0)
+    c = x[:4].copy()
+    x = scipy.sparse.csr_array(np.where(x > 1, x, 0)) if sparse else x
+    fit(x, w, c)
+    before = compiled_for()
+    for array in (x.data, x.indices, x.indptr, w, c) if sparse else (x, w, c):
+        array.flags.writeable = False
+    fit(x, w, c)
+    assert compiled_for() == before

@@ -369,8 +369,8 @@ def test_sums_beyond_float64():
 
 def test_mixed_libraries_are_named_with_the_line_that_fixes_it(backend, make):
     """Nothing is moved silently: the message names both places and gives the line to paste."""
-    if backend.name == "numpy":
-        pytest.skip("needs a library other than NumPy")
+    if backend.name in ("numpy", "jax"):
+        pytest.skip("takes NumPy's arrays as its own")
     x, other = make(good()), good()
     for call, name in [
         (lambda: kmeans(x, 3, init=other[:3]), "init"),
@@ -388,6 +388,25 @@ def test_mixed_libraries_are_named_with_the_line_that_fixes_it(backend, make):
         assert type(scope[name]) is type(x)
     with pytest.raises((TypeError, ValueError), match=r"^`init`[^\n]*\n    "):
         kmeans(other, 3, init=x[:3, :])
+
+
+@pytest.mark.parametrize("kept", ["sparse", "meta"])
+def test_tensors_whose_numbers_are_not_at_hand(kept):
+    torch = pytest.importorskip("torch")
+    x = torch.asarray(good())
+
+    def away(t):
+        return t.to_sparse() if kept == "sparse" else t.to("meta")
+
+    for name, call in {
+        "x": lambda: kmeans(away(x), 3),
+        "sample_weight": lambda: kmeans(x, 3, sample_weight=away(x[:, 0])),
+        "init": lambda: kmeans(x, 3, init=away(x[:3])),
+        "centroids": lambda: assign(x, away(x[:3])),
+        "X": lambda: KMeans(3).fit(away(x)),
+    }.items():
+        with pytest.raises(TypeError, match=rf"^`{name}` must be a dense array.*{kept}"):
+            call()
 
 
 def test_mixed_devices_are_named():

@@ -47,6 +47,8 @@ class Steps:
 @pytest.fixture
 def steps(backend):
     """Every kernel that can run on the backend's arrays."""
+    if backend.library == "jax.numpy":
+        pytest.skip("to every kernel its arrays are NumPy's")
     x = backend.make(np.ones((2, 2)))
     return [Steps(backend, name) for name in kernels.TABLE if kernels.why_not(name, x) is None]
 
