@@ -410,13 +410,13 @@ class _BaseKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixi
         for name, value in fitted.items():
             if name in self._arrays:
                 value = to_numpy(as_array(value, name))
-            if name not in ("_sums", "converged_", "kernel_"):
+            if name not in ("_seen", "converged_", "kernel_"):
                 setattr(peer, name, copy.deepcopy(value))
         peer.cluster_centers_, peer._n_features_out = centers, centers.shape[0]
         if hasattr(peer, "labels_"):
             peer.labels_ = peer.labels_.astype(np.int32)
         if hasattr(peer, "_counts"):
-            counts = fitted.get("_counts", np.zeros(centers.shape[0]))
+            _, counts = fitted.get("_seen", (None, np.zeros(centers.shape[0])))
             peer._counts = counts.astype(centers.dtype)
         return peer
 
@@ -793,9 +793,8 @@ class MiniBatchKMeans(_BaseKMeans):
     """
 
     _random_starts = 3
-    # Of all batches, float64.
-    _sums: np.ndarray  # (k, d)
-    _counts: np.ndarray  # (k,)
+    # Sums (k, d) and counts (k,) of all batches, float64; in a tuple, as scikit-learn wants arrays of a model where X is.
+    _seen: tuple[np.ndarray, np.ndarray]
     _batch_size: int
     _init_size: int
     _n_since_last_reassign: int
@@ -917,7 +916,7 @@ class MiniBatchKMeans(_BaseKMeans):
                     print(f"Converged ({why}) at step {step}/{steps}")
                 break
 
-        self.cluster_centers_, self._sums, self._counts = like(centers, x), sums, counts
+        self.cluster_centers_, self._seen = like(centers, x), (sums, counts)
         self.n_steps_ = step
         self.n_iter_ = math.ceil(step * size / n)
         self.converged_ = why is not None
@@ -963,11 +962,11 @@ class MiniBatchKMeans(_BaseKMeans):
         w = self._weights(sample_weight, x)
         if not hasattr(self, "_random_state"):
             self._random_state = check_random_state(self.random_state)
-        if hasattr(self, "_counts") and self._counts.shape[0] == self._centers.shape[0]:
-            centers, counts = _check.host(self._centers), self._counts
+        if hasattr(self, "_seen") and self._seen[1].shape[0] == self._centers.shape[0]:
+            centers = _check.host(self._centers)
             # In a float dtype, whatever was set by hand.
             centers = centers.astype(np.result_type(centers, np.float32))
-            sums = self._running(centers)
+            sums, counts = self._running(centers)
         else:
             self._check_parameters(x)
             if self.__sklearn_is_fitted__():  # set by hand
@@ -979,7 +978,7 @@ class MiniBatchKMeans(_BaseKMeans):
             centers = self._initial(x, w, init, self._drawing(self._random_state))
             sums, counts = self._nothing(centers)
         centers, sums, counts, _ = self._step(x, w, centers, sums, counts, self._random_state)
-        self.cluster_centers_, self._sums, self._counts = like(centers, x), sums, counts
+        self.cluster_centers_, self._seen = like(centers, x), (sums, counts)
         self.n_steps_ = getattr(self, "n_steps_", 0) + 1
         if self.compute_labels:
             self.labels_, _, self.inertia_ = self._evaluate(x, centers, w)
@@ -1061,10 +1060,11 @@ class MiniBatchKMeans(_BaseKMeans):
         """Return sums (k, d) and counts (k,) before the first batch."""
         return np.zeros(centers.shape), np.zeros(centers.shape[0])
 
-    def _running(self, centers: np.ndarray) -> np.ndarray:
-        """Return sums (k, d) of which `centers` are the means, also where these were set by hand."""
-        same = means(np, self._sums, self._counts, centers) == centers
-        return np.where(same, self._sums, centers * self._counts[:, None])
+    def _running(self, centers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return sums (k, d) of which `centers` are the means, also where these were set by hand, and counts (k,)."""
+        sums, counts = self._seen
+        same = means(np, sums, counts, centers) == centers
+        return np.where(same, sums, centers * counts[:, None]), counts
 
     def _step(
         self,
