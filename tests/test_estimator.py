@@ -308,13 +308,14 @@ def test_a_stream_from_centroids_set_by_hand(x, backend):
         km.partial_fit(backend.make(x))
 
 
-def test_a_stream_goes_on_from_where_centroids_were_put():
+@pytest.mark.parametrize("put", [list, np.array, np.float16, np.float64, sp.csr_array])
+def test_a_stream_goes_on_from_where_centroids_were_put(put):
     """As in scikit-learn, whose running sums are centroids times counts."""
     km = MiniBatchKMeans(2, init=np.array([[0.0], [10.0]]), reassignment_ratio=0, random_state=0)
     km.partial_fit([[0.0], [1.0], [9.0], [10.0]])
-    km.cluster_centers_ = np.array([[0.5], [13.5]])
-    km.partial_fit([[10.5]])
-    assert km.cluster_centers_.tolist() == [[0.5], [12.5]]
+    km.cluster_centers_ = put([[1], [13]])
+    km.partial_fit([[10.0], [10.0]])
+    assert km.cluster_centers_.tolist() == [[1.0], [11.5]]
 
 
 # Frames and names
