@@ -74,7 +74,7 @@ class Frame:
 
     def widen(self, c: Array) -> Array:
         """Return centroids (k, d), float64, for distances."""
-        return self.scaled(self.xp.astype(c, self.xp.float64))
+        return self.scaled(self.xp.astype(c, self.xp.float64, copy=False))
 
     @property
     def unit(self) -> float:
@@ -101,8 +101,8 @@ class Frame:
         """Return rows (m, d) less the offset, float32 if `narrow`, for scores."""
         xp = self.xp
         dtype = xp.float32 if narrow else xp.float64
-        if self.matrix.sparse:
-            return self.tile(select, None if self._single(narrow) else np.float64).astype(dtype)
+        if self.matrix.sparse:  # whose values are rounded as they are read
+            return self.tile(select, None if self._single(narrow) else np.float64)
         # One rounding between the row and its score: the subtraction, or the cast where the data
         # is float64. Scaling is exact, and comes first so that nothing overflows.
         x = self.matrix.rows(select, None if self._single(narrow) else xp.float64)

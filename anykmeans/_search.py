@@ -159,7 +159,8 @@ class Search:
         self._passes = 0
         self._tile = self._tile_rows()
         # A block's bounds are worked on whole: keep them in the cache, too.
-        pieces = 1 if kernel.lanes > 1 and work.threads == 1 else 4 * work.threads
+        # What Python spends on a block counts for more than balance where its rows take no time.
+        pieces = work.threads if kernel.lanes > 1 else 4 * work.threads
         share = -(-self.shape[0] // pieces)
         length = max(self._tile, min(share, 1 << 16, work.room // (len(members) + 4)))
         self._blocks = [Block(s.start, s.stop) for s in work.tiles(step=max(1, length))]
@@ -254,7 +255,8 @@ class Search:
             )
             if active.shape[0] == 0:
                 return None, 0, 0
-            if active.shape[0] == block.stop - block.start:
+            # To gather most of sparse rows takes longer than to score them all.
+            if active.shape[0] * (2 if self.matrix.sparse else 1) >= block.stop - block.start:
                 active = None
         parts = []
         count = block.stop - block.start if active is None else int(active.shape[0])
