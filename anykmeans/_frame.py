@@ -57,11 +57,13 @@ class Frame:
         The offset is the centroids' mean, if they are nearer to it than to the origin. Sparse rows have none: they
         would be dense.
         """
-        largest = max(largest, float(np.abs(c).max()))
+        largest = max(largest, float(c.max()), -float(c.min()))
+        if matrix.sparse:
+            return cls(matrix, largest)
         exponent = power_of_two(largest)
         scaled = np.ldexp(c, -exponent)
         mean = scaled.mean(axis=0)
-        far = not matrix.sparse and (mean**2).sum() > ((scaled - mean) ** 2).sum() / c.shape[0]
+        far = (mean**2).sum() > ((scaled - mean) ** 2).sum() / c.shape[0]
         return cls(matrix, largest, np.ldexp(mean, exponent) if far else None)
 
     def scaled(self, a: Array) -> Array:

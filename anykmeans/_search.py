@@ -23,6 +23,7 @@ from anykmeans._array import (
 )
 from anykmeans._exact import DOWN, GAP, TINY, UP, Bounds, squared_norms
 from anykmeans._frame import Frame
+from anykmeans._sparse import coefficients
 from anykmeans._work import Work
 from anykmeans.kernels import Kernel
 
@@ -77,15 +78,6 @@ class Screen:
     drift: Array | None
     drifts: Array | None
     bounds: Bounds
-
-
-def _padded(minus_2c: np.ndarray, norms: np.ndarray, lanes: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return coefficients (d, slots), by rows, and norms (slots,), a multiple of `lanes`, the last of which are infinite."""
-    d, k = minus_2c.shape
-    slots = -(-k // lanes) * lanes
-    table, far = np.zeros((d, slots), minus_2c.dtype), np.full(slots, np.inf, norms.dtype)
-    table[:, :k], far[:k] = minus_2c, norms
-    return table, far
 
 
 def _joined(xp: Any, parts: list[tuple[Any, ...]]) -> tuple[Array, Array, Array]:
@@ -187,11 +179,13 @@ class Search:
         wide = self.frame.widen(c)
         dtype = xp.float32 if self._narrow else xp.float64
         near = self.frame.centre(wide)
-        norms = xp.astype(xp.sum(near * near, axis=1), dtype)
-        centred = xp.astype(near, dtype)
-        minus_2c = xp.permute_dims(centred * -2.0, (1, 0))
-        if self.matrix.sparse:
-            minus_2c, norms = _padded(minus_2c, norms, self.kernel.lanes)
+        if self.matrix.sparse:  # in one group, whose coefficients are all that is needed
+            centred = near
+            minus_2c, norms = coefficients(near, dtype, self.kernel.lanes)
+        else:
+            norms = xp.astype(xp.sum(near * near, axis=1), dtype)
+            centred = xp.astype(near, dtype)
+            minus_2c = xp.permute_dims(centred * -2.0, (1, 0))
         # Indices: four bytes a row in NumPy; torch wants int64 to index with.
         number = xp.int32 if self.kernel.host else xp.int64
         groups, group_of = [], np.zeros(int(c.shape[0]), dtype=np.int64)

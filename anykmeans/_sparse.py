@@ -125,10 +125,11 @@ class SparseRows:
         return found
 
     def __matmul__(self, dense: np.ndarray) -> np.ndarray:
-        """Return the product (m, k) with an array (columns, k)."""
+        """Return the product (m, k) with an array (columns, k), in the dtype of that."""
         from scipy.sparse import csr_array  # which the rows are of
 
-        x = csr_array((self.values, self.features, self.starts), shape=self.shape)
+        values = self.values.astype(dense.dtype, copy=False)
+        x = csr_array((values, self.features, self.starts), shape=self.shape)
         found: np.ndarray = x @ dense
         return found
 
@@ -263,6 +264,19 @@ class Halving:
                 found[:, left[start:stop]] + found[:, right[start:stop]]
             )
         return found
+
+
+def coefficients(c: np.ndarray, dtype: Any, lanes: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return ``-2 c`` (columns, slots), by rows, and squared norms (slots,) of centroids `c` (k, columns), float64.
+
+    The slots are a multiple of `lanes`; those that are left over are infinitely far.
+    """
+    k, columns = c.shape
+    slots = -(-k // lanes) * lanes
+    minus_2c, norms = np.zeros((columns, slots), dtype), np.full(slots, np.inf, dtype)
+    np.multiply(c.T, -2.0, out=minus_2c[:, :k], casting="same_kind")
+    norms[:k] = np.einsum("kd,kd->k", c, c)
+    return minus_2c, norms
 
 
 def reversed_bits(numbers: np.ndarray, d: int) -> np.ndarray:

@@ -53,8 +53,9 @@ T = TypeVar("T")
 
 
 def _is_plain(x: Any) -> bool:
-    """Return whether `x` is a NumPy array that scikit-learn's `check_array` would return as it is."""
-    return type(x) is np.ndarray and x.ndim == 2 and x.dtype.kind in "fiub" and x.size > 0
+    """Return whether `x` is a NumPy array or CSR matrix that scikit-learn's `check_array` would return as it is."""
+    plain = type(x) is np.ndarray or (is_sparse(x) and x.format == "csr")
+    return plain and len(x.shape) == 2 and x.dtype.kind in "fiub" and 0 not in x.shape
 
 
 def _drawn(w: Array | None, n: int, size: int, rng: np.random.RandomState) -> np.ndarray:
@@ -128,7 +129,7 @@ class _BaseKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixi
         x = X if _is_plain(X) else as_array(X, "X")
         framed, column = hasattr(X, "columns"), hasattr(X, "to_frame")
         expected = None if reset else getattr(self, "n_features_in_", None)
-        if is_sparse(x) or (isinstance(x, np.ndarray) and not (_is_plain(x) or column)):
+        if (is_sparse(x) or isinstance(x, np.ndarray)) and not (_is_plain(x) or column):
             # What is unusual, such as numbers that are objects, scikit-learn takes or refuses.
             x = validate_data(
                 self, X if framed else x, reset=reset, accept_sparse="csr", ensure_all_finite=False
@@ -886,13 +887,15 @@ class MiniBatchKMeans(_BaseKMeans):
 
         rng = self._drawing(check_random_state(self.random_state))
         valid = _drawn(w, n, self._init_size, rng)  # even if there is nothing to compare
-        xv, wv = take(x, valid), None if w is None else take(w, valid)
+        compared = n_init > 1 or self.verbose
+        if compared:
+            xv, wv = take(x, valid), None if w is None else take(w, valid)
         starts = []
         for i in range(n_init):
             if self.verbose:
                 print(f"Init {i + 1}/{n_init} with method {self.init}")
             start = self._initial(x, w, init, rng)
-            cost = self._evaluate(xv, start, wv)[2] if n_init > 1 or self.verbose else 0.0
+            cost = self._evaluate(xv, start, wv)[2] if compared else 0.0
             if self.verbose:
                 print(f"Inertia for init {i + 1}/{n_init}: {cost}")
             starts.append((cost, start))

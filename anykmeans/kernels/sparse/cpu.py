@@ -9,7 +9,7 @@ import numpy as np
 
 from anykmeans._array import Matrix, Namespace, Selection
 from anykmeans._exact import Bounds, Grid, two_product
-from anykmeans._sparse import SparseRows
+from anykmeans._sparse import SparseRows, coefficients
 from anykmeans.kernels import agnostic, cpu
 
 LIBRARY, LEAN = "numpy", False
@@ -98,7 +98,7 @@ class Sieve:
 
     def against(self, c: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return ``-2 c`` (d, t) and squared norms (t,) of candidates `c` (t, d)."""
-        return np.ascontiguousarray((c * -2.0).T), np.einsum("td,td->t", c, c)
+        return coefficients(c, np.float64, 1)
 
 
 def sieve(frame: Any, work: Any, first: np.ndarray, k: int) -> Sieve:

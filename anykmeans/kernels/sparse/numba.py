@@ -11,7 +11,7 @@ import numpy as np
 
 from anykmeans._array import Matrix, Namespace, Selection
 from anykmeans._exact import Bounds, Grid
-from anykmeans._sparse import SparseRows
+from anykmeans._sparse import SparseRows, coefficients
 from anykmeans.kernels import agnostic
 from anykmeans.kernels.numba import (
     cost,
@@ -332,7 +332,7 @@ class Sieve(cpu.Sieve):
 
     def against(self, c: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return ``-2 c`` (columns, slots) and squared norms (slots,) of candidates `c` (t, columns)."""
-        return _table(c)
+        return coefficients(c, np.float64, PANEL)
 
 
 def sieve(frame: Any, work: Any, first: np.ndarray, k: int) -> Sieve:
@@ -406,7 +406,7 @@ def seeds(
                 return None
             candidates = list(dict.fromkeys(rows.tolist()))
         c = frame.wide(np.asarray(candidates))
-        table, found = _table(c), estimates[:, : len(candidates)]
+        table, found = coefficients(c, np.float64, PANEL), estimates[:, : len(candidates)]
 
         def estimate(tile: slice, table: Any = table, found: np.ndarray = found) -> None:
             part = y[tile]
@@ -473,7 +473,7 @@ def _won(
 def pairwise(frame: Any, wide: np.ndarray, room: int) -> Callable[[slice, np.ndarray], int]:
     """Return what writes the distances (m, k) of selected rows to all centroids of `wide` (k, columns)."""
     k, factor = wide.shape[0], 2.0**frame.exponent
-    minus_2c, norms = _table(wide)
+    minus_2c, norms = coefficients(wide, np.float64, PANEL)
 
     def write(select: slice, found: np.ndarray) -> int:
         y = frame.tile(select, np.float64 if frame.exponent else None)
@@ -490,16 +490,6 @@ def pairwise(frame: Any, wide: np.ndarray, room: int) -> Callable[[slice, np.nda
         return 0
 
     return write
-
-
-def _table(c: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return ``-2 c`` (columns, slots) and squared norms (slots,) of centroids `c` (k, columns), float64."""
-    k, columns = c.shape
-    slots = -(-k // PANEL) * PANEL
-    minus_2c, norms = np.zeros((columns, slots)), np.full(slots, np.inf)
-    np.multiply(c.T, -2.0, out=minus_2c[:, :k])
-    norms[:k] = np.einsum("kd,kd->k", c, c)
-    return minus_2c, norms
 
 
 @jit
