@@ -51,7 +51,7 @@ __all__ = [
 ]
 
 LIBRARY, LANES = "numpy", PANEL
-SHORT = 16  # sums for each entry: so many are faster added up all than found one by one
+SHORT = 64  # sums for each entry: so many are faster added up all than found one by one
 
 _ONE = np.ones(1)
 
