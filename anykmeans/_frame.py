@@ -76,7 +76,8 @@ class Frame:
 
     def widen(self, c: Array) -> Array:
         """Return centroids (k, d), float64, for distances."""
-        return self.scaled(self.xp.astype(c, self.xp.float64, copy=False))
+        # A copy: given ones may be read-only, for which Numba would compile everything anew.
+        return self.scaled(self.xp.astype(c, self.xp.float64))
 
     @property
     def unit(self) -> float:
