@@ -11,6 +11,7 @@ import referee
 
 from anykmeans import assign, kernels, kmeans
 from anykmeans._exact import Grid
+from anykmeans._rows import Rows
 from anykmeans._stats import ClusterStats
 
 EMPTY = "ignore:Number of distinct clusters"  # "keep" may leave clusters empty, and says so
@@ -272,6 +273,31 @@ def test_a_sum_is_rounded_once():
             total = grid.total if kernel.total is None else None
             got = total(np, sums, grid.scale) if total else kernel.total(grid, sums)
             assert got[0].tolist() == exact, (name, n, folds)
+
+
+def test_a_search_that_does_not_know_what_changed():
+    """Its sums are made anew, not taken for those of before."""
+    x, one, other = np.arange(8.0)[:, None], np.array([[0.0], [1]]), np.array([[1.0], [6]])
+    rows = Rows.over(x)
+    rows.begin(one)
+    before = rows.sweep(one)
+    settle = rows._search.settle
+    rows._search.settle = lambda c: (settle(c), None)[1]
+    fresh = Rows.over(x)
+    fresh.begin(other)
+    found = rows.sweep(other)
+    assert not np.array_equal(found.sums, before.sums)
+    np.testing.assert_array_equal(found.sums, fresh.sweep(other).sums)
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_the_variance_is_found_once_for_all_starts(monkeypatch, weighted):
+    x, w = lognormal(200, 2, "float64"), np.linspace(1, 2, 200) if weighted else None
+    made, variance, plan = [], Rows._variance, Rows._plan
+    monkeypatch.setattr(Rows, "_variance", lambda self: made.append("variance") or variance(self))
+    monkeypatch.setattr(Rows, "_plan", lambda self, name: made.append("plan") or plan(self, name))
+    kmeans(x, 3, sample_weight=w, init="random", n_init=5, rng=0)
+    assert sorted(made) == ["plan", "variance"]
 
 
 def test_stats_of_two_grids_do_not_add():

@@ -15,6 +15,8 @@ from anykmeans.kernels import agnostic, cpu
 LIBRARY, LEAN = "numpy", False
 nearest, segment_sum = cpu.nearest, cpu.segment_sum
 
+Estimate = Callable[[SparseRows, np.ndarray], np.ndarray]
+
 
 def magnitudes(matrix: Matrix, select: slice, w: np.ndarray | None) -> tuple[np.ndarray, ...]:
     """Return the largest |x| (d,), and the largest and smallest nonzero |w x|, (d,) or with w (d + 1,)."""
@@ -96,9 +98,10 @@ class Sieve:
         """Count a pick in: rows keep nothing of it."""
         return 0
 
-    def against(self, c: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return ``-2 c`` (d, t) and squared norms (t,) of candidates `c` (t, d)."""
-        return coefficients(c, np.float64, 1)
+    def against(self, c: np.ndarray) -> Estimate:
+        """Return what estimates the squared distances (m, t) of rows, with their norms (m,), to candidates `c` (t, d)."""
+        minus_2c, norms = coefficients(c, np.float64, 1)
+        return lambda y, norm: y @ minus_2c + norms + norm[:, None]
 
 
 def sieve(frame: Any, work: Any, first: np.ndarray, k: int) -> Sieve:
@@ -112,15 +115,14 @@ def gains(
     c: np.ndarray,
     closest: np.ndarray,
     norm: np.ndarray,
-    against: tuple[np.ndarray, np.ndarray],
+    against: Estimate,
     w: np.ndarray | None,
     scale: float,
 ) -> tuple[np.ndarray, float, np.ndarray]:
     """Return what each of t more centroids saves (t,), in doubt by how much, and what it wins (m,)."""
-    y, (minus_2c, norms) = read().astype(np.float64), against
-    estimate = (y @ minus_2c).T + norms[:, None] + norm
+    y = read()
     bounds = Bounds.of(y.shape[1], 2.0**-53, y.longest)
-    return agnostic.weighed(np, estimate, norm, closest, bounds, w, scale)
+    return agnostic.weighed(np, against(y, norm).T, norm, closest, bounds, w, scale)
 
 
 def settle(

@@ -12,7 +12,6 @@ import numpy as np
 from anykmeans._array import Matrix, Namespace, Selection
 from anykmeans._exact import Bounds, Grid
 from anykmeans._sparse import SparseRows, coefficients
-from anykmeans.kernels import agnostic
 from anykmeans.kernels.numba import (
     cost,
     costs,
@@ -27,6 +26,7 @@ from anykmeans.kernels.numba.simd import combine
 from anykmeans.kernels.numba.steps import jit
 from anykmeans.kernels.numba.sums import split_row
 from anykmeans.kernels.sparse import cpu
+from anykmeans.kernels.sparse.cpu import gains
 
 __all__ = [
     "accumulate",
@@ -330,32 +330,21 @@ class Sieve(cpu.Sieve):
         """Return what is kept of rows: their squared norms (m,)."""
         return squared_norms(y)
 
-    def against(self, c: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return ``-2 c`` (columns, slots) and squared norms (slots,) of candidates `c` (t, columns)."""
-        return coefficients(c, np.float64, PANEL)
+    def against(self, c: np.ndarray) -> cpu.Estimate:
+        """Return what estimates the squared distances (m, t) of rows, with their norms (m,), to candidates `c` (t, columns)."""
+        minus_2c, norms = coefficients(c, np.float64, PANEL)
+
+        def estimate(y: SparseRows, norm: np.ndarray) -> np.ndarray:
+            found = np.empty((norm.size, c.shape[0]))
+            _estimates(y.starts, y.features, y.values, minus_2c, norms, norm, found)
+            return found
+
+        return estimate
 
 
 def sieve(frame: Any, work: Any, first: np.ndarray, k: int) -> Sieve:
     """Return what candidates are prepared to."""
     return Sieve()
-
-
-def gains(
-    xp: Namespace,
-    read: Callable[[], SparseRows],
-    c: np.ndarray,
-    closest: np.ndarray,
-    norm: np.ndarray,
-    against: tuple[np.ndarray, np.ndarray],
-    w: np.ndarray | None,
-    scale: float,
-) -> tuple[np.ndarray, float, np.ndarray]:
-    """Return what each of t more centroids saves (t,), in doubt by how much, and what it wins (m,)."""
-    y, t = read(), c.shape[0]
-    bounds = Bounds.of(y.shape[1], 2.0**-53, y.longest)
-    estimates = np.empty((closest.size, t))
-    _estimates(y.starts, y.features, y.values, *against, norm, estimates)
-    return agnostic.weighed(np, estimates.T, norm, closest, bounds, w, scale)
 
 
 @jit
@@ -406,13 +395,12 @@ def seeds(
                 return None
             candidates = list(dict.fromkeys(rows.tolist()))
         c = frame.wide(np.asarray(candidates))
-        table, found = coefficients(c, np.float64, PANEL), estimates[:, : len(candidates)]
+        estimate, found = Sieve().against(c), estimates[:, : len(candidates)]
 
-        def estimate(tile: slice, table: Any = table, found: np.ndarray = found) -> None:
-            part = y[tile]
-            _estimates(part.starts, part.features, part.values, *table, norm[tile], found[tile])
+        def fill(tile: slice, estimate: Any = estimate, found: np.ndarray = found) -> None:
+            found[tile] = estimate(y[tile], norm[tile])
 
-        work.map(estimate, tiles)
+        work.map(fill, tiles)
         best = 0
         if i:
             less = np.minimum(np.maximum(closest[:, None] - found, 0.0), closest[:, None])
