@@ -405,8 +405,7 @@ def _watched(
     """Return what `lloyd` does, one pass at a time, each told to `watch`."""
 
     def tell(done: int, c: Array, shift: float) -> None:
-        with np.errstate(over="ignore"):
-            squares = np.ldexp([shift, tol], 2 * rows.frame.exponent).tolist()
+        squares = np.ldexp([shift, tol], 2 * rows.frame.exponent).tolist()
         watch(done, to_numpy(rows.matrix.spread(c)), *squares)
 
     tell(done, c, shift)
@@ -538,8 +537,9 @@ def nearest(
     names: check.Names = check.FUNCTIONS,
 ) -> Array:
     """Return labels (n,), int64: of the nearest centroids."""
+    how = _how(max_bytes, threads, kernel, names)
     for glance in (True, False):
-        rows, c = _against(x, centroids, None, max_bytes, threads, kernel, names, glance=glance)
+        rows, c = _against(x, centroids, glance=glance, **how)
         with rows.work:
             labels = rows.label(c)
             near = rows.near(c)
@@ -547,15 +547,7 @@ def nearest(
             break
     labels = rows.matrix.give(rows.xp.astype(labels, rows.xp.int64))
     if near.size:
-        few = nearest(
-            take(rows.matrix.source, near),
-            centroids,
-            max_bytes=max_bytes,
-            threads=threads,
-            kernel=kernel,
-            names=names,
-        )
-        labels = _replaced(labels, near, few)
+        labels = _replaced(labels, near, nearest(take(rows.matrix.source, near), centroids, **how))
     return labels
 
 
@@ -570,7 +562,8 @@ def evaluate(
     names: check.Names = check.FUNCTIONS,
 ) -> tuple[Array, Array, float]:
     """Return labels (n,), squared distances (n,) and the inertia, bit for bit as a fit ends with."""
-    rows, c = _against(x, centroids, sample_weight, max_bytes, threads, kernel, names)
+    how = _how(max_bytes, threads, kernel, names)
+    rows, c = _against(x, centroids, sample_weight, **how)
     with rows.work:
         labels, distances, inertia = rows.finish(c)
         near = rows.near(c)
@@ -583,10 +576,7 @@ def evaluate(
             take(rows.matrix.source, near),
             centroids,
             sample_weight=w if weighs else None,
-            max_bytes=max_bytes,
-            threads=threads,
-            kernel=kernel,
-            names=names,
+            **how,
         )
         labels, distances = (
             _replaced(*each) for each in ((labels, near, few[0]), (distances, near, few[1]))
@@ -608,15 +598,22 @@ def _replaced(found: Array, at: np.ndarray, others: Array, axis: int = 0) -> Arr
     return xp.take(xp.concat([found, others], axis=axis), like(source, found), axis=axis)
 
 
+def _how(
+    max_bytes: int | None, threads: int | None, kernel: str, names: check.Names
+) -> dict[str, Any]:
+    """Return how to compute and to speak, for functions that hand it on."""
+    return {"max_bytes": max_bytes, "threads": threads, "kernel": kernel, "names": names}
+
+
 def _against(
     x: Any,
     centroids: Any,
-    sample_weight: Any,
+    sample_weight: Any = None,
+    *,
     max_bytes: int | None,
     threads: int | None,
     kernel: str,
     names: check.Names,
-    *,
     glance: bool = False,
 ) -> tuple[Rows, Array]:
     """Return rows that are ready for one pass, and the centroids for it where the work is done."""
@@ -664,14 +661,9 @@ def distances(
     In up to 64 features compiled code takes differences. Elsewhere they come from products, but those of
     nearly equal rows, where products lose digits, from differences: last bits may differ between libraries.
     """
-    how: dict[str, Any] = {
-        "max_bytes": max_bytes,
-        "threads": threads,
-        "kernel": kernel,
-        "names": names,
-    }
+    how = _how(max_bytes, threads, kernel, names)
     for glance in (True, False):
-        rows, c = _against(x, centroids, None, max_bytes, threads, kernel, names, glance=glance)
+        rows, c = _against(x, centroids, glance=glance, **how)
         with rows.work:
             found, lost = _all_distances(rows, c)
             near = rows.near(c)
@@ -679,8 +671,8 @@ def distances(
             break
     x, found = rows.matrix.source, rows.matrix.give(found)
     if (far := rows.cut).size:
-        given = check.centroids(centroids, x, names.centroids)
-        found = _replaced(found, far, distances(x, take(given, far), **how), axis=1)
+        cut = take(check.centroids(centroids, x, names.centroids), far)
+        found = _replaced(found, far, distances(x, cut, **how), axis=1)
     if near.size:
         found = _replaced(found, near, distances(take(x, near), centroids, **how))
     return found

@@ -923,8 +923,7 @@ class MiniBatchKMeans(_BaseKMeans):
         self.n_steps_ = step
         self.n_iter_ = math.ceil(step * size / n)
         self.converged_ = why is not None
-        with np.errstate(over="ignore"):
-            weight = float(np.ldexp(total, exponent))
+        weight = float(np.ldexp(total, exponent))
         self.inertia_ = (cost if stop.smoothed is None else stop.smoothed) * weight
         if "labels_" in vars(self):  # of an earlier fit
             delattr(self, "labels_")

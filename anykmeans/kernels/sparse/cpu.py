@@ -23,12 +23,11 @@ def magnitudes(matrix: Matrix, select: slice, w: np.ndarray | None) -> tuple[np.
     rows, d = matrix.tile(select, np.float64), matrix.shape[1]
     values = np.abs(rows.values)
     high, largest, smallest = np.zeros(d), np.zeros(d), np.full(d, np.inf)
-    with np.errstate(over="ignore", invalid="ignore"):  # of values that are not finite
-        np.maximum.at(high, rows.features, values)
-        if w is not None:
-            values = values * np.repeat(w, np.diff(rows.starts))
-        np.maximum.at(largest, rows.features, values)
-        np.minimum.at(smallest, rows.features, np.where(values == 0, np.inf, values))
+    np.maximum.at(high, rows.features, values)
+    if w is not None:
+        values = values * np.repeat(w, np.diff(rows.starts))
+    np.maximum.at(largest, rows.features, values)
+    np.minimum.at(smallest, rows.features, np.where(values == 0, np.inf, values))
     if w is None:
         return high, largest, smallest
     least = w[w > 0].min(initial=np.inf)
