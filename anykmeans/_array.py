@@ -515,8 +515,9 @@ class Matrix:
         host = library == "numpy" or _jax_on_cpu(x)
         if is_sparse(x):
             rows = SparseRows.of(x, given, (max_bytes or _SPARSE_BYTES) // 2)
-            starts, features, values = map(_aliased, (rows.starts, rows.features, rows.values))
-            data = SparseRows(starts, features, values, rows.halving)
+            begins, ends = _aliased(rows.begins), _aliased(rows.ends)
+            features, values = _aliased(rows.features), _aliased(rows.values)
+            data = SparseRows(begins, ends, features, values, rows.halving)
             return cls(x, data, np_compat, "cpu", dtype)
         if host and not isinstance(x, np.ndarray):
             if is_of(x, "torch"):
@@ -549,8 +550,8 @@ class Matrix:
 
     @property
     def integral(self) -> bool:
-        """Whether every value is an integer."""
-        return "int" in self.dtype or self.dtype == "bool"
+        """Whether every value is an integer; dense ones are asked for their dtype only."""
+        return "int" in self.dtype or self.dtype == "bool" or (self.sparse and self.data.integral)
 
     @property
     def float_dtype(self) -> Any:
@@ -605,6 +606,11 @@ class Matrix:
         return 1 + int(self.data.entries) // self.shape[0]
 
     @property
+    def features(self) -> int:
+        """How many features the user's rows have: sparse ones may have columns for some of them only."""
+        return int(self.data.halving.d) if self.sparse else self.shape[1]
+
+    @property
     def terms(self) -> int:
         """How many terms a product with a row has at most."""
         return max(1, self.data.longest) if self.sparse else self.shape[1]
@@ -621,15 +627,16 @@ class Matrix:
             and x.flags.aligned
         )
 
-    def readable(self, select: Selection) -> tuple[np.ndarray, np.ndarray]:
+    def readable(self, select: Selection) -> tuple[Any, np.ndarray]:
         """Return float rows that compiled code can read, and the numbers of the selected ones in it.
 
         Without a copy where the user's array is one, for work in NumPy alone.
         """
         number = np.int32 if self.shape[0] < 1 << 31 else np.int64
         if not self.direct:
-            rows = self.rows(select)
-            return np.ascontiguousarray(rows), np.arange(rows.shape[0], dtype=number)
+            rows = self.tile(select)
+            rows = rows if self.sparse else np.ascontiguousarray(rows)
+            return rows, np.arange(rows.shape[0], dtype=number)
         if isinstance(select, slice):
             return self.data, np.arange(*select.indices(self.shape[0]), dtype=number)
         return self.data, select.astype(number, copy=False)
@@ -646,7 +653,8 @@ class Matrix:
         """Return the columns of a user's centroids `c` (k, d) that rows here have, in their order."""
         if not self.sparse or self.data.halving.complete:
             return c
-        return np.ascontiguousarray(c[:, self.data.halving.columns])
+        found: np.ndarray = np.take(c, self.data.halving.columns, axis=1)
+        return found
 
     def spread(self, c: Array) -> Array:
         """Return centroids (k, d) with all of the user's columns, in their order."""

@@ -14,17 +14,18 @@ from anykmeans._sparse import SparseRows
 BESIDE = 2.0**200
 
 
-def within_reach(c: np.ndarray, largest: float) -> np.ndarray:
-    """Return centroids (k, d), float64, none too far for rows of magnitude `largest` to show beside it.
+def within_reach(c: np.ndarray, largest: float) -> tuple[np.ndarray, np.ndarray]:
+    """Return centroids (k, d), none too far for rows of magnitude `largest` to show beside it, and their magnitudes (k,).
 
     One that is cannot be the nearest of any row, and neither can what it is cut to.
     """
-    magnitudes = np.abs(c)
+    magnitudes = np.maximum(c.max(axis=1), -c.min(axis=1)).astype(np.float64)
     if magnitudes.max() <= BESIDE * largest:
-        return c
-    magnitudes = magnitudes.max(axis=1)
+        return c, magnitudes
     limit = BESIDE * (max(largest, magnitudes.min()) or magnitudes[magnitudes > 0].min())
-    return np.clip(c, -limit, limit) if limit < magnitudes.max() else c
+    if limit >= magnitudes.max():
+        return c, magnitudes
+    return np.clip(c, -limit, limit), np.minimum(magnitudes, limit)
 
 
 class Frame:
@@ -52,16 +53,15 @@ class Frame:
 
     @classmethod
     def around(cls, matrix: Matrix, largest: float, c: np.ndarray) -> Frame:
-        """Return a frame for rows of magnitude `largest` and centroids `c` (k, d), float64.
+        """Return a frame for rows and centroids `c` (k, d) of magnitudes up to the `largest`.
 
         The offset is the centroids' mean, if they are nearer to it than to the origin. Sparse rows have none: they
         would be dense.
         """
-        largest = max(largest, float(c.max()), -float(c.min()))
         if matrix.sparse:
             return cls(matrix, largest)
         exponent = power_of_two(largest)
-        scaled = np.ldexp(c, -exponent)
+        scaled = np.ldexp(c.astype(np.float64, copy=False), -exponent)
         mean = scaled.mean(axis=0)
         far = (mean**2).sum() > ((scaled - mean) ** 2).sum() / c.shape[0]
         return cls(matrix, largest, np.ldexp(mean, exponent) if far else None)

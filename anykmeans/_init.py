@@ -54,41 +54,13 @@ def generator(rng: Any, name: str = "rng") -> Draws:
         ) from None
 
 
-def initial_centroids(
-    x: Array,
-    k: int,
-    *,
-    init: Init = "k-means++",
-    rng: Any = None,
-    sample_weight: Array | None = None,
-    max_bytes: int | None = None,
-    threads: int | None = None,
-    kernel: str = "auto",
-    names: check.Names = check.FUNCTIONS,
-) -> np.ndarray:
-    """Return initial centroids (k, d) for rows `x` (n, d), in NumPy."""
-    init = check.start(init, x, k, names)
-    rows = Rows.over(
-        x,
-        sample_weight,
-        kernel=kernel,
-        max_bytes=max_bytes,
-        threads=threads,
-        names=names,
-        given=given(init, x),
-    )
-    with rows.work:
-        c: np.ndarray = to_numpy(rows.matrix.spread(start(rows, k, init, generator(rng))))
-    return c
-
-
 def given(init: Init, x: Array) -> np.ndarray | None:
     """Return centroids (k, d) whose columns count, besides those of the rows, on the host: all do if a callable makes them."""
     if isinstance(init, str) or not arrays.is_sparse(x):
         return None
     if callable(init):
         return np.ones((1, x.shape[1]))
-    c: np.ndarray = check.host_float64(init)
+    c: np.ndarray = check.host(init)
     return c
 
 
@@ -105,7 +77,7 @@ def start(rows: Rows, k: int, init: Init, rng: Draws) -> Array:
         with users_errors():
             init = init(matrix.source, k, rng)
         init = check.centroids(init, matrix.source, "init", k, rows.names)
-    c = matrix.asarray(matrix.columns_of(check.host_float64(init)))
+    c = matrix.asarray(check.host_float64(matrix.columns_of(check.host(init))))
     c = xp.astype(c, matrix.state_dtype)
     if not bool(xp.all(xp.isfinite(c))):
         raise ValueError(

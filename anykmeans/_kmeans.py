@@ -539,10 +539,11 @@ def nearest(
     """Return labels (n,), int64: of the nearest centroids."""
     how = _how(max_bytes, threads, kernel, names)
     for glance in (True, False):
-        rows, c = _against(x, centroids, glance=glance, **how)
+        rows, host = _against(x, centroids, glance=glance, **how)
         with rows.work:
+            c = _begun(rows, host)
             labels = rows.label(c)
-            near = rows.near(c)
+            near = rows.near()
         if labels is not None:
             break
     labels = rows.matrix.give(rows.xp.astype(labels, rows.xp.int64))
@@ -562,27 +563,29 @@ def evaluate(
     names: check.Names = check.FUNCTIONS,
 ) -> tuple[Array, Array, float]:
     """Return labels (n,), squared distances (n,) and the inertia, bit for bit as a fit ends with."""
-    how = _how(max_bytes, threads, kernel, names)
-    rows, c = _against(x, centroids, sample_weight, **how)
+    rows, host = _against(x, centroids, sample_weight, **_how(max_bytes, threads, kernel, names))
     with rows.work:
-        labels, distances, inertia = rows.finish(c)
-        near = rows.near(c)
+        labels, distances, inertia = evaluated(rows, host)
     give = rows.matrix.give
-    labels, distances = give(rows.xp.astype(labels, rows.xp.int64)), give(distances)
+    return give(rows.xp.astype(labels, rows.xp.int64)), give(distances), inertia
+
+
+def evaluated(rows: Rows, host: np.ndarray) -> tuple[Array, Array, float]:
+    """Return what `evaluate` does, where the work is done, for centroids (k, columns) in NumPy."""
+    c = _begun(rows, host)
+    labels, distances, inertia = rows.finish(c)
+    near = rows.near()
     if near.size:
-        w = None if rows.weights is None else take(rows.weights.source, near)
-        weighs = w is None or bool(to_numpy(w).any())
-        few = evaluate(
-            take(rows.matrix.source, near),
-            centroids,
-            sample_weight=w if weighs else None,
-            **how,
-        )
+        w = rows.relative_weight(rows.matrix.asarray(near))
+        weighs = w is None or bool(rows.xp.any(w > 0))
+        few = rows.take(near, weighted=weighs)
+        with few.work:
+            others = evaluated(few, host)
         labels, distances = (
-            _replaced(*each) for each in ((labels, near, few[0]), (distances, near, few[1]))
+            _replaced(*each) for each in ((labels, near, others[0]), (distances, near, others[1]))
         )
         # All others are far beyond these, or have no weight to speak of.
-        inertia = max(inertia, few[2]) if weighs else inertia
+        inertia = max(inertia, others[2]) if weighs else inertia
     return labels, distances, inertia
 
 
@@ -615,16 +618,22 @@ def _against(
     kernel: str,
     names: check.Names,
     glance: bool = False,
-) -> tuple[Rows, Array]:
-    """Return rows that are ready for one pass, and the centroids for it where the work is done."""
+) -> tuple[Rows, np.ndarray]:
+    """Return checked rows, and the centroids (k, columns) to compare them with, in NumPy."""
     x = check.matrix(x, names.x)
     c = check.centroids(centroids, x, names.centroids, names=names)
     sample_weight = check.weights(sample_weight, x, names)
     max_bytes = check.budget(max_bytes, 64 * (x.shape[1] + c.shape[0]))
-    host = check.host_float64(c)
-    if glance and not is_sparse(x) and float(np.abs(host).min()) * BESIDE < 1:
+    host, other = check.host(c), None
+    if glance and not is_sparse(x):
+        host = check.host_float64(c)
+        other = max(float(host.max()), -float(host.min()))
         # Rows beside the first may be as tiny as centroids.
-        glance = int(np.count_nonzero(np.abs(host).max(axis=1) * BESIDE < 1)) < 2
+        if (
+            float(np.abs(host).min()) * BESIDE < 1
+            and int(np.count_nonzero(np.abs(host).max(axis=1) * BESIDE < 1)) > 1
+        ):
+            other = None
     rows = Rows.over(
         x,
         sample_weight,
@@ -632,19 +641,20 @@ def _against(
         max_bytes=max_bytes,
         threads=check.threads(threads),
         names=names,
-        glance=max(float(host.max()), -float(host.min())) if glance else None,
+        glance=other,
         given=host if is_sparse(x) else None,
     )
+    return rows, rows.matrix.columns_of(host)
+
+
+def _begun(rows: Rows, host: np.ndarray) -> Array:
+    """Return the centroids that rows are ready to make one pass with: those in NumPy, in a float dtype that holds them."""
+    xp = rows.xp
+    narrow = rows.matrix.narrow and max(float(host.max()), -float(host.min())) < 1e38
+    if narrow and host.dtype != np.float32:
+        narrow = bool((host.astype(np.float32) == host).all())
     # One pass: bounds would not pay.
-    return rows, rows.begin(_work_centroids(rows, rows.matrix.columns_of(host)), "off")
-
-
-def _work_centroids(rows: Rows, host: np.ndarray) -> Array:
-    """Return given centroids, float64, where the work is done, in a float dtype that holds them."""
-    narrow = rows.matrix.narrow and np.abs(host).max() < 1e38
-    narrow = narrow and bool((host.astype(np.float32) == host).all())
-    dtype = rows.xp.float32 if narrow else rows.xp.float64
-    return rows.matrix.asarray(host, dtype)
+    return rows.begin(rows.matrix.asarray(host, xp.float32 if narrow else xp.float64), "off")
 
 
 def distances(
@@ -663,10 +673,11 @@ def distances(
     """
     how = _how(max_bytes, threads, kernel, names)
     for glance in (True, False):
-        rows, c = _against(x, centroids, glance=glance, **how)
+        rows, host = _against(x, centroids, glance=glance, **how)
         with rows.work:
+            c = _begun(rows, host)
             found, lost = _all_distances(rows, c)
-            near = rows.near(c)
+            near = rows.near()
         if not (rows.glanced and lost):
             break
     x, found = rows.matrix.source, rows.matrix.give(found)
@@ -715,27 +726,6 @@ def _written(pairwise: Callable[..., Any], rows: Rows, c: Array) -> tuple[Array,
     write = pairwise(rows.frame, rows.frame.widen(c), rows.work.room)
     lost = rows.work.map(lambda tile: write(tile, found[tile]), rows.work.tiles(step=step))
     return found, sum(lost)
-
-
-def cluster_sums(
-    x: Any,
-    labels: Any,
-    k: int,
-    *,
-    sample_weight: Any = None,
-    max_bytes: int | None = None,
-    threads: int | None = None,
-    kernel: str = "auto",
-    names: check.Names = check.FUNCTIONS,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return the exact weighted sums (k, d) and weights (k,) of the rows by label, float64 in NumPy."""
-    x = check.matrix(x, names.x)
-    w = check.weights(sample_weight, x, names)
-    rows = Rows.over(x, w, kernel=kernel, max_bytes=max_bytes, threads=threads, names=names)
-    with rows.work:
-        work = labels if rows.matrix.data is x else rows.matrix.asarray(to_numpy(labels))
-        sums, mass = (a * 2.0**rows.heaviest for a in rows.totals(rows.stats(work, k)))
-    return to_numpy(rows.matrix.spread(sums)), to_numpy(mass)
 
 
 @eager

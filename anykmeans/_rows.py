@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import operator
+from typing import Any
 
 import numpy as np
 
@@ -59,6 +60,8 @@ class Rows:
     glance : float or None
         If given, the first row alone is looked at, if it and this magnitude, of centroids, are ordinary ones and the
         kernel notices where others are not. Labels are all that can be asked for then, and are None if some are not.
+    like : Rows or None
+        What these are rows of, with the same weights or none: its magnitudes do for them.
 
     Raises
     ------
@@ -77,11 +80,13 @@ class Rows:
         precision: str = "exact",
         names: check.Names = check.FUNCTIONS,
         glance: float | None = None,
+        like: Rows | None = None,
     ) -> None:
         self.matrix, self.weights, self.kernel = matrix, weights, kernel
         self.xp, self.shape = matrix.xp, matrix.shape
         self.exact, self.names = precision == "exact", names
         n, width = self.shape[0], matrix.width
+        self.largest, self.heaviest = 0.0, 0
         self.work = Work(
             n,
             width,
@@ -89,12 +94,16 @@ class Rows:
             max_bytes=max_bytes,
             threads=threads,
             blas=not kernel.compiled,
+            effort=4 if matrix.sparse else 1,
         )
         self._grid: Grid | None = None
         self._extents: tuple[np.ndarray, ...] | None = None
         self._spread: tuple[float, int] | None = None
         self.glanced = glance is not None and kernel.wary and self._glance(glance)
-        if not self.glanced:
+        if like is not None:
+            self.largest, self.heaviest = like.largest, like.heaviest if weights is not None else 0
+            self._extents = like._extent if (weights is None) == (like.weights is None) else None
+        elif not self.glanced:
             self._plan(names.x)
 
     @classmethod
@@ -133,6 +142,24 @@ class Rows:
 
     # -- rows ---------------------------------------------------------------------------------
 
+    def take(self, at: np.ndarray, *, weighted: bool = True, alike: bool = False) -> Rows:
+        """Return the rows `at` (m,) as a source of their own, without weights if not `weighted`.
+
+        If they are `alike`, magnitudes of all these rows do for them, and they are not looked at.
+        """
+        numbers, weights = self.matrix.asarray(at), None
+        if weighted and self.weights is not None:
+            weights = self.weights.take(numbers)
+        how: dict[str, Any] = {
+            "max_bytes": self.work.max_bytes,
+            "threads": self.work.most,
+            "precision": "exact" if self.exact else "fast",
+            "names": self.names,
+        }
+        return Rows(
+            self.matrix.take(numbers), weights, self.kernel, like=self if alike else None, **how
+        )
+
     def rows(self, select: Selection) -> Array:
         """Return rows in the dtype of centroids."""
         return self.matrix.rows(select, self.matrix.state_dtype)
@@ -158,7 +185,6 @@ class Rows:
     def _plan(self, name: str) -> None:
         """Look at all rows once: for what is not finite, and how large they are."""
         xp, matrix, n = self.xp, self.matrix, self.shape[0]
-        self.heaviest = 0
         heaviest = 1.0
         if self.weights is not None:
             heaviest = float(xp.max(self.weights.rows(slice(0, n), xp.float64)))
@@ -195,9 +221,10 @@ class Rows:
             if w is not None:
                 x = xp.concat([xp.astype(x, xp.float64) * w[:, None], w[:, None]], axis=1)
             largest = high if w is None else xp.max(x, axis=0)
-            smallest = largest
             if w is not None or not matrix.integral:
                 smallest = xp.min(xp.where(x > 0, x, xp.full_like(x, xp.inf)), axis=0)
+            else:  # at least 1, and none of those that are whole anyway
+                smallest = xp.clip(largest, max=2.0**23)
             return tuple(to_numpy(a).astype(np.float64) for a in (high, largest, smallest))
 
         return self.work.reduce(magnitudes, self._shares(self.shape[0]), _merged_magnitudes)
@@ -295,6 +322,14 @@ class Rows:
             total = self.grid.total(self.xp, stats.sums, self._scale)
         return total[:, :-1], total[:, -1]
 
+    def sums(self, labels: Array, k: int) -> tuple[Array, Array]:
+        """Return the sums (k, d) and weights (k,) of all rows by label (n,), float64, both of relative weights."""
+        if self.kernel.by_label is None or not self.matrix.direct:
+            return self.totals(self.stats(labels, k))
+        w = self.relative_weight(slice(0, self.shape[0]))
+        total = self.kernel.by_label(self.matrix, self.work, w, labels, self.grid, k)
+        return total[:, :-1], total[:, -1]
+
     # -- the source ---------------------------------------------------------------------------
 
     def begin(self, c: Array, bounds: str | None = None) -> Array:
@@ -303,13 +338,14 @@ class Rows:
         They are others where rows would not show beside these: see `restored`.
         """
         bounds = BOUNDS if bounds is None else bounds
-        given, host = c, check.host_float64(c)
-        reached = within_reach(host, self.largest)
+        given, host = c, to_numpy(c)
+        reached, self._magnitude = within_reach(host, self.largest)
         self._cut = None
         if reached is not host:
             c = self.matrix.asarray(reached, c.dtype)
             self._cut = given, c
-        self.frame = Frame.around(self.matrix, self.largest, reached)
+        largest = max(self.largest, float(self._magnitude.max()))
+        self.frame = Frame.around(self.matrix, largest, reached)
         self._stats: ClusterStats | None = None
         if self.kernel.search is not None:
             self._search = self.kernel.search(
@@ -342,13 +378,12 @@ class Rows:
         given, cut = self._cut
         return np.flatnonzero(to_numpy(self.xp.any(given != cut, axis=1)))
 
-    def near(self, c: Array) -> np.ndarray:
-        """Return the numbers (m,) of rows whose distances to `c` (k, d) may not show beside the largest row."""
+    def near(self) -> np.ndarray:
+        """Return the numbers (m,) of rows whose distances to the centroids begun with may not show beside the largest row."""
         limit = self.largest / BESIDE
         if self.glanced or limit == 0:
             return np.empty(0, np.int64)
-        host = check.host_float64(c)
-        least = np.sort(np.maximum(host.max(axis=1), -host.min(axis=1)))[:2]
+        least = np.sort(self._magnitude)[:2]
         if least[0] > limit or (least[0] == 0 and min(least[-1], self._extent[2].min()) > limit):
             return np.empty(0, np.int64)  # all show, or are zero as that centroid is
 
@@ -369,7 +404,7 @@ class Rows:
             return everything
         if bounds == "auto" and (d <= 12 or k < _MANY):
             return everything
-        found = groups(c, _GROUP)
+        found = groups(c.astype(np.float64, copy=False), _GROUP)
         return found if 4 * (2 + len(found)) * n <= self.work.max_bytes // 2 else everything
 
     def sweep(self, c: Array) -> ClusterStats:
@@ -441,8 +476,8 @@ class Rows:
 
     def distances(self, c: Array) -> tuple[Array, Array]:
         """Return each row's squared distance (n,) in the scaled frame to its centroid, and its label."""
-        labels = self._search.labels
-        return self._distances(self.frame.widen(c), labels), labels
+        labels, own = self._search.labels, getattr(self._search, "distances", None)
+        return self._distances(self.frame.widen(c), labels) if own is None else own(), labels
 
     def _distances(self, wide: Array, labels: Array) -> Array:
         """Return each row's squared distance (n,) to its label's centroid of `wide` (k, d)."""
@@ -480,12 +515,12 @@ class Rows:
         return math.ldexp(variance, 2 * (exponent - self.frame.exponent))
 
     def _variance(self) -> float:
-        xp, (n, d) = self.xp, self.shape
+        xp, n = self.xp, self.shape[0]
         labels = xp.zeros(n, dtype=xp.int32, device=self.matrix.device)
-        sums, mass = self.totals(self.stats(labels, 1))
+        sums, mass = self.sums(labels, 1)
         weight = float(mass[0])
         mean = self.frame.widen(sums / xp.full_like(sums, weight))  # as in `means`
-        return self.cost(self._distances(mean, labels)) / weight / d
+        return self.cost(self._distances(mean, labels)) / weight / self.matrix.features
 
     def label(self, c: Array) -> Array | None:
         """Return the labels (n,) of the nearest of the centroids `c`, or None if a glance at the rows misled."""
@@ -494,9 +529,9 @@ class Rows:
 
     def finish(self, c: Array) -> tuple[Array, Array, float]:
         """Return labels (n,), squared distances (n,) and inertia for the centroids `c` returned."""
-        labels = self.label(c)
+        labels, own = self.label(c), getattr(self._search, "distances", None)
         del self._search  # whose bounds are as large as what follows
-        distances = self._distances(self.frame.widen(c), labels)
+        distances = self._distances(self.frame.widen(c), labels) if own is None else own()
         cost = self.cost(distances)
         exponent = 2 * self.frame.exponent
         inertia = float(np.ldexp(cost, exponent + self.heaviest))

@@ -151,9 +151,7 @@ class Search:
         self._passes = 0
         self._tile = self._tile_rows()
         # A block's bounds are worked on whole: keep them in the cache, too.
-        # What Python spends on a block counts for more than balance where its rows take no time.
-        pieces = work.threads if kernel.lanes > 1 else 4 * work.threads
-        share = -(-self.shape[0] // pieces)
+        share = -(-self.shape[0] // (4 * work.threads))
         length = max(self._tile, min(share, 1 << 16, work.room // (len(members) + 4)))
         self._blocks = [Block(s.start, s.stop) for s in work.tiles(step=max(1, length))]
 
@@ -181,7 +179,7 @@ class Search:
         near = self.frame.centre(wide)
         if self.matrix.sparse:  # in one group, whose coefficients are all that is needed
             centred = near
-            minus_2c, norms = coefficients(near, dtype, self.kernel.lanes)
+            minus_2c, norms = coefficients(near, dtype, 1)
         else:
             norms = xp.astype(xp.sum(near * near, axis=1), dtype)
             centred = xp.astype(near, dtype)

@@ -10,32 +10,37 @@ centroids.
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
+_PART = 1 << 14  # values that are looked at together
 _FEW = 4  # features for each column: where there are fewer, columns are features
 
 
 @dataclass(frozen=True)
 class SparseRows:
-    """Rows as CSR holds them, no entry twice.
+    """Rows as CSR holds them, no entry twice. Some of them share the entries of all.
 
     Attributes
     ----------
-    starts : ndarray of shape (m + 1,)
-        Row i has the entries from ``starts[i]`` to ``starts[i + 1]``.
+    begins, ends : ndarray of shape (m,)
+        Row i has the entries from ``begins[i]`` to ``ends[i]``.
     features, values : ndarray of shape (entries,)
         The column an entry is in, and its value.
     halving : Halving
         What the columns are, and in which order a distance adds them up.
+    alone : bool
+        Whether the entries are those of these rows, one row after the other.
     """
 
-    starts: np.ndarray
+    begins: np.ndarray
+    ends: np.ndarray
     features: np.ndarray
     values: np.ndarray
     halving: Halving
+    alone: bool = True
 
     @classmethod
     def of(cls, x: Any, c: np.ndarray | None, max_bytes: float) -> SparseRows:
@@ -44,9 +49,11 @@ class SparseRows:
         If most features have no entry, and are zero in all of `c` (k, d), if given, they have no column; that takes new
         numbers of features, which must fit `max_bytes`.
         """
-        starts, features, values, d = x.indptr, x.indices, x.data, int(x.shape[1])
+        starts, d = x.indptr, int(x.shape[1])
+        features, values = x.indices[: starts[-1]], x.data[: starts[-1]]
         if not x.has_canonical_format:
             starts, features, values = _without_repeats(starts, features, values, d)
+        begins, ends = starts[:-1], starts[1:]
         if _FEW * features.size < d and 2 * features.nbytes + 16 * d < max_bytes:
             used = np.zeros(d, bool)
             used[features] = True
@@ -56,13 +63,13 @@ class SparseRows:
                 columns = np.flatnonzero(used) if used.any() else np.arange(1)
                 number = np.empty(d, features.dtype)
                 number[columns] = np.arange(columns.size, dtype=features.dtype)
-                return cls(starts, number[features], values, Halving(columns, d))
-        return cls(starts, features, values, Halving(np.arange(d), d))
+                return cls(begins, ends, number[features], values, Halving(columns, d))
+        return cls(begins, ends, features, values, Halving(np.arange(d), d))
 
     @property
     def shape(self) -> tuple[int, int]:
         """Rows and columns."""
-        return self.starts.shape[0] - 1, self.halving.columns.size
+        return self.begins.shape[0], self.halving.columns.size
 
     @property
     def dtype(self) -> np.dtype:
@@ -72,85 +79,110 @@ class SparseRows:
     @property
     def entries(self) -> int:
         """How many entries all rows have."""
-        return int(self.starts[-1] - self.starts[0])
+        return self.values.size if self.alone else int((self.ends - self.begins).sum())
 
     @property
     def largest(self) -> float:
         """The largest magnitude of a value."""
-        if not self.values.size:
-            return 0.0
-        return max(float(self.values.max()), -float(self.values.min()))
+        values = self.gathered.values
+        return max(float(values.max()), -float(values.min())) if values.size else 0.0
+
+    @property
+    def integral(self) -> bool:
+        """Whether every value is a whole number, those that rows share with others too."""
+        if "whole" not in vars(self):  # as `Halving` keeps its tree
+            v = self.values
+            parts = (v[i : i + _PART] for i in range(0, v.size, _PART))
+            object.__setattr__(self, "whole", all((np.rint(a) == a).all() for a in parts))
+        return bool(vars(self)["whole"])
 
     @property
     def longest(self) -> int:
         """How many entries a row has at most."""
-        return int(np.diff(self.starts).max(initial=0))
+        return int((self.ends - self.begins).max(initial=0))
 
     def __getitem__(self, select: Any) -> SparseRows:
-        """Return some rows, with all features: by a slice, as views, or by numbers (m,)."""
+        """Return some rows, with all features, by a slice or by numbers (m,); entries are not copied."""
         if isinstance(select, tuple):  # array libraries want it said that all features are meant
             select = select[0]
-        if isinstance(select, slice):
-            first, last, _ = select.indices(self.shape[0])
-            if last - first == self.shape[0]:
-                return self
-            starts = self.starts[first : max(first, last) + 1]
-            part = slice(int(starts[0]), int(starts[-1]))
-            return self._with(starts - starts[0], self.features[part], self.values[part])
-        counts = self.starts[1:][select] - self.starts[:-1][select]
-        starts = np.zeros(counts.size + 1, self.starts.dtype)
-        np.cumsum(counts, out=starts[1:])
-        at = np.arange(starts[-1]) + np.repeat(self.starts[:-1][select] - starts[:-1], counts)
-        return self._with(starts, self.features[at], self.values[at])
+        begins, ends = self.begins[select], self.ends[select]
+        if not (self.alone and isinstance(select, slice)):
+            rows = replace(self, begins=begins, ends=ends, alone=False)
+            object.__setattr__(rows, "whole", self.integral)  # not to be found out each time
+            return rows
+        if begins.size == self.begins.size:
+            return self
+        first, last = (begins[0], ends[-1]) if begins.size else (0, 0)
+        features, values = self.features[first:last], self.values[first:last]
+        return SparseRows(begins - first, ends - first, features, values, self.halving)
 
-    def _with(self, starts: np.ndarray, features: np.ndarray, values: np.ndarray) -> SparseRows:
-        return SparseRows(starts, features, values, self.halving)
+    @property
+    def gathered(self) -> SparseRows:
+        """The same rows with their own entries alone, a copy if they share them."""
+        if self.alone:
+            return self
+        counts = self.ends - self.begins
+        ends = np.cumsum(counts, dtype=self.ends.dtype)
+        begins = ends - counts
+        at = np.repeat(self.begins - begins, counts)
+        at += np.arange(at.size, dtype=at.dtype)
+        return SparseRows(begins, ends, self.features[at], self.values[at], self.halving)
+
+    def _with(self, values: np.ndarray) -> SparseRows:
+        return replace(self, values=values)
 
     def times(self, factor: float) -> SparseRows:
         """Return the rows with every value multiplied."""
         if factor == 1.0:
             return self
-        return self._with(self.starts, self.features, self.values * self.dtype.type(factor))
+        rows = self.gathered
+        return rows._with(rows.values * self.dtype.type(factor))
 
     def astype(self, dtype: Any) -> SparseRows:
         """Return the rows in another dtype, themselves if it is theirs."""
         if self.dtype == dtype:
             return self
-        return self._with(self.starts, self.features, self.values.astype(dtype))
+        rows = self.gathered
+        return rows._with(rows.values.astype(dtype))
 
     def dense(self) -> np.ndarray:
         """Return the rows as an array (m, columns)."""
-        found = np.zeros(self.shape, self.dtype)
-        found[self._owners(), self.features] = self.values
+        rows, found = self.gathered, np.zeros(self.shape, self.dtype)
+        found[rows.owners, rows.features] = rows.values
         return found
 
     def __matmul__(self, dense: np.ndarray) -> np.ndarray:
         """Return the product (m, k) with an array (columns, k), in the dtype of that."""
         from scipy.sparse import csr_array  # which the rows are of
 
-        values = self.values.astype(dense.dtype, copy=False)
-        x = csr_array((values, self.features, self.starts), shape=self.shape)
+        rows = self.gathered
+        values, starts = rows.values.astype(dense.dtype, copy=False), np.append(0, rows.ends)
+        x = csr_array((values, rows.features, starts.astype(rows.ends.dtype)), shape=self.shape)
         found: np.ndarray = x @ dense
         return found
 
     def magnitudes(self) -> np.ndarray:
         """Return the largest magnitude (m,), float64, in each row."""
-        found = np.zeros(self.shape[0])
-        np.maximum.at(found, self._owners(), np.abs(self.values.astype(np.float64)))
+        rows, found = self.gathered, np.zeros(self.shape[0])
+        np.maximum.at(found, rows.owners, np.abs(rows.values.astype(np.float64)))
         return found
 
     def squared_norms(self) -> np.ndarray:
         """Return the squared norms (m,), float64."""
-        values = self.values.astype(np.float64, copy=False)
-        return np.bincount(self._owners(), values * values, self.shape[0])
+        rows = self.gathered
+        values = rows.values.astype(np.float64, copy=False)
+        return np.bincount(rows.owners, values * values, self.shape[0])
 
-    def _owners(self) -> np.ndarray:
-        """Return the row (entries,) of each entry."""
-        return np.repeat(np.arange(self.shape[0]), np.diff(self.starts))
+    @property
+    def owners(self) -> np.ndarray:
+        """The row (entries,) of each entry."""
+        return np.repeat(np.arange(self.shape[0]), self.ends - self.begins)
 
     def squared_distances(self, c: np.ndarray) -> np.ndarray:
         """Return the squared distances (m,) to one centroid `c` (columns,), float64: R5, bit for bit."""
-        halving, row = self.halving, self._owners()
+        if not self.alone:
+            return self.gathered.squared_distances(c)
+        halving, row = self.halving, self.owners
         own = halving.sums((c * c)[None, :])[0]
         order = np.argsort(row << halving.height | halving.keys[self.features])
         row, node = row[order], self.features[order].astype(np.int64)

@@ -41,10 +41,11 @@ from anykmeans._array import (
     where_is,
     without_history,
 )
-from anykmeans._exact import halving_sum, power_of_two, squared_distances
-from anykmeans._init import initial_centroids
-from anykmeans._kmeans import Watch, cluster, cluster_sums, distances, evaluate, nearest
+from anykmeans._exact import halving_sum, power_of_two
+from anykmeans._init import given, start
+from anykmeans._kmeans import Watch, cluster, distances, evaluate, evaluated, nearest
 from anykmeans._rows import Rows
+from anykmeans._search import moves
 from anykmeans._stats import means
 
 __all__ = ["KMeans", "MiniBatchKMeans"]
@@ -66,10 +67,17 @@ def _drawn(w: Array | None, n: int, size: int, rng: np.random.RandomState) -> np
     return heavy[rng.randint(0, heavy.size, size)]
 
 
-def _squared_shift(before: np.ndarray, after: np.ndarray) -> float:
-    """Return the sum of the squared differences of two sets of centroids, in the order of a distance."""
-    moves = squared_distances(np, after.astype(np.float64), before.astype(np.float64))
-    return float(halving_sum(np, moves[None, :])[0])
+def _sums(rows: Rows, labels: Array, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the exact weighted sums (k, columns) and weights (k,) of the rows by label, float64 in NumPy."""
+    sums, mass = map(to_numpy, rows.sums(labels, k))
+    unit = 2.0**rows.heaviest
+    return (sums, mass) if unit == 1.0 else (sums * unit, mass * unit)
+
+
+def _squared_shift(rows: Rows, before: np.ndarray, after: np.ndarray) -> float:
+    """Return the sum of the squared differences of two sets of centroids (k, columns), in the order of a distance."""
+    a, b = (rows.matrix.asarray(c.astype(np.float64)) for c in (after, before))
+    return float(halving_sum(np, to_numpy(moves(rows.kernel, rows.matrix, a, b))[None, :])[0])
 
 
 def _whole(fit: Callable[..., T]) -> Callable[..., T]:
@@ -875,7 +883,8 @@ class MiniBatchKMeans(_BaseKMeans):
         self._check_parameters(x)
         init, n_init = self._starting(x)
         w = self._weights(sample_weight, x)
-        Rows.over(x, w, **self._how)  # raises if a value is not finite, drawn or not
+        # Raises if a value is not finite, drawn or not.
+        rows = Rows.over(x, w, given=given(init, x), **self._how)
         n, size = x.shape[0], self._batch_size
         chances = np.ones(n) if w is None else _check.host_float64(w)
         exponent = power_of_two(float(chances.max()))  # else their sum might be out of range
@@ -883,22 +892,23 @@ class MiniBatchKMeans(_BaseKMeans):
         total = chances.sum()
         chances = np.cumsum(chances / total)  # `RandomState.choice` would sum them up at each step
         chances /= chances[-1]
-        tol = self.tol * self._variance(x) if self.tol else 0.0
+        tol = self.tol * self._variance(rows) if self.tol else 0.0
 
         rng = self._drawing(check_random_state(self.random_state))
         valid = _drawn(w, n, self._init_size, rng)  # even if there is nothing to compare
         compared = n_init > 1 or self.verbose
-        if compared:
-            xv, wv = take(x, valid), None if w is None else take(w, valid)
         starts = []
         for i in range(n_init):
             if self.verbose:
                 print(f"Init {i + 1}/{n_init} with method {self.init}")
-            start = self._initial(x, w, init, rng)
-            cost = self._evaluate(xv, start, wv)[2] if compared else 0.0
+            first, cost = self._initial(rows, init, rng), 0.0
+            if compared:
+                some = rows.take(valid, alike=True)
+                with some.work:
+                    cost = evaluated(some, first)[2]
             if self.verbose:
                 print(f"Inertia for init {i + 1}/{n_init}: {cost}")
-            starts.append((cost, start))
+            starts.append((cost, first))
         centers = min(starts, key=lambda each: each[0])[1]
 
         sums, counts = self._nothing(centers)
@@ -906,10 +916,10 @@ class MiniBatchKMeans(_BaseKMeans):
         stop = _EarlyStop(n, size, tol, self.max_no_improvement)
         steps = (self.max_iter * n) // size
         for step in range(1, steps + 1):
-            batch = take(x, chances.searchsorted(rng.random_sample(size), side="right"))
-            before = centers
-            centers, sums, counts, inertia = self._step(batch, None, centers, sums, counts, rng)
-            cost, shift = inertia / size, _squared_shift(before, centers) if tol else 0.0
+            drawn = chances.searchsorted(rng.random_sample(size), side="right")
+            batch, before = rows.take(drawn, weighted=False, alike=True), centers
+            centers, sums, counts, inertia = self._step(batch, centers, sums, counts, rng)
+            cost, shift = inertia / size, _squared_shift(rows, before, centers) if tol else 0.0
             why = stop(cost, shift)
             if self.verbose:
                 smoothed = "" if stop.smoothed is None else f", ewa inertia: {stop.smoothed}"
@@ -919,7 +929,7 @@ class MiniBatchKMeans(_BaseKMeans):
                     print(f"Converged ({why}) at step {step}/{steps}")
                 break
 
-        self.cluster_centers_, self._seen = like(centers, x), (sums, counts)
+        self._keep(rows, centers, sums, counts)
         self.n_steps_ = step
         self.n_iter_ = math.ceil(step * size / n)
         self.converged_ = why is not None
@@ -928,7 +938,7 @@ class MiniBatchKMeans(_BaseKMeans):
         if "labels_" in vars(self):  # of an earlier fit
             delattr(self, "labels_")
         if self.compute_labels:
-            self.labels_, _, self.inertia_ = self._evaluate(x, centers, w)
+            self._label(rows, centers)
         return self
 
     @eager
@@ -969,6 +979,9 @@ class MiniBatchKMeans(_BaseKMeans):
             # In a float dtype, whatever was set by hand.
             centers = centers.astype(np.result_type(centers, np.float32))
             sums, counts = self._running(centers)
+            used = ((sums != 0) | (centers != 0)).any(axis=0)[None, :]
+            rows = Rows.over(x, w, given=used if is_sparse(x) else None, **self._how)
+            centers, sums = rows.matrix.columns_of(centers), rows.matrix.columns_of(sums)
         else:
             self._check_parameters(x)
             if self.__sklearn_is_fitted__():  # set by hand
@@ -977,14 +990,27 @@ class MiniBatchKMeans(_BaseKMeans):
             else:
                 init, _ = self._starting(x)
             self._n_since_last_reassign = 0
-            centers = self._initial(x, w, init, self._drawing(self._random_state))
+            rows = Rows.over(x, w, given=given(init, x), **self._how)
+            centers = self._initial(rows, init, self._drawing(self._random_state))
             sums, counts = self._nothing(centers)
-        centers, sums, counts, _ = self._step(x, w, centers, sums, counts, self._random_state)
-        self.cluster_centers_, self._seen = like(centers, x), (sums, counts)
+        centers, sums, counts, _ = self._step(rows, centers, sums, counts, self._random_state)
+        self._keep(rows, centers, sums, counts)
         self.n_steps_ = getattr(self, "n_steps_", 0) + 1
         if self.compute_labels:
-            self.labels_, _, self.inertia_ = self._evaluate(x, centers, w)
+            self._label(rows, centers)
         return self
+
+    def _keep(self, rows: Rows, centers: np.ndarray, sums: np.ndarray, counts: np.ndarray) -> None:
+        """Keep what was found in the columns of the rows, with all of the user's."""
+        spread = rows.matrix.spread
+        self.cluster_centers_ = like(spread(centers), rows.matrix.source)
+        self._seen = spread(sums), counts
+
+    def _label(self, rows: Rows, centers: np.ndarray) -> None:
+        """Keep the labels of the rows, and their inertia."""
+        with rows.work:
+            labels, _, self.inertia_ = evaluated(rows, centers)
+        self.labels_ = rows.matrix.give(rows.xp.astype(labels, rows.xp.int64))
 
     @eager
     def as_sklearn(self) -> Any:
@@ -1035,17 +1061,26 @@ class MiniBatchKMeans(_BaseKMeans):
                 )
         self._init_size = min(size, x.shape[0])
 
-    def _variance(self, x: Any) -> float:
-        """Return the mean variance of the features."""
-        n, d = x.shape
-        one = placed(np.zeros(n, dtype=np.int64), x)
-        mean = cluster_sums(x, one, 1, **self._how)[0] / n
-        spread = self._evaluate(x, mean)[2]
-        return spread / float(n * d)
+    def _variance(self, rows: Rows) -> float:
+        """Return the mean variance of the features, of rows without their weights."""
+        matrix, n = rows.matrix, rows.shape[0]
+        if rows.weights is not None:
+            rows = Rows(
+                matrix,
+                None,
+                rows.kernel,
+                max_bytes=self.max_bytes,
+                threads=self.threads,
+                names=rows.names,
+            )
+        with rows.work:
+            sums, _ = _sums(rows, matrix.asarray(np.zeros(n, dtype=np.int32)), 1)
+            spread = evaluated(rows, sums / n)[2]
+        return spread / float(n * matrix.features)
 
-    def _initial(self, x: Any, w: Any, init: Any, rng: np.random.RandomState) -> np.ndarray:
-        """Return first centroids (k, d), from `init_size` random rows."""
-        n = x.shape[0]
+    def _initial(self, rows: Rows, init: Any, rng: np.random.RandomState) -> np.ndarray:
+        """Return first centroids (k, columns), from `init_size` random rows."""
+        n, w = rows.shape[0], None if rows.weights is None else rows.weights.source
         heavy = n if w is None else np.count_nonzero(to_numpy(w))
         chosen = None
         if self._init_size < heavy:
@@ -1053,10 +1088,15 @@ class MiniBatchKMeans(_BaseKMeans):
         elif self.n_clusters <= heavy < n:
             chosen = np.flatnonzero(to_numpy(w))
         if chosen is not None:
-            x, w = take(x, chosen), w if w is None else take(w, chosen)
-        return initial_centroids(
-            x, self.n_clusters, init=init, rng=rng, sample_weight=w, **self._how
-        )
+            if callable(init):  # which is for the user's own kind of rows
+                x = take(rows.matrix.source, chosen)
+                w = w if w is None else take(w, chosen)
+                rows = Rows.over(x, w, given=given(init, x), **self._how)
+            else:
+                rows = rows.take(chosen)
+        with rows.work:
+            found: np.ndarray = to_numpy(start(rows, self.n_clusters, init, rng))
+        return found
 
     def _nothing(self, centers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return sums (k, d) and counts (k,) before the first batch."""
@@ -1070,35 +1110,40 @@ class MiniBatchKMeans(_BaseKMeans):
 
     def _step(
         self,
-        x: Any,
-        w: Any,
+        rows: Rows,
         centers: np.ndarray,
         sums: np.ndarray,
         counts: np.ndarray,
         rng: np.random.RandomState,
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray, float]:
-        """Return centroids (k, d), sums (k, d), counts (k,) after a batch and its inertia before.
+        """Return centroids, sums (k, columns) and counts (k,) after a batch of rows, and its inertia before.
 
         They stay in NumPy: they are few beside the rows of a batch, and some libraries divide in ways of their own.
         """
         k = centers.shape[0]
         since = self._n_since_last_reassign + self._batch_size
         due = since >= 10 * k or not counts.all()
-        labels, _, inertia = self._evaluate(x, centers, w)
+        with rows.work:
+            labels, _, inertia = evaluated(rows, centers)
+            batch_sums, mass = _sums(rows, labels, k)
         self._n_since_last_reassign = 0 if due else since
-        batch_sums, mass = cluster_sums(x, labels, k, sample_weight=w, **self._how)
         sums, counts = sums + batch_sums, counts + mass
-        centers = means(np, sums, np.where(mass > 0, counts, mass), centers)
+        divide = rows.kernel.means if rows.kernel.host else None
+        weights = np.where(mass > 0, counts, mass)
+        if divide is None:
+            divide = functools.partial(means, np)
+        centers = divide(sums, weights, centers)
 
         if due and self.reassignment_ratio > 0:
-            heavy = np.arange(x.shape[0]) if w is None else np.flatnonzero(to_numpy(w))
+            w = rows.weights
+            heavy = np.arange(rows.shape[0]) if w is None else np.flatnonzero(to_numpy(w.source))
             low = self._to_reassign(counts, heavy.size)
             if low.any():
                 m = np.count_nonzero(low)
                 if self.verbose:
                     print(f"[MiniBatchKMeans] Reassigning {m} cluster centers.")
                 picks = self._drawing(rng).choice(heavy.size, size=m, replace=False)
-                centers[low] = _check.host(take(x, heavy[picks]))
+                centers[low] = to_numpy(rows.rows(rows.matrix.asarray(heavy[picks])))
                 # Some weight, or the cluster would be moved again at once: scikit-learn's rule.
                 counts[low] = counts[~low].min()
                 sums[low] = centers[low] * counts[low, None]

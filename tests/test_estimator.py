@@ -586,7 +586,7 @@ def test_an_interrupted_batch_leaves_its_generator_as_it_was(seed, x, monkeypatc
             raise KeyboardInterrupt
 
         with monkeypatch.context() as patch:
-            patch.setattr("anykmeans.estimator.take", interrupted)
+            patch.setattr("anykmeans.estimator.like", interrupted)
             with pytest.raises(KeyboardInterrupt):
                 km.partial_fit(x)
         assert state(km) == before

@@ -290,6 +290,15 @@ def test_a_search_that_does_not_know_what_changed():
     np.testing.assert_array_equal(found.sums, fresh.sweep(other).sums)
 
 
+@pytest.mark.parametrize("by", ["agnostic", "cpu"])
+def test_a_grid_holds_small_whole_numbers_beside_large_ones(by):
+    x = np.full((1 << 23, 1), 3)
+    x[0] = 2**61
+    grid = Rows.over(x, kernel=by).grid
+    finest = grid.scale * grid.step ** (grid.folds - 1)
+    assert (finest >= 1).all()  # steps of the last grid are no longer than 1
+
+
 @pytest.mark.parametrize("weighted", [False, True])
 def test_the_variance_is_found_once_for_all_starts(monkeypatch, weighted):
     x, w = lognormal(200, 2, "float64"), np.linspace(1, 2, 200) if weighted else None

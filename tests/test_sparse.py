@@ -13,6 +13,7 @@ from anykmeans import KMeans, MiniBatchKMeans, assign, kernels, kmeans, kmeans_p
 from anykmeans._array import Matrix
 from anykmeans._exact import Bounds, squared_distances
 from anykmeans._frame import Frame
+from anykmeans._rows import Rows
 from anykmeans._sparse import SparseRows
 
 KERNELS = ["cpu", *(["numba"] if find_spec("numba") else [])]
@@ -88,7 +89,7 @@ def test_the_bits_of_dense_rows(by, dtype, init, weighted):
 
 
 @pytest.mark.parametrize("by", KERNELS)
-@pytest.mark.parametrize("scale", [2.0**-400, 1e-12, 1e30, 2.0**400])
+@pytest.mark.parametrize("scale", [2.0**-600, 2.0**-400, 1e-12, 1e30, 2.0**400, 2.0**600])
 def test_tiny_and_huge_values(by, scale):
     x = sparse(120, 40, 0.2)
     same(x * scale, 5, by, rng=0, max_iter=10)
@@ -256,22 +257,154 @@ def test_rows_are_not_made_dense(monkeypatch):
     assert max(most) <= 5
 
 
-@pytest.mark.parametrize("by", KERNELS)
-def test_bounds_on_distances_hold(by):
+def test_bounds_on_distances_hold():
     """What labels are proven by, for rows at and between centroids."""
     x = sparse(200, 64, 0.3)
-    chosen, matrix = kernels.choose(x, by), Matrix.of(x, "numpy")
+    chosen, matrix = kernels.choose(x, "cpu"), Matrix.of(x, "numpy")
     c = x.toarray()[100:116] + 1e-3
     frame = Frame(matrix, 10.0)
     norms, minus_2c = (c * c).sum(axis=1), np.ascontiguousarray((c * -2.0).T)
+    true = np.sort(np.sqrt(((x.toarray()[:, None] - c) ** 2).sum(axis=2)), axis=1)
     for dtype, unit in (("float32", 2.0**-24), ("float64", 2.0**-53)):
         y = frame.centred(slice(0, 200), dtype == "float32")
         found = chosen.nearest(np, y, minus_2c.astype(dtype), norms.astype(dtype))
         upper, lower = chosen.interval(np, y, *found[1:], Bounds.of(64, unit, matrix.terms))
-        true = np.sort(np.sqrt(((x.toarray()[:, None] - c) ** 2).sum(axis=2)), axis=1)
         assert (true[:, 0] <= upper).all()
         assert (lower <= true[:, 1]).all()
         assert np.abs(upper - true[:, 0]).max() < 0.1
+
+
+@pytest.mark.skipif("numba" not in KERNELS, reason="Numba is not installed")
+@pytest.mark.parametrize("narrow", [False, True])
+@pytest.mark.parametrize("exact", [False, True])
+@pytest.mark.parametrize("k", [1, 2, 16])
+def test_bounds_that_are_kept_hold(narrow, exact, k):
+    """From pass to pass, as centroids move, for the label a row has and for all others."""
+    x = sparse(200, 64, 0.3)
+    rng, dense = np.random.default_rng(0), x.toarray()
+    rows = Rows.over(x, kernel="numba", precision="exact" if exact else "fast")
+    rows.begin(rows.matrix.asarray(dense[100 : 100 + k] + 1e-3))
+    search = rows._search
+    search._narrow = narrow
+    with rows.work:
+        for step in (0, 1e-6, 1e-2, 1.0):
+            moved = rng.normal(size=(k, 64)) * step * (rng.random((k, 1)) < 0.5)
+            c = dense[100 : 100 + k] + 1e-3 + moved
+            search.settle(rows.matrix.asarray(c))
+            distances = np.sqrt(((dense[:, None] - c) ** 2).sum(axis=2))
+            own = distances[np.arange(200), search.labels]
+            others = np.where(np.arange(k) == search.labels[:, None], np.inf, distances)
+            assert (own <= search._upper).all()
+            assert (search._lower <= others.min(axis=1)).all()
+            if exact:
+                np.testing.assert_array_equal(search.labels, distances.argmin(axis=1))
+
+
+@pytest.mark.parametrize("by", KERNELS)
+@pytest.mark.parametrize("k", [1, 3, 8, 9, 23, 64, 65, 131])
+def test_any_number_of_centroids(by, k):
+    """Those whose coefficients are float64, and as many features as make them float32."""
+    for d, n, dtype in ((90, 260, "float32"), (90, 260, "float64"), (1 << 15, 140, "float64")):
+        some = min(k, n)
+        x = sparse(n, d, 8 / d, dtype)
+        same(x[:, : 1 + (1 << 18) // some], some, by, init="random", n_init=1, rng=0, max_iter=4)
+
+
+@pytest.mark.parametrize("by", KERNELS)
+@pytest.mark.parametrize("d", [40, 6000])
+@pytest.mark.parametrize("dtype", ["float64", "int16"])
+def test_whole_numbers_tie_exactly(by, d, dtype):
+    """Where scores have no error, those that are equal go to the lowest label, without a look at distances."""
+    rng = np.random.default_rng(0)
+    x = sp.csr_array((rng.random((200, d)) < 5 / d).astype(dtype))
+    for init in (x.toarray()[:9], x.toarray()[[4, 4, 7, 150, 7]], np.zeros((2, d))):
+        same(x, len(init), by, init=init, max_iter=4)
+        same(x, len(init), by, init=init * 3 + 1, max_iter=4)  # far, and of equal distances
+    # Whole, but too large for sums without error.
+    large = x.astype("float64") * 2.0**30
+    same(large, 9, by, init=large.toarray()[:9], max_iter=4)
+
+
+@pytest.mark.parametrize("by", KERNELS)
+def test_rows_that_float32_cannot_tell_apart(by):
+    """Scores are made anew in float64 where too few of them prove a label."""
+    x = sparse(500, 6000, 0.001).tolil()
+    x[:, 0] = 3e4
+    same(x.tocsr(), 8, by, rng=0, max_iter=8)
+
+
+@pytest.mark.parametrize("by", KERNELS)
+@pytest.mark.parametrize("d", [40, 1 << 13])
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("empty", ["relocate", "keep"])
+def test_clusters_that_lose_their_rows(by, d, weighted, empty):
+    """Passes that need no decision stop where one does, and go on after it."""
+    x = sparse(100, d, 6 / d)
+    w = np.random.default_rng(0).integers(0, 3, 100) if weighted else None
+    init = np.zeros((7, d))
+    init[:, 3] = [0, 1, 2, 50, 60, 70, 80]
+    init[3:, 5] = 40
+    for tol in (0.0, 1e-2):
+        same(x, 7, by, init=init, sample_weight=w, empty=empty, max_iter=12, tol=tol)
+
+
+@pytest.mark.parametrize("by", KERNELS)
+@pytest.mark.parametrize("d", [40, 1 << 13])
+def test_what_tol_goes_by_counts_all_features(by, d):
+    x = sparse(150, d, 6 / d)
+    rows = Rows.over(x, kernel=by)
+    assert rows.matrix.data.halving.complete == (d == 40)
+    rows.begin(rows.matrix.columns_of(x.toarray()[100:103]))
+    dense = Rows.over(x.toarray(), kernel="cpu")
+    dense.begin(x.toarray()[100:103])
+    assert rows.variance() == dense.variance()
+
+
+@pytest.mark.parametrize("by", KERNELS)
+@pytest.mark.parametrize("d", [40, 1 << 13])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_mini_batches_are_those_of_dense_rows(by, d, weighted):
+    """With every decision on the way, in columns for some of the features; and new batches bring new features."""
+    x, new = sparse(150, d, 5 / d), sparse(50, d, 5 / d, seed=5)
+    w = np.random.default_rng(0).integers(0, 4, 150) if weighted else None
+    options = {"batch_size": 40, "random_state": 0, "tol": 1e-3, "reassignment_ratio": 0.3}
+    options |= {"max_iter": 5}
+    for init in (
+        "k-means++",
+        x.toarray()[40:48],
+        lambda x, k, random_state: x[40 : 40 + k],
+    ):
+        one = MiniBatchKMeans(8, init=init, kernel=by, **options)
+        other = MiniBatchKMeans(8, init=init, kernel="cpu", **options)
+        if callable(init):  # which gives back what it gets
+            one.init = lambda x, k, random_state: x[40 : 40 + k].toarray()
+        one.fit(x, sample_weight=w)
+        other.fit(x.toarray(), sample_weight=w)
+        assert one.n_steps_ == other.n_steps_
+        for _ in range(2):
+            for name in ("cluster_centers_", "labels_", "inertia_"):
+                np.testing.assert_array_equal(getattr(one, name), getattr(other, name))
+            one.partial_fit(new)
+            other.partial_fit(new.toarray())
+
+
+def test_some_rows_share_the_entries_of_all():
+    x = sparse(50, 30, 0.2, whole=True)
+    rows, dense = SparseRows.of(x, None, 0), x.toarray()
+    at = np.array([40, 3, 3, 8, 49])
+    some = rows[at]
+    assert some.values is rows.values
+    for part in (slice(1, 4), slice(2, 2), np.array([4, 4])):
+        found = some[part]
+        np.testing.assert_array_equal(found.dense(), dense[at][part])
+        np.testing.assert_array_equal(found.squared_norms(), (dense[at][part] ** 2).sum(axis=1))
+        np.testing.assert_array_equal(found.magnitudes(), abs(dense[at][part]).max(axis=1))
+        np.testing.assert_array_equal(found @ np.eye(30), dense[at][part])
+        assert found.largest == abs(dense[at][part]).max(initial=0)
+        assert found.entries == np.count_nonzero(dense[at][part])
+        np.testing.assert_array_equal(
+            found.times(2.0).astype("float32").dense(), 2 * dense[at][part]
+        )
 
 
 @pytest.mark.skipif("numba" not in KERNELS, reason="Numba is not installed")

@@ -8,7 +8,6 @@ import pytest
 
 from anykmeans import _init, kernels
 from anykmeans._frame import Frame
-from anykmeans._init import initial_centroids
 from anykmeans._rows import Rows
 
 if not (find_spec("torch") and find_spec("triton")):
@@ -216,7 +215,8 @@ def test_parallel_starts_are_numpys(n, d, k):
     x = rng.normal(size=(n, d)).astype("float32")
     for w in [None, rng.exponential(size=n)]:
         heavy = None if w is None else tensor(w)
-        options = {"init": "k-means||", "rng": 1}
-        ours = initial_centroids(tensor(x), k, sample_weight=heavy, kernel="triton", **options)
-        theirs = initial_centroids(x, k, sample_weight=w, kernel="cpu", **options)
-        np.testing.assert_array_equal(ours, theirs)
+        found = []
+        for rows in (Rows.over(tensor(x), heavy, kernel="triton"), Rows.over(x, w, kernel="cpu")):
+            with rows.work:
+                found.append(_init.start(rows, k, "k-means||", np.random.default_rng(1)))
+        np.testing.assert_array_equal(found[0].cpu(), found[1])

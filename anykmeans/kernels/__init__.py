@@ -38,6 +38,8 @@ A kernel is a module of this package. It may define
     what the grid of the sums is planned from, by feature;
 ``accumulate(matrix, select, w, new, old, grid, k) -> sums``
     rows split on the grid and added by label, in place of `segment_sum`;
+``by_label(matrix, work, w, labels, grid, k) -> totals``
+    what the sums (k, columns) of all rows mean, where they need not be kept, in place of `accumulate` and `total`;
 ``total(grid, sums) -> totals``
     the sums (k, columns) that whole numbers mean, in place of `Grid.total`;
 ``means(sums, mass, c) -> centroids``
@@ -84,7 +86,7 @@ LEAST = {"numba": 1 << 16}
 COMPILING = 5.0  # seconds
 _here = Path(__file__).absolute().parent
 # The function, of each module that needs a compiler, whose compiled code stands for that of all.
-_COMPILED = {"numba": "small.passes", "sparse.numba": "numba._nearest"}
+_COMPILED = {"numba": "small.passes", "sparse.numba": "sweep._settle"}
 
 
 def _module_of(name: str, x: Array) -> str:
@@ -117,7 +119,7 @@ def _compiled_folder(module: str) -> Path | None:
     """Return the folder where Numba keeps compiled code of a module, or None if it has no place: asked without loading it."""
     config = getattr(sys.modules.get("numba"), "config", None)
     chosen = os.environ.get("NUMBA_CACHE_DIR") if config is None else config.CACHE_DIR
-    home = _here / ("sparse" if "sparse" in module else "numba")
+    home = _here.joinpath(*module.split("."))
     part = f"{home.name}_{hashlib.sha1(str(home).encode(), usedforsecurity=False).hexdigest()}"
     own = [Path(chosen, part).absolute()] if chosen else []
     return next(filter(_writable, [*own, home / "__pycache__", _user_folder() / part]), None)
@@ -164,8 +166,6 @@ class Kernel:
         The steps.
     lean : bool
         Whether `gains` writes out but bits a row, so that tiles of seeding may be long.
-    lanes : int
-        Centroids that `nearest` scores together; `Search` adds ones at infinity up to a multiple.
     one_hot : bool
         Whether `segment_sum` writes out k numbers a row.
     wary : bool
@@ -186,7 +186,6 @@ class Kernel:
     costs: Callable[..., tuple[Array, float]]
     reached: Callable[..., int]
     lean: bool
-    lanes: int
     one_hot: bool
     wary: bool
     search: Callable[..., Any] | None
@@ -195,6 +194,7 @@ class Kernel:
     seeds: Callable[..., np.ndarray | None] | None
     magnitudes: Callable[..., tuple[np.ndarray, ...]] | None
     accumulate: Callable[..., Array] | None
+    by_label: Callable[..., Array] | None
     total: Callable[..., Array] | None
     means: Callable[..., Array] | None
     own_distances: Callable[..., None] | None
@@ -272,7 +272,6 @@ def _made(name: str, module: str) -> Kernel:
         costs=step("costs"),
         reached=step("reached"),
         lean=getattr(own, "LEAN", False),
-        lanes=getattr(own, "LANES", 1),
         one_hot=not hasattr(own, "segment_sum") or own is agnostic,
         wary=getattr(own, "WARY", False),
         search=getattr(own, "search", None),
@@ -281,6 +280,7 @@ def _made(name: str, module: str) -> Kernel:
         seeds=getattr(own, "seeds", None),
         magnitudes=getattr(own, "magnitudes", None),
         accumulate=getattr(own, "accumulate", None),
+        by_label=getattr(own, "by_label", None),
         total=getattr(own, "total", None),
         means=getattr(own, "means", None),
         own_distances=getattr(own, "own_distances", None),

@@ -190,7 +190,8 @@ def pairwise(frame: Any, wide: np.ndarray, room: int) -> Callable[[slice, np.nda
 
 
 def _read(matrix: Matrix, select: slice) -> np.ndarray:
-    return matrix.data[select] if matrix.direct else matrix.readable(select)[0]
+    x: np.ndarray = matrix.data[select] if matrix.direct else matrix.readable(select)[0]
+    return x
 
 
 def sieve(frame: Any, work: Any, first: np.ndarray, k: int) -> Any:

@@ -16,6 +16,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 LANES = 16  # centroids a panel
+EIGHT = 8  # centroids that sparse rows are scored with at a time
 BLOCK = 64  # features a sum is cut into: a product rounds BLOCK + d / BLOCK times, not d times
 WIDTH = 2 * LANES  # rows side by side, as `lanes` takes them
 SIDE = 64  # and as all others do
@@ -94,12 +95,13 @@ def saving(context, z, block, c, j, start, edge, wider, spare, weight, less):  #
 
 
 @intrinsic
-def combine(context, table, features, values, first, stop, p, scores):  # type: ignore[no-untyped-def]
-    """Add ``values[e] * table[features[e]]`` to `scores`, LANES of them from ``p * LANES`` on, for e from `first` to `stop`.
+def combine(context, table, features, values, first, stop, start, scores):  # type: ignore[no-untyped-def]
+    """Write to `scores` the sum of `start` and ``values[e] * table[features[e]]`` for e from `first` to `stop`.
 
-    `table` (columns, panels * LANES) and `scores` (panels * LANES,) are of one floating dtype; all are C-contiguous.
+    `table` (columns, slots), `start` and `scores` (slots,) are of one floating dtype, the slots a multiple of EIGHT; all
+    are C-contiguous.
     """
-    return types.void(table, features, values, first, stop, p, scores), _generate_combine
+    return types.void(table, features, values, first, stop, start, scores), _generate_combine
 
 
 @intrinsic
@@ -281,19 +283,49 @@ def _generate_lanes(context: Any, builder: Any, signature: Any, args: Any) -> An
 
 def _generate_combine(context: Any, builder: Any, signature: Any, args: Any) -> Any:
     code = _Code(context, builder, signature, args)
-    table, features, values, scores = (code.data(i) for i in (0, 1, 2, 6))
-    first, stop, p = (code.whole(i) for i in (3, 4, 5))
-    begin, width = builder.mul(p, _number(LANES)), code.size(0, 1)
-    place = code.at(scores, begin)
-    start = code.load(place)
+    start, scores, slots = code.data(5), code.data(6), code.size(0, 1)
+    # So many eights of sums stay in registers while the entries pass by; what is left over has a loop of its own.
+    most = 4 * HELD // (EIGHT * code.bytes)
     before = builder.block
-    loop, after = (builder.append_basic_block(name) for name in ("entries", "combined"))
+    head, done = (builder.append_basic_block(name) for name in ("slots", "combined"))
+    builder.branch(head)
+
+    builder.position_at_end(head)
+    begin = builder.phi(_INDEX)
+    begin.add_incoming(_number(0), before)
+    eights = builder.udiv(builder.sub(slots, begin), _number(EIGHT))
+    full = builder.append_basic_block("eights")
+    choice = builder.switch(eights, full)
+    choice.add_case(_number(0), done)
+    for count in range(most, 0, -1):
+        if count < most:
+            choice.add_case(_number(count), builder.append_basic_block("eights"))
+        block = full if count == most else choice.cases[-1][1]
+        builder.position_at_end(block)
+        _combine_eights(code, count, begin, code.at(start, begin), code.at(scores, begin))
+        following = builder.add(begin, _number(count * EIGHT))
+        begin.add_incoming(following, builder.block)
+        builder.branch(head)
+
+    builder.position_at_end(done)
+    return context.get_dummy_value()
+
+
+def _combine_eights(code: _Code, count: int, begin: Any, start: Any, scores: Any) -> None:
+    """Do `combine` for so many eights of slots from `begin` on."""
+    builder, (table, features, values) = code.builder, (code.data(i) for i in range(3))
+    first, stop, width = code.whole(3), code.whole(4), code.size(0, 1)
+    eight = _Code(code.context, builder, code.signature, code.args, EIGHT * code.bytes)
+    vectors = [(place, code) for place in range(0, count // 2 * LANES, LANES)]
+    vectors += [((count - 1) * EIGHT, eight)] * (count % 2)
+    starts = [some.load(some.at(start, place)) for place, some in vectors]
+    before = builder.block
+    loop, after = (builder.append_basic_block(name) for name in ("entries", "added"))
     builder.cbranch(builder.icmp_signed("<", first, stop), loop, after)
 
     builder.position_at_end(loop)
-    e, total = builder.phi(_INDEX), builder.phi(code.vector)
+    e, totals = builder.phi(_INDEX), [builder.phi(some.vector) for _, some in vectors]
     e.add_incoming(first, before)
-    total.add_incoming(start, before)
     feature = builder.load(code.at(features, e))
     if feature.type != _INDEX:
         feature = builder.sext(feature, _INDEX)
@@ -301,19 +333,24 @@ def _generate_combine(context: Any, builder: Any, signature: Any, args: Any) -> 
     if value.type != code.real:
         wider = code.real == ir.DoubleType()
         value = (builder.fpext if wider else builder.fptrunc)(value, code.real)
-    row = code.load(code.at(table, builder.add(builder.mul(feature, width), begin)))
-    added = builder.call(code.fma, [code.splat(value), row, total])
+    row = code.at(table, builder.add(builder.mul(feature, width), begin))
     following = builder.add(e, _number(1))
     e.add_incoming(following, loop)
-    total.add_incoming(added, loop)
+    added = []
+    for (place, some), zeroth, total in zip(vectors, starts, totals, strict=True):
+        factor = some.load(some.at(row, place))
+        added.append(builder.call(some.fma, [some.splat(value), factor, total]))
+        total.add_incoming(zeroth, before)
+        total.add_incoming(added[-1], loop)
     builder.cbranch(builder.icmp_signed("<", following, stop), loop, after)
 
     builder.position_at_end(after)
-    result = builder.phi(code.vector)
-    result.add_incoming(start, before)
-    result.add_incoming(added, loop)
-    code.store(result, place)
-    return context.get_dummy_value()
+    results = [builder.phi(some.vector) for _, some in vectors]
+    for result, zeroth, total in zip(results, starts, added, strict=True):
+        result.add_incoming(zeroth, before)
+        result.add_incoming(total, loop)
+    for (place, some), result in zip(vectors, results, strict=True):
+        some.store(result, some.at(scores, place))
 
 
 def _generate_within(context: Any, builder: Any, signature: Any, args: Any) -> Any:

@@ -46,7 +46,7 @@ def weighted_magnitudes(x, w, largest, smallest):
 
 
 @inline
-def _two_product(a, b):
+def two_product(a, b):
     """Return the rounded product, and exactly what the rounding took: `anykmeans._exact.two_product`."""
     product = a * b
     scaled = a * _HALVING
@@ -63,7 +63,7 @@ def split_row(rest, error, part, count, weight, weighted, fold, step):
     """Write whole numbers of the next fold of scaled values (count,) times the `weight` to `part`, see `Grid.split`."""
     if weighted and fold == 0:
         for i in range(count):
-            rest[i], error[i] = _two_product(rest[i], weight)
+            rest[i], error[i] = two_product(rest[i], weight)
     for i in range(count):
         part[i] = np.rint(rest[i])
         rest[i] = (rest[i] - part[i]) * step
@@ -136,7 +136,7 @@ def whole(values, w, scale, step, folds):
         if weighted:
             for i in range(count):
                 weight = w[start + i] if w.shape[0] > 1 else w[0]
-                rest[i], error[i] = _two_product(rest[i], weight)
+                rest[i], error[i] = two_product(rest[i], weight)
         for fold in range(folds):
             for i in range(SIDE):
                 part = np.rint(rest[i])
@@ -161,30 +161,43 @@ def total(sums, scale, step, folds):
     result, parts = np.empty((k, columns)), np.empty((folds, columns))
     low, after = np.empty(columns), np.empty(columns)
     for a in range(k):
-        for i in range(folds):
-            for f in range(columns):
-                parts[i, f] = sums[a, i * columns + f]
-        for i in range(folds - 1, 0, -1):
-            for f in range(columns):
-                carry = np.rint(parts[i, f] / step)
-                parts[i, f] -= carry * step
-                parts[i - 1, f] += carry
-        for f in range(columns):
-            low[f] = after[f] = 0.0
-        unit = 1.0
-        for i in range(1, folds):
-            unit /= step
-            for f in range(columns):
-                finer, found = parts[i, f] * unit, parts[0, f]
-                exact, further = low[f] == 0.0, found + finer
-                after[f] = after[f] if exact or after[f] != 0.0 else finer
-                low[f] = finer - (further - found) if exact else low[f]
-                parts[0, f] = further if exact else found
-        for f in range(columns):
-            found, twice = parts[0, f], 2.0 * low[f]
-            tie = low[f] * after[f] > 0.0 and found + twice - found == twice
-            result[a, f] = ((found + twice if tie else found) + 0.0) / scale[f]
+        total_part(sums[a], scale, step, folds, 0, columns, parts, low, after, result[a])
     return result
+
+
+@inline
+def total_part(sums, scale, step, folds, first, stop, parts, low, after, result):
+    """Write what the sums of one cluster mean, columns from `first` to `stop`; `parts` (folds, .), `low` and `after` are room."""
+    count, columns = stop - first, scale.shape[0]
+    scales, found = scale[first:stop], parts[0]
+    for i in range(folds):
+        part, whole = parts[i], sums[i * columns + first : i * columns + stop]
+        for f in range(count):
+            part[f] = whole[f]
+    finer = 1.0 / step  # a power of two, as `step` is
+    for i in range(folds - 1, 0, -1):
+        part, above = parts[i], parts[i - 1]
+        for f in range(count):
+            carry = np.rint(part[f] * finer)
+            part[f] -= carry * step
+            above[f] += carry
+    for f in range(count):
+        low[f] = after[f] = 0.0
+    unit = 1.0
+    for i in range(1, folds):
+        unit *= finer
+        part = parts[i]
+        for f in range(count):
+            more = part[f] * unit
+            exact, further = low[f] == 0.0, found[f] + more
+            after[f] = after[f] if exact or after[f] != 0.0 else more
+            low[f] = more - (further - found[f]) if exact else low[f]
+            found[f] = further if exact else found[f]
+    for f in range(count):
+        twice = 2.0 * low[f]
+        beyond = found[f] + twice
+        tie = low[f] * after[f] > 0.0 and beyond - found[f] == twice
+        result[f] = ((beyond if tie else found[f]) + 0.0) / scales[f]
 
 
 @jit

@@ -20,12 +20,12 @@ Estimate = Callable[[SparseRows, np.ndarray], np.ndarray]
 
 def magnitudes(matrix: Matrix, select: slice, w: np.ndarray | None) -> tuple[np.ndarray, ...]:
     """Return the largest |x| (d,), and the largest and smallest nonzero |w x|, (d,) or with w (d + 1,)."""
-    rows, d = matrix.tile(select, np.float64), matrix.shape[1]
+    rows, d = matrix.tile(select, np.float64).gathered, matrix.shape[1]
     values = np.abs(rows.values)
     high, largest, smallest = np.zeros(d), np.zeros(d), np.full(d, np.inf)
     np.maximum.at(high, rows.features, values)
     if w is not None:
-        values = values * np.repeat(w, np.diff(rows.starts))
+        values = values * w[rows.owners]
     np.maximum.at(largest, rows.features, values)
     np.minimum.at(smallest, rows.features, np.where(values == 0, np.inf, values))
     if w is None:
@@ -44,10 +44,10 @@ def accumulate(
     k: int,
 ) -> np.ndarray:
     """Return the whole-number sums (k, columns) of the selected rows by label `new`, less by `old`."""
-    rows, width = matrix.tile(select, np.float64), matrix.shape[1] + 1
+    rows, width = matrix.tile(select, np.float64).gathered, matrix.shape[1] + 1
     m = rows.shape[0]
     # A row's weight is one entry more.
-    at = np.concatenate([np.repeat(np.arange(m), np.diff(rows.starts)), np.arange(m)])
+    at = np.concatenate([rows.owners, np.arange(m)])
     column = np.concatenate([rows.features, np.full(m, width - 1)])
     rest = np.concatenate([rows.values, np.ones(m)]) * grid.scale[column]
     chains = [rest] if w is None else list(two_product(rest, w[at]))
