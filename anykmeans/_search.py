@@ -145,7 +145,7 @@ class Search:
         # Score in float32 where that can tell centroids apart and the library really does it.
         self._narrow = (
             full_float32_products(self.matrix.source)
-            and Bounds.of(self.shape[1], 2.0**-24, self.matrix.terms).sound
+            and Bounds.of(self.matrix.features, 2.0**-24, self.matrix.terms).sound
         )
         self._centroids: Array | None = None
         self._passes = 0
@@ -202,7 +202,7 @@ class Search:
             drift, drifts = (asarray(a, xp.float32) for a in self._drifts(moved * UP))
         group_of = asarray(group_of, number)
         unit = 2.0**-24 if self._narrow else 2.0**-53
-        bounds = Bounds.of(self.shape[1], unit, self.matrix.terms)
+        bounds = Bounds.of(self.matrix.features, unit, self.matrix.terms)
         return Screen(wide, centred, groups, minus_2c, norms, group_of, drift, drifts, bounds)
 
     def _drifts(self, moved: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -350,6 +350,21 @@ def test_clusters_that_lose_their_rows(by, d, weighted, empty):
 
 @pytest.mark.parametrize("by", KERNELS)
 @pytest.mark.parametrize("d", [40, 1 << 13])
+def test_what_ties_are_goes_by_all_features(by, d):
+    """How far apart distances may be that count as equal, also where few features have columns."""
+    x = sp.csr_array((np.ones(3), (np.arange(3), np.zeros(3, int))), shape=(3, d))
+    seen = []
+    for apart in np.linspace(1, 9, 33) * 1e-15:
+        c = np.zeros((2, d))
+        c[0, 5] = np.sqrt(apart)
+        seen.append(assign(x.toarray(), c)[0].tolist())
+        assert assign(x, c, kernel=by)[0].tolist() == seen[-1]
+    assert [0, 0, 0] in seen
+    assert [1, 1, 1] in seen
+
+
+@pytest.mark.parametrize("by", KERNELS)
+@pytest.mark.parametrize("d", [40, 1 << 13])
 def test_what_tol_goes_by_counts_all_features(by, d):
     x = sparse(150, d, 6 / d)
     rows = Rows.over(x, kernel=by)

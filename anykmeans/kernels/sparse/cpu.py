@@ -120,7 +120,7 @@ def gains(
 ) -> tuple[np.ndarray, float, np.ndarray]:
     """Return what each of t more centroids saves (t,), in doubt by how much, and what it wins (m,)."""
     y = read()
-    bounds = Bounds.of(y.shape[1], 2.0**-53, y.longest)
+    bounds = Bounds.of(y.halving.d, 2.0**-53, y.longest)
     return agnostic.weighed(np, against(y, norm).T, norm, closest, bounds, w, scale)
 
 

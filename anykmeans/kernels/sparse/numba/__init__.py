@@ -167,11 +167,11 @@ def seeds(
     the border of two rows' costs, or what two candidates save is so nearly equal, that this may decide, the exact steps
     have to.
     """
-    (n, columns), t = frame.matrix.data.shape, draws.shape[1]
+    n, t = frame.matrix.shape[0], draws.shape[1]
     if 8 * n * (t + 4) > work.max_bytes // 2:
         return None
     y = frame.tile(slice(0, n), np.float64 if frame.exponent else None)
-    bounds = Bounds.of(columns, 2.0**-53, y.longest)
+    bounds = Bounds.of(y.halving.d, 2.0**-53, y.longest)
     beta = 1.1 * bounds.beta + 2.0**-46  # and what rounding takes from the exact distance
     norm, weights = squared_norms(y), np.ones(n) if w is None else w
     closest, estimates = np.full(n, np.inf), np.empty((n, t))

@@ -61,7 +61,7 @@ class Search:
         return (none, none) if halving.complete else halving.children
 
     def _errors(self, unit: float) -> Bounds:
-        return Bounds.of(self.matrix.shape[1], unit, self._terms)
+        return Bounds.of(self.matrix.features, unit, self._terms)
 
     def settle(self, c: np.ndarray) -> list[Change]:
         """Give every row its nearest centroid of `c`; return changed rows, old and new labels."""
