@@ -128,9 +128,8 @@ def own_distances(
 
 def moves(matrix: Matrix, a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """Return the squared distances (k,), by R5, of centroids `a` to centroids `b` (k, columns)."""
-    halving, none = matrix.data.halving, np.empty(0, np.int32)
     found = np.empty(a.shape[0])
-    sums.moves(a, b, *((none, none) if halving.complete else halving.children), found)
+    sums.moves(a, b, *sums.children(matrix.data.halving), found)
     return found
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from anykmeans._sparse import SparseRows
+from anykmeans._sparse import Halving, SparseRows
 from anykmeans.kernels.numba.steps import halve, inline, inner, jit
 from anykmeans.kernels.numba.sums import total_part, two_product
 
@@ -296,11 +296,17 @@ def add_up(tree, m, left, right):
         tree[m + i] = tree[left[i]] + tree[right[i]]
 
 
+def children(halving: Halving) -> tuple[np.ndarray, ...]:
+    """Return the two nodes of each sum of the tree, as `total` takes them: none where it is complete."""
+    none = np.empty(0, np.int32)
+    return (none, none) if halving.complete else halving.children
+
+
 @jit
 def total(leaves, left, right, room):
     """Return the sum of `leaves` (m,) in the order of R5; both they and `room` (2 m - 1,) may be overwritten.
 
-    `left` and `right` are the children of a `Halving`, or empty if it is complete.
+    `left` and `right` are the `children` of their tree.
     """
     m = leaves.shape[0]
     if not left.shape[0]:

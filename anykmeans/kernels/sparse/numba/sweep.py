@@ -54,12 +54,6 @@ class Search:
         most = max(1, work.room // work.d) if copied else n
         self._blocks = work.tiles(step=min(most, -(-n // work.threads)))
 
-    @property
-    def _children(self) -> tuple[np.ndarray, ...]:
-        """What `sums.total` takes to know the order of columns."""
-        halving, none = self.matrix.data.halving, np.empty(0, np.int32)
-        return (none, none) if halving.complete else halving.children
-
     def _errors(self, unit: float) -> Bounds:
         return Bounds.of(self.matrix.features, unit, self._terms)
 
@@ -69,7 +63,7 @@ class Search:
             wide = self.frame.widen(c)
             if not self._fresh:
                 moved = np.empty(c.shape[0])
-                sums.moves(wide, self._wide, *self._children, moved)
+                sums.moves(wide, self._wide, *sums.children(self.matrix.data.halving), moved)
                 self._drift = np.sqrt(moved)
             self._wide = wide
             self._prepare()
@@ -104,7 +98,7 @@ class Search:
             moved[:] = 0.0
             move = functools.partial(
                 _move, whole, grid.scale, grid.step, grid.folds, mass, single, unit, state, wide,
-                self._norms, moved, *self._children,
+                self._norms, moved, *sums.children(self.matrix.data.halving),
             )  # fmt: skip
             parts = np.array_split(clusters, sums.threads(self.work, clusters.size * columns))
             self.work.map(move, parts)
