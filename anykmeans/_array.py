@@ -44,6 +44,7 @@ _NARROW = {"float32", "float16", "bfloat16", "bool", "int8", "uint8", "int16", "
 _WIDE = {"float64", "int32", "uint32", "int64", "uint64"}
 # Half and single precision stay single; integers and booleans promote to double, as in scikit-learn.
 _SINGLE_STATE = {"float32", "float16", "bfloat16"}
+_PRECISION = {"bfloat16": (8, -133), "float16": (11, -24), "float32": (24, -149), "float64": (53, -1074)}
 
 
 # How the user wants floating-point errors handled, while a public function is at work.
@@ -547,6 +548,12 @@ class Matrix:
     def narrow(self) -> bool:
         """Whether every value is a float32."""
         return self.dtype in _NARROW
+
+    @property
+    def precision(self) -> tuple[int, int]:
+        """How many bits a value has at most, and the exponent of the last that any value has."""
+        narrow = _PRECISION["float32" if self.narrow else "float64"]  # integers, as they are read
+        return _PRECISION.get(self.dtype, narrow)
 
     @property
     def integral(self) -> bool:

@@ -29,8 +29,7 @@ UP, DOWN, TINY = 1 + 2.0**-22, 1 - 2.0**-22, 2.0**-120
 GAP = 1 + 2.0**-20  # the factor between bounds that prove a label: more than any tie
 FAR = 2.0**80  # a squared norm beyond which rows are out of the range of a frame, or not finite
 _FEW = 16  # features up to which it pays to have them first
-DIGITS, NARROW_DIGITS = 53, 24  # bits of a float64, and of a float32
-_LAST, _NARROW_LAST = -1074, -149  # exponents of their last bits
+DOUBLE = 53, -1074  # bits of a float64, and the exponent of the last that any has: see `Matrix.precision`
 _HALVING = 2.0**27 + 1  # a float64 times this, less what it adds, is the upper half of its bits
 _ROOM = 52  # a float64 holds every whole number of this many bits, and one bit more for a sum
 
@@ -84,29 +83,29 @@ class Grid:
         largest: np.ndarray,
         smallest: np.ndarray,
         n: int,
-        digits: int,
+        precision: tuple[int, int],
         weight_digits: int | None = None,
     ) -> Grid:
-        """Return the grid for sums over `n` rows of values of at most `high` (columns,) and `digits` bits.
+        """Return the grid for sums over `n` rows of values of at most `high` (columns,) and a dtype's `precision`.
 
         The summands, or what weights of `weight_digits` bits make of them, are from `smallest`, the least that is
         not zero, or infinite if all are, to `largest` (columns,).
         """
         empty = ~np.isfinite(smallest)
         first = np.frexp(np.where(empty, 1.0, smallest))[1]
+        digits, last = precision
         if weight_digits is None:
-            least = _NARROW_LAST if digits == NARROW_DIGITS else _LAST
-            lowest = np.maximum(first - float(digits), least)
+            lowest = np.maximum(first - float(digits), last)
             return cls.plan(largest, n, np.where(empty, 0.0, lowest))
         # A product may be rounded up to the next power of two.
-        lowest = first - 1.0 - min(digits + weight_digits, 2 * DIGITS)
+        lowest = first - 1.0 - min(digits + weight_digits, 2 * DOUBLE[0])
         return cls.plan(largest, 2 * n, np.where(empty, 0.0, lowest), high)
 
     @classmethod
     def of_costs(cls, extent: tuple[float, float, float], n: int, weighted: bool) -> Grid:
         """Return the grid for the sum of `n` costs, of which `extent_of_costs` is known."""
         high, largest, smallest = (np.asarray([value]) for value in extent)
-        return cls.of(high, largest, smallest, n, DIGITS, DIGITS if weighted else None)
+        return cls.of(high, largest, smallest, n, DOUBLE, DOUBLE[0] if weighted else None)
 
     def split(self, xp: Namespace, values: Array, scale: Array, w: Array | None = None) -> Array:
         """Return `values` (m, columns), times `w` (m,), as whole numbers (m, folds * columns), coarsest grid first.
@@ -178,9 +177,8 @@ def _halves(a: Array) -> tuple[Array, Array]:
     return high, a - high
 
 
-def significant_bits(xp: Namespace, w: Array, narrow: bool) -> int:
-    """Return a number of bits that hold each weight of `w` (n,), float64; all are float32 if `narrow`."""
-    most = NARROW_DIGITS if narrow else DIGITS
+def significant_bits(xp: Namespace, w: Array, most: int) -> int:
+    """Return a number of bits, at `most` those of their dtype, that hold each weight of `w` (n,), float64."""
     if bool(xp.all(xp.round(w) == w)):
         return min(int(np.frexp(float(xp.max(w)))[1]), most)
     return most

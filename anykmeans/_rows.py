@@ -14,8 +14,6 @@ import numpy as np
 from anykmeans import _check as check
 from anykmeans._array import Array, Matrix, Selection, to_numpy
 from anykmeans._exact import (
-    DIGITS,
-    NARROW_DIGITS,
     Grid,
     exact_sum,
     extent_of_costs,
@@ -241,16 +239,16 @@ class Rows:
     def _planned(self) -> Grid:
         high, largest, smallest = self._extent
         n, matrix = self.shape[0], self.matrix
-        digits = NARROW_DIGITS if matrix.narrow else DIGITS
+        precision = matrix.precision
         if self.weights is not None:
             w = self.relative_weight(slice(0, n))
-            weight_digits = significant_bits(self.xp, w, self.weights.narrow)
-            return Grid.of(np.append(high, 1.0), largest, smallest, n, digits, weight_digits)
+            weight_digits = significant_bits(self.xp, w, self.weights.precision[0])
+            return Grid.of(np.append(high, 1.0), largest, smallest, n, precision, weight_digits)
+        one = 2.0 ** (precision[0] - 1)  # whose last bit is 1, as a whole number's is at least
         if matrix.integral:
-            smallest = np.maximum(smallest, 2.0 ** (digits - 1))  # whose last bit is 1
-        one = 1.0, 2.0 ** (digits - 1)
-        largest, smallest = np.append(largest, one[0]), np.append(smallest, one[1])
-        return Grid.of(largest, largest, smallest, n, digits)
+            smallest = np.maximum(smallest, one)
+        largest, smallest = np.append(largest, 1.0), np.append(smallest, one)
+        return Grid.of(largest, largest, smallest, n, precision)
 
     def _shares(self, m: int, clusters: int = 0) -> list[slice]:
         """Return tiles of `m` rows; each ends in the sums of so many `clusters`, if any."""
