@@ -66,7 +66,7 @@ class Grid:
         `lowest_bit` (columns,) holds exponents e such that every summand is a multiple of ``2**e``. Where a summand is
         a weight times a value of at most `high` (columns,), the product and what its rounding took are two of `n`.
         """
-        bits = max(n - 1, 0).bit_length()
+        bits = max(n - 1, 1).bit_length()  # so that a summand has 51 at most, as kernels that round by 1.5 * 2^52 need
         coarse = np.minimum(_ROOM - bits - np.frexp(largest)[1], 1023)
         if (
             high is not None

@@ -157,6 +157,8 @@ class Work:
         Whether it is done on a CPU.
     max_bytes : int
         Budget for temporaries and bounds.
+    bounded : bool
+        Whether it is the caller's.
     most : int or None
         Threads that the caller wants at most.
     threads : int
@@ -180,6 +182,7 @@ class Work:
     ) -> None:
         self.n, self.d, self.host, self.most = n, d, host, threads
         self.max_bytes = max_bytes or (_CPU_BYTES if host else _DEVICE_BYTES)
+        self.bounded = max_bytes is not None
         alone = n * d * effort < _SMALL
         if alone or not host:
             self.threads = 1

@@ -17,14 +17,12 @@ from anykmeans._exact import Bounds, Grid
 from anykmeans.kernels.triton import resolve, screen, sums
 from anykmeans.kernels.triton.screen import COLUMNS, STATES
 
-# Products of a pass below which launches are what costs: they are replayed as a graph.
-_GRAPH = 1 << 32
+_GRAPH = 4  # passes up to which launches are not worth replaying as a graph
 _QUEUES = 1 << 12  # copies of clusters, for atomics not to wait for each other
-_CACHE = 1 << 24  # bytes of rows in half precision, where not all of them are kept
 _MANY = 1 << 19  # rows
 _SHARED = 227 << 10  # bytes of memory that a block can have on an H100
 _SUMMED = 1024  # costs that a block adds
-_BLOCKS = 4  # for lists of unknown length, on each multiprocessor
+_BLOCKS = 2  # for a list of unknown length, on each multiprocessor
 
 
 class Search:
@@ -43,7 +41,7 @@ class Search:
     """
 
     def __init__(self, frame: Any, work: Any, k: int, *, exact: bool) -> None:
-        self.frame, self.k, self.exact, self.max_bytes = frame, k, exact, work.max_bytes
+        self.frame, self.work, self.k, self.exact = frame, work, k, exact
         self._passes: Passes | None = None
         self.place = 0
         self.settled: Array | None = (
@@ -97,7 +95,7 @@ class Passes:
         frames, one = [search.frame for search in searches], searches[0]
         matrix = one.frame.matrix
         self._x, self._k, self._exact = matrix.data, one.k, one.exact
-        self._max_bytes = one.max_bytes
+        self._max_bytes, self._bounded = one.work.max_bytes, one.work.bounded
         self._b, (self._n, self._d) = len(searches), matrix.shape
         b, n, d, k, on = self._b, self._n, self._d, self._k, {"device": self._x.device}
         self._on = on
@@ -107,6 +105,7 @@ class Passes:
             apart = distance // self._x.element_size()
         self._strides = (apart, *self._x.stride())
         self._width, self._chunk = _widths(d, self._x)
+        self._padded = 1 << (d - 1).bit_length()
 
         units, offsets = zip(*(frame.affine(narrow=False) for frame in frames), strict=True)
         unit, offset = np.asarray(units), np.asarray(offsets)
@@ -138,21 +137,42 @@ class Passes:
         )
         self._norms = torch.empty((b, self._slots), dtype=torch.float32, **on)
         self.labels = torch.empty((b, n), dtype=torch.int32, **on)
-        # Two arrays, not one: kernels are compiled for how a pointer is aligned.
-        self._again, self._open = (torch.empty((b, n), dtype=torch.int32, **on) for _ in range(2))
-        self._lengths = torch.empty((b, 2, n), dtype=torch.float32, **on)
+        # Several arrays, not one: kernels are compiled for how a pointer is aligned.
+        self._again, self._open, self._rivals = (
+            torch.empty((b, n), dtype=torch.int32, **on) for _ in range(3)
+        )
+        pair = 4 * screen.FEW * self._width  # bytes of listed rows in two halves
+        self._blocks = max(1, min(self._many(_BLOCKS), self._max_bytes // 8 // pair))
+        self._pairs = torch.empty(
+            (self._blocks, 2, screen.FEW, self._width), dtype=torch.float16, **on
+        )
+        # Restarts look at one matrix in one frame: its rows are rounded once.
+        self._rounded = 1 if b > 1 and all(frame is frames[0] for frame in frames) else b
+        self._lengths = torch.empty((self._rounded, 2, n), dtype=torch.float32, **on)
         self._halves, self._room, self._between = self._x, n, apart
-        if not self._direct:
-            # All rows if they fit, else a part at a time that stays in the L2 cache.
-            row, most = 2 * b * self._width, self._max_bytes // 2
-            self._room = n if n * row <= most else max(1, min(_CACHE, most) // row)
-            self._halves = torch.empty((b, self._room, self._width), dtype=torch.float16, **on)
-            self._between = self._halves.stride(0)
+        if not self._direct:  # all rows if there is room, else a part at a time
+            row = 2 * self._rounded * self._width
+            self._room = min(n, max(1, self._most(row * n) // row))
+            self._halves = torch.empty(
+                (self._rounded, self._room, self._width), dtype=torch.float16, **on
+            )
+            self._between = self._halves.stride(0) if self._rounded == b else 0
         self._kept = self._room == n
         if self._kept:
             with on_device(self._x):
                 self._round(0, n)
         self._sums: torch.Tensor | None = None
+        self._graph: Callable[[], None] | None = None
+
+    def _most(self, wanted: int) -> int:
+        """Return how many of the bytes `wanted` rows in half precision may take: half the budget, or what is free."""
+        most = self._max_bytes // 2
+        if wanted <= most or self._bounded or not self._x.is_cuda:
+            return most
+        free, _ = torch.cuda.mem_get_info(self._x.device)
+        held = torch.cuda.memory_reserved(self._x.device)
+        held -= torch.cuda.memory_allocated(self._x.device)
+        return max(most, (free + held) // 4)
 
     def settle(self, centroids: dict[int, Array]) -> None:
         """Label all rows of the problems whose `centroids` are given by their number."""
@@ -204,9 +224,13 @@ class Passes:
         weights = [each for each in w if each is not None]
         self._weighted = bool(weights)
         self._w = torch.stack(weights) if weights else self._scale
-        self._scratch = torch.empty((b, k, d), dtype=torch.float64, **on)
+        held = d <= sums.HELD
+        self._scratch = torch.empty((1,) if held else (b, k, d), dtype=torch.float64, **on)
         self._moves = torch.empty((b, k), dtype=torch.float64, **on)
         self._shifts = torch.zeros(b, dtype=torch.float64, **on)
+        if self._x.is_cuda:  # what the host sees of the states
+            shape = 2, b, STATES.value
+            self._seen = torch.zeros(shape, dtype=torch.int64, device="cpu", pin_memory=True)
 
     def _begin(self, centroids: dict[int, Array]) -> None:
         """Take the centroids of some problems; the others wait."""
@@ -218,26 +242,22 @@ class Passes:
                 self._state[i, screen.DONE.value] = screen.RUNNING.value
         for i, c in centroids.items():
             if c.dtype != self._c.dtype:  # given ones may be of more digits than means have
-                self._c = self._c.to(c.dtype)
+                self._c, self._graph = self._c.to(c.dtype), None
             self._c[i, 0] = c
 
     def _run(self, passes: int) -> None:
-        """Launch passes; look whether they go on one pass late, so that the device never waits."""
+        """Launch passes, after the first as a graph; look whether they go on one pass late, so that the device never waits."""
         if not self._x.is_cuda:
             for _ in range(passes):
                 self._pass()
                 if bool((self._state[:, screen.DONE.value] != 0).all()):
                     return
             return
-        seen = torch.zeros(
-            (2, self._b, STATES.value), dtype=torch.int64, device="cpu", pin_memory=True
-        )
-        events = [torch.cuda.Event(), torch.cuda.Event()]
-        launch: Callable[[], None] = self._pass
+        seen, events = self._seen, [torch.cuda.Event(), torch.cuda.Event()]
         for turn in range(passes):
-            launch()
-            if turn == 0 and passes > 4 and self._b * self._n * self._k * self._d < _GRAPH:
-                launch = captured(self._pass)
+            (self._graph or self._pass)()
+            if not self._graph and passes > _GRAPH and self._kept:
+                self._graph = captured(self._pass)
             now, before = turn % 2, 1 - turn % 2
             seen[now].copy_(self._state, non_blocking=True)
             events[now].record()
@@ -254,19 +274,22 @@ class Passes:
         span = sums.SPANS[b * n >= _MANY]
         sums.accumulate[(triton.cdiv(n, span), b)](
             *(self._x, self._w, self._scale, self._table, self._state, self._old, self.labels),
-            *(self._sums, n, k, d, self._folds, self._copies, *self._strides),
+            *(self._again, self._sums, n, k, d, self._folds, self._copies, *self._strides),
             WEIGHTED=self._weighted,
             SPAN=span,
             ROWS=sums.ROWS,
-            WIDTH=sums.WIDTH,
+            WIDTH=min(self._padded, sums.WIDTH),
+            maxnreg=sums.REGISTERS,
             **exact,
         )
         sums.means[(k, b)](
             *(self._c, self._scale, self._table, self._state, self._sums, self._scratch),
-            *(self._moves, k, d, self._folds, self._copies),
-            WIDTH=sums.WIDTH,
-            COPIES=sums.COPIES if self._copies > 1 else 1,
+            *(self._moves, k, d, self._folds),
+            WIDTH=min(self._padded, sums.HELD),
+            COPIES=self._copies,
+            HELD=d <= sums.HELD,
             KEEP=self._keep,
+            num_warps=max(1, min(4, self._padded // 64)),
             **exact,
         )
         sums.advance[(b,)](
@@ -294,7 +317,8 @@ class Passes:
             screen.screen[(triton.cdiv(stop - first, screen.ROWS), b)](
                 *(self._halves, self._lengths, self._state, self._high, self._norms, self._worst),
                 *(self.labels, self._again, n, k, d, slots, first, stop),
-                *(self._between, self._halves.stride(-2), mask),
+                *(self._between, self._lengths.stride(0) if self._rounded == b else 0),
+                *(self._halves.stride(-2), mask),
                 (min(d, self._chunk) + 16) * 2.0**-22,
                 (width // self._chunk + 2 + mask) * 2.0**-23,
                 ROWS=screen.ROWS,
@@ -309,31 +333,33 @@ class Passes:
                 maxnreg=128 if width <= 128 else None,
             )
         if self._exact:
-            screen.again[(min(triton.cdiv(n, screen.FEW), self._many(_BLOCKS)), b)](
+            screen.again[(self._blocks,)](
                 *(self._x, self._offset, self._table, self._state, *centroids, self.labels),
-                *(self._again, self._open, n, k, d, slots, *self._strides),
-                (min(d, chunk) + 16) * 2.0**-22 + 2.0**-28,
-                (width // chunk + 2) * 2.0**-23,
+                *(self._again, self._open, self._rivals, self._pairs),
+                *(b, n, k, d, slots, *self._strides),
+                (min(d, self._chunk) + 16) * 2.0**-22 + 2.0**-28,
+                (width // self._chunk + 2) * 2.0**-23,
                 ROWS=screen.FEW,
                 LANES=screen.NARROW,
                 WIDTH=width,
-                CHUNK=chunk,
+                CHUNK=self._chunk,
+                PART=chunk,
                 WIDE=self._wide,
-                num_warps=4,
+                num_warps=8 if 128 < width == self._chunk else 4,
             )
-        if self._exact:
-            padded = 1 << (d - 1).bit_length()
-            resolve.resolve[(min(n, self._many(8 * _BLOCKS)), b)](
-                *(self._x, self._c, self._table, self._state, self.labels, self._open),
-                *(n, k, d, *self._strides),
-                WIDTH=padded,
-                IDS=max(1, resolve.TILE // padded),
+            resolve.resolve[(self._many(8 * _BLOCKS),)](
+                *(self._x, self._c, self._table, self._state, self.labels),
+                *(self._open, self._rivals, b, n, k, d, *self._strides),
+                ROWS=max(1, min(resolve.MANY, resolve.TILE // self._padded)),
+                WIDTH=self._padded,
+                IDS=max(1, resolve.TILE // self._padded),
+                maxnreg=255,  # or a few are spilled for one more block on a multiprocessor
                 enable_fp_fusion=False,
             )
 
     def _round(self, first: int, stop: int) -> None:
         """Launch what rounds rows to float16."""
-        screen.round_rows[(triton.cdiv(stop - first, 32), self._b)](
+        screen.round_rows[(triton.cdiv(stop - first, 32), self._rounded)](
             *(self._x, self._offset, self._table, self._halves, self._lengths),
             *(self._n, self._d, self._room, first, stop, *self._strides),
             ROWS=32,
@@ -365,7 +391,8 @@ def _widths(d: int, x: Array) -> tuple[int, int]:
 
 def _copies(k: int, numbers: int, max_bytes: int) -> int:
     """Return how many copies to keep of sums of `k` clusters, so many numbers: more where they are few."""
-    return max(1, min(sums.COPIES, _QUEUES // k, max_bytes // 64 // numbers))
+    most = max(1, min(sums.COPIES, _QUEUES // k, max_bytes // 64 // numbers))
+    return 4 ** ((most.bit_length() - 1) // 2)  # a power of four: kernels are compiled for each
 
 
 def accumulate(
@@ -384,15 +411,16 @@ def accumulate(
     left = torch.full((m,), -1, dtype=torch.int32, **on)
     if old is not None:
         left.copy_(old)
+    changed = torch.empty((m,), dtype=torch.int32, **on)
     with on_device(x):
         span = sums.SPANS[m >= _MANY]
         sums.accumulate[(triton.cdiv(m, span),)](
             *(x, scale if w is None else w.contiguous(), scale, table, state, left),
-            *(new.to(torch.int32), made, m, k, d, grid.folds, copies, 0, *x.stride()),
+            *(new.to(torch.int32), changed, made, m, k, d, grid.folds, copies, 0, *x.stride()),
             WEIGHTED=w is not None,
             SPAN=span,
             ROWS=sums.ROWS,
-            WIDTH=sums.WIDTH,
+            WIDTH=min(1 << (d - 1).bit_length(), sums.WIDTH),
             enable_fp_fusion=False,
         )
     return made.sum(dim=0).to(torch.float64)

@@ -8,16 +8,16 @@ import triton.language as tl
 
 from anykmeans.kernels.triton.screen import (
     COLUMNS,
-    DONE,
     PASSES,
     RESOLVE,
-    RUNNING,
     STATES,
     TIE,
     UNIT,
+    tile_of,
 )
 
-TILE = 4096  # numbers of a tile of differences
+TILE = 2048  # numbers of a tile of differences
+MANY = 16  # rows decided at once, at most
 MOST = 1 << 19  # features up to which a row fits one
 
 
@@ -31,69 +31,103 @@ def halving_sum(t, WIDTH: tl.constexpr):
 
 
 @triton.jit
-def _row(x, row, cols, d, across, along, unit):
-    at = x + row * across + cols.to(tl.int64) * along
-    return tl.load(at, mask=cols < d, other=0).to(tl.float64) * unit
+def _rows(x, rows, cols, valid, d, across, along, unit):
+    """Return rows (m, WIDTH) in the frame, float64."""
+    at = rows[:, None] * across + cols[None, :].to(tl.int64) * along
+    there = valid[:, None] & (cols[None, :] < d)
+    return tl.load(x + at, mask=there, other=0).to(tl.float64) * unit
 
 
 @triton.jit
-def _distances(y, c, ids, cols, k, d, unit, WIDTH: tl.constexpr):
-    there = (ids[:, None] < k) & (cols[None, :] < d)
+def _to(y, c, ids, cols, valid, d, unit, WIDTH: tl.constexpr):
+    """Return the squared distances (m,) of rows `y` (m, WIDTH), or (1, WIDTH), to the centroids `ids` (m,)."""
+    there = valid[:, None] & (cols[None, :] < d)
     at = tl.load(c + ids[:, None].to(tl.int64) * d + cols[None, :], mask=there, other=0.0)
-    t = y[None, :] - at.to(tl.float64) * unit
-    return tl.where(ids < k, halving_sum(t * t, WIDTH), float("inf"))
+    t = y - at.to(tl.float64) * unit
+    return tl.where(valid, halving_sum(t * t, WIDTH), float("inf"))
 
 
-@triton.jit(do_not_specialize=["n", "k", "d"])
+@triton.jit
+def _nearest(y, c, k, cols, d, unit, tie, WIDTH: tl.constexpr, IDS: tl.constexpr):
+    """Return the nearest of all centroids to a row `y` (1, WIDTH): the lowest of those that tie."""
+    lanes = tl.arange(0, IDS)
+    best = tl.full((), float("inf"), tl.float64)
+    second = tl.full((), float("inf"), tl.float64)
+    label = tl.zeros((), tl.int32)
+    for base in range(0, k, IDS):
+        distance = _to(y, c, base + lanes, cols, base + lanes < k, d, unit, WIDTH)
+        lowest, lane = tl.min(distance, 0), tl.argmin(distance, 0)
+        runner = tl.min(tl.where(lanes == lane, float("inf"), distance), 0)
+        second = tl.minimum(tl.minimum(second, runner), tl.maximum(best, lowest))
+        label = tl.where(lowest < best, base + lane, label)
+        best = tl.minimum(best, lowest)
+    limit = best + best * tie
+    if second <= limit:
+        label = k + tl.zeros((), tl.int32)
+        for base in range(0, k, IDS):
+            ids = base + lanes
+            distance = _to(y, c, ids, cols, ids < k, d, unit, WIDTH)
+            label = tl.minimum(label, tl.min(tl.where(distance <= limit, ids, k), 0))
+    return label
+
+
+@triton.jit(do_not_specialize=["b", "n", "k", "d"])
 def resolve(
     x,
     c,
     table,
     state,
     labels,
-    rows,
+    listed,
+    rivals,
+    b,
     n,
     k,
     d,
     apart,
     across,
     along,
+    ROWS: tl.constexpr,
     WIDTH: tl.constexpr,
     IDS: tl.constexpr,
 ):
-    """Write the labels of the listed rows: the lowest of those whose distance is the shortest, or ties with it."""
-    problem = tl.program_id(1).to(tl.int64)
-    state += problem * STATES
-    if tl.load(state + DONE) != RUNNING:
-        return
-    table += problem * COLUMNS
-    unit, tie = tl.load(table + UNIT), tl.load(table + TIE)
-    x += problem * apart
-    c += (problem * 2 + tl.load(state + PASSES) % 2) * k * d
-    labels += problem * n
-    rows += problem * n
-    cols, lanes = tl.arange(0, WIDTH), tl.arange(0, IDS)
-    for place in range(tl.program_id(0), tl.load(state + RESOLVE).to(tl.int32), tl.num_programs(0)):
-        row = tl.load(rows + place).to(tl.int64)
-        y = _row(x, row, cols, d, across, along, unit)
-        best = tl.full((), float("inf"), tl.float64)
-        second = tl.full((), float("inf"), tl.float64)
-        label = tl.zeros((), tl.int32)
-        for base in range(0, k, IDS):
-            distance = _distances(y, c, base + lanes, cols, k, d, unit, WIDTH)
-            lowest, lane = tl.min(distance, 0), tl.argmin(distance, 0)
-            runner = tl.min(tl.where(lanes == lane, float("inf"), distance), 0)
-            second = tl.minimum(tl.minimum(second, runner), tl.maximum(best, lowest))
-            label = tl.where(lowest < best, base + lane, label)
-            best = tl.minimum(best, lowest)
-        limit = best + best * tie
-        if second <= limit:
-            label = k + tl.zeros((), tl.int32)
-            for base in range(0, k, IDS):
-                ids = base + lanes
-                distance = _distances(y, c, ids, cols, k, d, unit, WIDTH)
-                label = tl.minimum(label, tl.min(tl.where(distance <= limit, ids, k), 0))
-        tl.store(labels + row, label)
+    """Write the labels of the listed rows: the lowest of those whose distance is the shortest, or ties with it.
+
+    It is a row's label or its rival, or any where the rival is below 0.
+    """
+    cols = tl.arange(0, WIDTH)
+    tile = tl.program_id(0)
+    problem, start = tile_of(state + RESOLVE, b, tile, ROWS)
+    while problem < b:
+        begin = problem.to(tl.int64)
+        unit = tl.load(table + begin * COLUMNS + UNIT)
+        tie = tl.load(table + begin * COLUMNS + TIE)
+        count = tl.load(state + begin * STATES + RESOLVE).to(tl.int32)
+        its_c = c + (begin * 2 + tl.load(state + begin * STATES + PASSES) % 2) * k * d
+        its_x, its_labels = x + begin * apart, labels + begin * n
+        place = start + tl.arange(0, ROWS)
+        valid = place < count
+        rows = tl.load(listed + begin * n + place, mask=valid, other=0).to(tl.int64)
+        rival = tl.load(rivals + begin * n + place, mask=valid, other=0)
+        valid = valid & (rival >= 0)
+        y = _rows(its_x, rows, cols, valid, d, across, along, unit)
+        label = tl.load(its_labels + rows, mask=valid, other=0)
+        first = _to(y, its_c, label, cols, valid, d, unit, WIDTH)
+        second = _to(y, its_c, rival, cols, valid, d, unit, WIDTH)
+        best = tl.minimum(first, second)
+        tied = tl.maximum(first, second) <= best + best * tie
+        nearer = tl.where(first < second, label, rival)
+        nearer = tl.where(tied, tl.minimum(label, rival), nearer)
+        tl.store(its_labels + rows, nearer, mask=valid)
+        if tl.min(rival, 0) < 0:  # hardly ever: more than two are equally near
+            for i in range(start, tl.minimum(start + ROWS, count)):
+                if tl.load(rivals + begin * n + i) < 0:
+                    row = tl.load(listed + begin * n + i).to(tl.int64) + tl.zeros((1,), tl.int64)
+                    one = _rows(its_x, row, cols, row >= 0, d, across, along, unit)
+                    nearest = _nearest(one, its_c, k, cols, d, unit, tie, WIDTH, IDS)
+                    tl.store(its_labels + row, nearest + tl.zeros((1,), tl.int32))
+        tile += tl.num_programs(0)
+        problem, start = tile_of(state + RESOLVE, b, tile, ROWS)
 
 
 @triton.jit(do_not_specialize=["n", "d"])

@@ -27,6 +27,7 @@ UNIT, SCREEN, STEP, TIE, TOL = (tl.constexpr(i) for i in range(5))
 STATES = tl.constexpr(6)
 DONE, PASSES, EMPTY, MOST, AGAIN, RESOLVE = (tl.constexpr(i) for i in range(6))
 RUNNING, STOPPED, VACANT = (tl.constexpr(i) for i in range(3))  # what DONE says
+PROBLEMS = tl.constexpr(128)  # whose lists' lengths are added up at once
 # Columns of the worst that rounding does to its centroids, float32 in the bits of int32: see `prepare`.
 WORST = tl.constexpr(3)
 
@@ -185,12 +186,14 @@ def _proven(lowest, runner, length, error, floor, farthest, rounding):
 
 @triton.jit
 def _push(rows, unproven, count, listed):
-    """Append the `rows` that are `unproven` to those `listed`."""
+    """Append the `rows` that are `unproven` to those `listed`; return their places."""
     found = tl.sum(unproven.to(tl.int32), 0)
+    before = tl.zeros((), tl.int64)
     if found > 0:
         before = tl.atomic_add(count, found.to(tl.int64), sem="relaxed")
-        slot = before + tl.cumsum(unproven.to(tl.int32), 0) - 1
-        tl.store(listed + slot, rows.to(tl.int32), mask=unproven)
+    slot = before + tl.cumsum(unproven.to(tl.int32), 0) - 1
+    tl.store(listed + slot, rows.to(tl.int32), mask=unproven)
+    return slot
 
 
 @triton.jit
@@ -227,6 +230,7 @@ def screen(
     first,
     stop,
     apart,
+    lengthwise,
     across,
     mask,
     gamma,
@@ -304,7 +308,7 @@ def screen(
     rows = (first + place).to(tl.int64)
     tl.store(labels + problem * n + rows, label, mask=valid)
     if EXACT:
-        lengths += problem * 2 * n
+        lengths += problem * lengthwise
         length = tl.load(lengths + rows, mask=valid, other=0.0)
         residual = tl.load(lengths + n + rows, mask=valid, other=0.0)
         worst += problem * WORST
@@ -316,7 +320,45 @@ def screen(
         _push(rows, valid & (proven == 0), state + AGAIN, listed + problem * n)
 
 
-@triton.jit(do_not_specialize=["n", "k", "d", "slots"])
+@triton.jit
+def tile_of(counts, b, tile, ROWS: tl.constexpr):
+    """Return of which of `b` problems' lists the `tile` of ROWS rows is, all lists end to end, and its first place there.
+
+    `counts` are their lengths, in the problems' states. The problem is `b` if there is no such tile.
+    """
+    problem = tile * 0
+    before = tile * 0
+    total = tile * 0
+    for first in range(0, b, PROBLEMS):
+        at = first + tl.arange(0, PROBLEMS)
+        count = tl.load(counts + at.to(tl.int64) * STATES, mask=at < b, other=0).to(tl.int32)
+        ends = total + tl.cumsum((count + (ROWS - 1)) // ROWS, 0)
+        earlier = (ends <= tile) & (at < b)
+        problem += tl.sum(earlier.to(tl.int32), 0)
+        before = tl.maximum(before, tl.max(tl.where(earlier, ends, 0), 0))
+        total = tl.max(ends, 0)
+    return problem, (tile - before) * ROWS
+
+
+@triton.jit
+def _three_lowest(best, second, third, tile, next_tile, lanes):
+    """Return each row's three lowest scores, and the numbers of the first two, of those of its lanes."""
+    lowest = tl.min(best, 1)
+    lane = tl.argmin(best, 1)
+    mine = lanes[None, :] == lane[:, None]
+    label = tl.sum(tl.where(mine, tile, 0), 1) + lane
+    # That lane's next take the place of what was taken.
+    heads = tl.where(mine, second, best)
+    tiles = tl.where(mine, next_tile, tile)
+    runner = tl.min(heads, 1)
+    lane = tl.argmin(heads, 1)
+    taken = lanes[None, :] == lane[:, None]
+    rival = tl.sum(tl.where(taken, tiles, 0), 1) + lane
+    heads = tl.where(taken, tl.where(mine, third, second), heads)
+    return lowest, runner, tl.min(heads, 1), label, rival
+
+
+@triton.jit(do_not_specialize=["b", "n", "k", "d", "slots"])
 def again(
     x,
     offset,
@@ -329,6 +371,9 @@ def again(
     labels,
     listed,
     left,
+    rivals,
+    halves,
+    b,
     n,
     k,
     d,
@@ -342,66 +387,95 @@ def again(
     LANES: tl.constexpr,
     WIDTH: tl.constexpr,
     CHUNK: tl.constexpr,
+    PART: tl.constexpr,
     WIDE: tl.constexpr,
 ):
-    """Score the listed rows with rows and centroids in two halves; write labels, and list what is `left`."""
-    problem = tl.program_id(1).to(tl.int64)
-    state += problem * STATES
-    if tl.load(state + DONE) != RUNNING:
-        return
-    x += problem * apart
-    offset += problem * d
-    labels += problem * n
-    listed += problem * n
-    norms += problem * slots
-    high += problem * slots * WIDTH
-    low += problem * slots * WIDTH
-    table += problem * COLUMNS
-    unit, scale = tl.load(table + UNIT), tl.load(table + SCREEN)
-    worst += problem * WORST
-    farthest = tl.load(worst).to(tl.float32, bitcast=True)
-    loss = tl.load(worst + 1).to(tl.float32, bitcast=True)
-    loss_of_two = tl.load(worst + 2).to(tl.float32, bitcast=True)
+    """Score the listed rows with rows and centroids in two halves; write labels, and list what is `left`.
+
+    With the label of the second lowest score, or -1 if more than two centroids may be the nearest. A block writes its rows'
+    two `halves` (blocks, 2, ROWS, WIDTH) and reads them back, so that they come to products from shared memory.
+    """
     lanes = tl.arange(0, LANES)
-    count = tl.load(state + AGAIN).to(tl.int32)
-    for start in range(tl.program_id(0) * ROWS, count, tl.num_programs(0) * ROWS):
+    inside = tl.arange(0, ROWS)[:, None] * WIDTH
+    first = halves + tl.program_id(0).to(tl.int64) * (2 * ROWS * WIDTH)
+    rest = first + ROWS * WIDTH
+    cols = tl.arange(0, CHUNK)
+    tile = tl.program_id(0)
+    problem, start = tile_of(state + AGAIN, b, tile, ROWS)
+    while problem < b:
+        of = problem.to(tl.int64)
+        its_state, its_norms = state + of * STATES, norms + of * slots
+        its_high, its_low = high + of * slots * WIDTH, low + of * slots * WIDTH
+        unit = tl.load(table + of * COLUMNS + UNIT)
+        scale = tl.load(table + of * COLUMNS + SCREEN)
         place = start + tl.arange(0, ROWS)
-        valid = place < count
-        rows = tl.load(listed + place, mask=valid, other=0).to(tl.int64)
+        valid = place < tl.load(its_state + AGAIN)
+        rows = tl.load(listed + of * n + place, mask=valid, other=0).to(tl.int64)
         norm = tl.zeros((ROWS,), tl.float32)
         once = tl.zeros((ROWS,), tl.float32)
         twice = tl.zeros((ROWS,), tl.float32)
-        for begin in range(0, WIDTH, CHUNK):
-            cols = begin + tl.arange(0, CHUNK)
-            y = centred(x, rows, cols, valid, d, across, along, offset, unit, scale, WIDE)
-            rest = y - y.to(tl.float16).to(tl.float32)
+        for begin in range(0, WIDTH, PART):
+            at = begin + tl.arange(0, PART)
+            y = centred(
+                *(x + of * apart, rows, at, valid, d, across, along, offset + of * d, unit, scale),
+                WIDE,
+            )
+            half = y.to(tl.float16)
+            left_of = y - half.to(tl.float32)
+            next_half = left_of.to(tl.float16)
+            tl.store(first + inside + at[None, :], half)
+            tl.store(rest + inside + at[None, :], next_half)
             norm += tl.sum(y * y, 1)
-            once += tl.sum(rest * rest, 1)
-            rest -= rest.to(tl.float16).to(tl.float32)
-            twice += tl.sum(rest * rest, 1)
+            once += tl.sum(left_of * left_of, 1)
+            left_of -= next_half.to(tl.float32)
+            twice += tl.sum(left_of * left_of, 1)
+        tl.debug_barrier()  # one block's threads read what others have written
         best = tl.full((ROWS, LANES), float("inf"), tl.float32)
         second = tl.full((ROWS, LANES), float("inf"), tl.float32)
-        tile = tl.zeros((ROWS, LANES), tl.int32)
+        third = tl.full((ROWS, LANES), float("inf"), tl.float32)
+        tiles = tl.zeros((ROWS, LANES), tl.int32)
+        next_tiles = tl.zeros((ROWS, LANES), tl.int32)
+        if WIDTH == CHUNK:
+            a = tl.load(first + inside + cols[None, :])
+            a_rest = tl.load(rest + inside + cols[None, :])
         for base in range(0, slots, LANES):
-            score = tl.zeros((ROWS, LANES), tl.float32) + tl.load(norms + base + lanes)[None, :]
-            for begin in range(0, WIDTH, CHUNK):
-                cols = begin + tl.arange(0, CHUNK)
-                at = tl.cast(base, tl.int64) * WIDTH + lanes[None, :] * WIDTH + cols[:, None]
-                y = centred(x, rows, cols, valid, d, across, along, offset, unit, scale, WIDE)
-                a, b = y.to(tl.float16), tl.load(high + at)
-                rest = (y - a.to(tl.float32)).to(tl.float16)
-                fine = tl.dot(a, tl.load(low + at), tl.dot(rest, b))
-                score -= 2.0 * tl.dot(a, b)
+            score = tl.zeros((ROWS, LANES), tl.float32) + tl.load(its_norms + base + lanes)[None, :]
+            # Not to WIDTH where that are several: it would be unrolled.
+            for begin in range(0, CHUNK if WIDTH == CHUNK else d, CHUNK):
+                skip = tl.cast(base, tl.int64) * WIDTH + begin
+                at = lanes[None, :] * WIDTH + cols[:, None]
+                if WIDTH > CHUNK:
+                    a = tl.load(first + inside + begin + cols[None, :])
+                    a_rest = tl.load(rest + inside + begin + cols[None, :])
+                c = tl.load(its_high + skip + at)
+                fine = tl.dot(a, tl.load(its_low + skip + at), tl.dot(a_rest, c))
+                score -= 2.0 * tl.dot(a, c)
                 score -= 2.0 * fine
+            nearer, near = score < best, score < second
+            third = tl.minimum(third, tl.maximum(second, score))
             second = tl.minimum(second, tl.maximum(best, score))
-            tile = tl.where(score < best, base, tile)
+            next_tiles = tl.where(nearer, tiles, tl.where(near, base, next_tiles))
+            tiles = tl.where(nearer, base, tiles)
             best = tl.minimum(best, score)
-        lowest, runner, label = _two_lowest(best, second, tile, lanes)
-        tl.store(labels + rows, label, mask=valid)
+        lowest, runner, other, label, rival = _three_lowest(
+            best, second, third, tiles, next_tiles, lanes
+        )
+        tl.store(labels + of * n + rows, label, mask=valid)
         length, residual = _at_most(norm, twice, d)
+        its_worst = worst + of * WORST
+        farthest = tl.load(its_worst).to(tl.float32, bitcast=True)
+        loss = tl.load(its_worst + 1).to(tl.float32, bitcast=True)
+        loss_of_two = tl.load(its_worst + 2).to(tl.float32, bitcast=True)
         # The product of what the first halves of both leave is not made.
         residual += _at_most(norm, once, d)[1] * loss
         error = residual + length * (loss_of_two + gamma)
         floor = tl.sqrt(d * 1.0) * 2.0**-12
         proven = _proven(lowest, runner, length, error, floor, farthest, rounding)
-        _push(rows, valid & (proven == 0), state + RESOLVE, left + problem * n)
+        alone = _proven(lowest, other, length, error, floor, farthest, rounding)
+        rival = tl.where(alone, rival, -1)
+        unproven = valid & (proven == 0)
+        slot = _push(rows, unproven, its_state + RESOLVE, left + of * n)
+        tl.store(rivals + of * n + slot, rival, mask=unproven)
+        tile += tl.num_programs(0)
+        problem, start = tile_of(state + AGAIN, b, tile, ROWS)
+        tl.debug_barrier()  # before the halves are others

@@ -9,6 +9,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from anykmeans.kernels.triton.resolve import halving_sum
 from anykmeans.kernels.triton.screen import (
     AGAIN,
     COLUMNS,
@@ -30,16 +31,23 @@ from anykmeans.kernels.triton.screen import (
 COPIES = 64  # of the sums, at most: blocks that add to the same number wait for each other
 ROWS, WIDTH = 16, 64  # of a tile
 SPANS = (64, 1024)  # rows a block looks through: more where there are many, as most do not change
+REGISTERS = 200  # of a thread; left alone, the compiler spills a few for one more block on a multiprocessor
+HELD = 1024  # features up to which one block holds a mean
+# Added to a float64 of up to 2^51, it leaves a whole number in the last bits, halves to even.
+SHIFT = tl.constexpr(1.5 * 2.0**52)
+SHIFTED = tl.constexpr(0x4338000000000000)  # the bits of 0 there
 
 
 @triton.jit
 def _rint(a):
-    """Return float64 `a`, below 2^52 in magnitude, rounded to whole numbers, halves to even."""
-    low = tl.floor(a)
-    part = a - low
-    half = low * 0.5
-    odd = half != tl.floor(half)
-    return tl.where((part > 0.5) | ((part == 0.5) & odd), low + 1.0, low)
+    """Return float64 `a`, of at most 2^51, rounded to whole numbers, halves to even."""
+    return (a + SHIFT) - SHIFT
+
+
+@triton.jit
+def _whole(a):
+    """Return the same as int64."""
+    return (a + SHIFT).to(tl.int64, bitcast=True) - SHIFTED
 
 
 @triton.jit
@@ -56,6 +64,27 @@ def _two_product(a, b):
     return product, error
 
 
+@triton.jit
+def _move(
+    rest, weight, there, to, off, folds, between, step, changed, leaves, WEIGHTED: tl.constexpr
+):
+    """Add scaled values times weights to the whole numbers at `to`, and take them `off` where they were."""
+    error = tl.zeros(rest.shape, tl.float64)
+    if WEIGHTED:
+        rest, error = _two_product(rest, weight)
+    for fold in range(0, folds):
+        whole = _whole(rest)
+        rest = (rest - _rint(rest)) * step
+        if WEIGHTED:
+            whole += _whole(error)
+            error = (error - _rint(error)) * step
+        some = there & (whole != 0)
+        tl.atomic_add(to, whole, mask=some & changed, sem="relaxed")
+        tl.atomic_add(off, -whole, mask=some & leaves, sem="relaxed")
+        to += between
+        off += between
+
+
 @triton.jit(do_not_specialize=["n", "k", "d", "copies"])
 def accumulate(
     x,
@@ -65,6 +94,7 @@ def accumulate(
     state,
     old,
     new,
+    listed,
     sums,
     n,
     k,
@@ -81,63 +111,56 @@ def accumulate(
 ):
     """Add rows whose label changed to `sums` (copies, k, folds, d + 1), int64; `old` becomes `new`.
 
-    An old label below 0 is none.
+    An old label below 0 is none. A block lists the rows that changed among its own in its part of `listed` (n,).
     """
     problem = tl.program_id(1).to(tl.int64)
     if tl.load(state + problem * STATES + DONE) != RUNNING:
         return
+    first = tl.program_id(0) * SPAN
     old += problem * n
     new += problem * n
-    first = tl.program_id(0) * SPAN
+    listed += problem * n + first
     span = first + tl.arange(0, SPAN)
     inside = span < n
     latest = tl.load(new + span, mask=inside, other=0)
     moved = tl.load(old + span, mask=inside, other=0) != latest
-    x += problem * apart
-    scale += problem * (d + 1)
-    step = tl.load(table + problem * COLUMNS + STEP)
-    width = folds * (d + 1)
-    copy = (problem * copies + tl.program_id(0) % copies) * k
-    some = tl.max(moved.to(tl.int32), 0)
-    for start in range(first, first + some * SPAN, ROWS):
-        place = start + tl.arange(0, ROWS)
-        valid = place < n
-        rows = place.to(tl.int64)
-        before = tl.load(old + rows, mask=valid, other=0)
-        after = tl.load(new + rows, mask=valid, other=0)
-        changed = before != after
-        to = sums + ((copy + after) * width)[:, None]
-        off = sums + ((copy + before) * width)[:, None]
-        leaves = changed & (before >= 0)
-        weight = tl.full((ROWS,), 1.0, tl.float64)
-        if WEIGHTED:
-            weight = tl.load(w + problem * n + rows, mask=changed, other=0.0)
-        few = tl.max(changed.to(tl.int32), 0)
-        for begin in range(0, few * (d + 1), WIDTH):
-            cols = begin + tl.arange(0, WIDTH)
-            at = rows[:, None] * across + cols[None, :].to(tl.int64) * along
-            value = tl.load(x + at, mask=changed[:, None] & (cols[None, :] < d), other=0)
-            value = tl.where(cols[None, :] == d, 1.0, value.to(tl.float64))
-            rest = value * tl.load(scale + cols, mask=cols < d + 1, other=1.0)[None, :]
-            error = tl.zeros((ROWS, WIDTH), tl.float64)
+    count = tl.sum(moved.to(tl.int32), 0)
+    if count > 0:
+        tl.store(listed + tl.cumsum(moved.to(tl.int32), 0) - 1, span, mask=moved)
+        tl.debug_barrier()  # one block's threads read what others have written
+        x += problem * apart
+        scale += problem * (d + 1)
+        step = tl.load(table + problem * COLUMNS + STEP)
+        width = folds * (d + 1)
+        copy = (problem * copies + tl.program_id(0) % copies) * k
+        for start in range(0, count, ROWS):
+            place = start + tl.arange(0, ROWS)
+            valid = place < count
+            rows = tl.load(listed + place, mask=valid, other=0).to(tl.int64)
+            before = tl.load(old + rows, mask=valid, other=0)
+            after = tl.load(new + rows, mask=valid, other=0)
+            changed, leaves = valid[:, None], (valid & (before >= 0))[:, None]
+            to = sums + ((copy + after) * width)[:, None]
+            off = sums + ((copy + before) * width)[:, None]
+            weight = tl.full((ROWS, 1), 1.0, tl.float64)
             if WEIGHTED:
-                rest, error = _two_product(rest, weight[:, None])
-            there = cols[None, :] < d + 1
-            for fold in range(0, folds):
-                part = _rint(rest)
-                rest = (rest - part) * step
-                if WEIGHTED:
-                    more = _rint(error)
-                    error = (error - more) * step
-                    part += more
-                whole = part.to(tl.int64)
-                column = fold * (d + 1) + cols[None, :]
-                there_now = there & (whole != 0)
-                tl.atomic_add(to + column, whole, mask=there_now & changed[:, None], sem="relaxed")
-                tl.atomic_add(off + column, -whole, mask=there_now & leaves[:, None], sem="relaxed")
-    # Only now, and after a barrier: warps of a block read the same labels, each at its own time.
-    tl.debug_barrier()
-    tl.store(old + span, latest, mask=inside & moved)
+                weight = tl.load(w + problem * n + rows, mask=valid, other=0.0)[:, None]
+            for begin in range(0, d, WIDTH):
+                cols = begin + tl.arange(0, WIDTH)
+                there = cols < d
+                at = rows[:, None] * across + cols[None, :].to(tl.int64) * along
+                value = tl.load(x + at, mask=changed & there[None, :], other=0).to(tl.float64)
+                value *= tl.load(scale + cols, mask=there, other=1.0)[None, :]
+                each = (to + cols[None, :], off + cols[None, :], folds, d + 1, step)
+                _move(value, weight, there[None, :], *each, changed, leaves, WEIGHTED)
+            mass = tl.full((ROWS, 1), 1.0, tl.float64) * tl.load(scale + d)
+            _move(
+                *(mass, weight, changed, to + d, off + d, folds, d + 1, step, changed, leaves),
+                WEIGHTED,
+            )
+        # Only now, and after a barrier: warps of a block read the same labels, each at its own time.
+        tl.debug_barrier()
+        tl.store(old + span, latest, mask=moved)
 
 
 @triton.jit
@@ -159,16 +182,16 @@ def _add_by_halving(s, count, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def _part(sums, copies, between, cols, stop, fold, d, COPIES: tl.constexpr):
+def _part(sums, between, cols, stop, fold, d, COPIES: tl.constexpr):
     """Return whole numbers of a fold, those of all copies together."""
     every = tl.arange(0, COPIES)
-    there = (every[:, None] < copies) & (cols[None, :] < stop)
+    there = (every[:, None] >= 0) & (cols[None, :] < stop)
     at = sums + every[:, None].to(tl.int64) * between + fold * (d + 1) + cols[None, :]
     return tl.sum(tl.load(at, mask=there, other=0), 0).to(tl.float64)
 
 
 @triton.jit
-def _total(sums, copies, between, cols, stop, folds, d, step, COPIES: tl.constexpr):
+def _total(sums, between, cols, stop, folds, d, step, COPIES: tl.constexpr):
     """Return what whole numbers of all folds mean, times their scale: `anykmeans._exact.Grid.total`."""
     found = tl.zeros((cols.shape[0],), tl.float64)
     low = tl.zeros((cols.shape[0],), tl.float64)
@@ -178,9 +201,9 @@ def _total(sums, copies, between, cols, stop, folds, d, step, COPIES: tl.constex
         # What finer ones carry up is found anew for each: there are two or three, and no room for them.
         carry = tl.zeros((cols.shape[0],), tl.float64)
         for back in range(0, folds - 1 - fold):
-            part = _part(sums, copies, between, cols, stop, folds - 1 - back, d, COPIES) + carry
+            part = _part(sums, between, cols, stop, folds - 1 - back, d, COPIES) + carry
             carry = _rint(part / step)
-        part = _part(sums, copies, between, cols, stop, fold, d, COPIES) + carry
+        part = _part(sums, between, cols, stop, fold, d, COPIES) + carry
         if fold > 0:
             part -= _rint(part / step) * step
         finer = part * unit
@@ -195,7 +218,7 @@ def _total(sums, copies, between, cols, stop, folds, d, step, COPIES: tl.constex
     return tl.where(tie, beyond, found) + 0.0
 
 
-@triton.jit(do_not_specialize=["k", "d", "copies"])
+@triton.jit(do_not_specialize=["k", "d"])
 def means(
     c,
     scale,
@@ -207,14 +230,15 @@ def means(
     k,
     d,
     folds,
-    copies,
     WIDTH: tl.constexpr,
     COPIES: tl.constexpr,
+    HELD: tl.constexpr,
     KEEP: tl.constexpr,
 ):
     """Write the mean of a cluster, and the squared distance that its centroid moves; or that it is empty.
 
-    If an empty one is to KEEP its centroid, that is its mean.
+    If an empty one is to KEEP its centroid, that is its mean. Features are HELD in registers, or else moves are added up
+    in `scratch` (b, k, d).
     """
     problem = tl.program_id(1).to(tl.int64)
     state += problem * STATES
@@ -224,33 +248,66 @@ def means(
     cluster = tl.program_id(0).to(tl.int64)
     width = folds * (d + 1)
     between = k * width.to(tl.int64)
-    sums += problem * copies * between + cluster * width
+    sums += problem * COPIES * between + cluster * width
     scale += problem * (d + 1)
     now = (problem * 2 + tl.load(state + PASSES) % 2) * k + cluster
     then = (problem * 2 + (tl.load(state + PASSES) + 1) % 2) * k + cluster
     unit, step = tl.load(table + UNIT), tl.load(table + STEP)
-    scratch += (problem * k + cluster) * d
+    moves += problem * k + cluster
     at_mass = d + tl.arange(0, 1)
-    mass = _total(sums, copies, between, at_mass, d + 1, folds, d, step, COPIES)
-    mass = tl.sum(mass, 0) / tl.load(scale + d)
+    mass = tl.sum(_total(sums, between, at_mass, d + 1, folds, d, step, COPIES), 0)
+    mass /= tl.load(scale + d)
     if (mass == 0.0) & (not KEEP):
         tl.store(state + EMPTY, 1)
+    elif HELD:
+        cols = tl.arange(0, WIDTH)
+        t = _mean(
+            *(c, scale, sums, mass, between, cols, now, then, folds, d, unit, step),
+            *(COPIES, KEEP),
+        )
+        tl.store(moves + tl.arange(0, 1), halving_sum(tl.reshape(t, (1, WIDTH)), WIDTH))
     else:
+        scratch += (problem * k + cluster) * d
         for start in range(0, d, WIDTH):
             cols = start + tl.arange(0, WIDTH)
-            there = cols < d
-            total = _total(sums, copies, between, cols, d, folds, d, step, COPIES)
-            total = total / tl.load(scale + cols, mask=there, other=1.0)
-            before = tl.load(c + now * d + cols, mask=there, other=0.0)
-            mean = (total / tl.where(mass == 0.0, 1.0, mass)).to(before.dtype)
-            if KEEP:
-                mean = tl.where(mass == 0.0, before, mean)
-            tl.store(c + then * d + cols, mean, mask=there)
-            t = mean.to(tl.float64) * unit - before.to(tl.float64) * unit
-            tl.store(scratch + cols, t * t, mask=there)
+            t = _mean(
+                *(c, scale, sums, mass, between, cols, now, then, folds, d, unit, step),
+                *(COPIES, KEEP),
+            )
+            tl.store(scratch + cols, t, mask=cols < d)
         tl.debug_barrier()
         _add_by_halving(scratch, d, WIDTH)
-        tl.store(moves + problem * k + cluster, tl.load(scratch))
+        tl.store(moves, tl.load(scratch))
+
+
+@triton.jit
+def _mean(
+    c,
+    scale,
+    sums,
+    mass,
+    between,
+    cols,
+    now,
+    then,
+    folds,
+    d,
+    unit,
+    step,
+    COPIES: tl.constexpr,
+    KEEP: tl.constexpr,
+):
+    """Write some features of a mean; return the squares of how far it moves in each."""
+    there = cols < d
+    total = _total(sums, between, cols, d, folds, d, step, COPIES)
+    total = total / tl.load(scale + cols, mask=there, other=1.0)
+    before = tl.load(c + now * d + cols, mask=there, other=0.0)
+    mean = (total / tl.where(mass == 0.0, 1.0, mass)).to(before.dtype)
+    if KEEP:
+        mean = tl.where(mass == 0.0, before, mean)
+    tl.store(c + then * d + cols, mean, mask=there)
+    t = mean.to(tl.float64) * unit - before.to(tl.float64) * unit
+    return t * t
 
 
 @triton.jit(do_not_specialize=["k"])
@@ -350,10 +407,9 @@ def cost(
     if WEIGHTED:
         rest, error = _two_product(rest, tl.load(w + rows, mask=rows < n, other=0.0))
     for fold in range(0, folds):
-        part = _rint(rest)
-        rest = (rest - part) * tl.load(grid + 1)
+        whole = _whole(rest)
+        rest = (rest - _rint(rest)) * tl.load(grid + 1)
         if WEIGHTED:
-            more = _rint(error)
-            error = (error - more) * tl.load(grid + 1)
-            part += more
-        tl.atomic_add(found + fold, tl.sum(part.to(tl.int64), 0), sem="relaxed")
+            whole += _whole(error)
+            error = (error - _rint(error)) * tl.load(grid + 1)
+        tl.atomic_add(found + fold, tl.sum(whole, 0), sem="relaxed")
