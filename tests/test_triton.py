@@ -93,12 +93,29 @@ def true_labels(x, c):
     return assign(x.astype(np.float64), c.astype(np.float64))[0]
 
 
+@pytest.fixture
+def no_descriptors(monkeypatch):
+    """An older GPU, which fetches no tiles by descriptors."""
+    from anykmeans.kernels.triton import passes
+
+    monkeypatch.setattr(passes, "described", lambda x: False)
+
+
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize(("n", "d", "k"), [(1, 3, 1), (63, 17, 9), (123, 128, 70), (100, 200, 20)])
+@pytest.mark.parametrize(
+    ("n", "d", "k"), [(1, 3, 1), (63, 17, 9), (123, 128, 70), (200, 24, 150), (100, 200, 20)]
+)
 def test_labels_are_those_of_float64(kind, n, d, k):
     x = data(kind, n, d)
     c = x[np.random.default_rng(0).integers(n, size=k)] * np.float32(1 - 2**-12)
     np.testing.assert_array_equal(host(search(x, c).labels[0]), true_labels(x, c))
+
+
+@pytest.mark.usefixtures("no_descriptors")
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("d", "k"), [(128, 70), (24, 150)])
+def test_labels_without_descriptors(kind, d, k):
+    test_labels_are_those_of_float64(kind, 150, d, k)
 
 
 @pytest.mark.parametrize("d", [1, 768, 1025])
@@ -214,7 +231,8 @@ def test_few_rows_need_a_second_look():
 
 @pytest.mark.skipif(GPU, reason="the sums of tensor cores are what they are")
 @pytest.mark.parametrize("kind", KINDS)
-def test_products_as_wrong_as_the_bound_allows_change_no_label(monkeypatch, kind):
+@pytest.mark.parametrize("k", [40, 80])  # of one tile, and of several
+def test_products_as_wrong_as_the_bound_allows_change_no_label(monkeypatch, kind, k):
     from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
 
     exact, rng = InterpreterBuilder.create_dot, np.random.default_rng(0)
@@ -224,14 +242,15 @@ def test_products_as_wrong_as_the_bound_allows_change_no_label(monkeypatch, kind
         made = exact(self, a, b, d, *options)
         norms = np.linalg.norm(a.data.astype(np.float64), axis=1)[:, None]
         norms = norms * np.linalg.norm(b.data.astype(np.float64), axis=0)
-        most = (a.data.shape[1] + 16) * 2.0**-22 * norms
+        # What products are added to is a partial sum, too.
+        most = (a.data.shape[1] + 16) * 2.0**-22 * (norms + np.abs(d.data))
         calls.append(1)
         found = made.data + rng.choice([-1, 1], size=norms.shape) * most
         return TensorHandle(found.astype(np.float32), made.dtype)
 
     monkeypatch.setattr(InterpreterBuilder, "create_dot", wrong)
     x = data(kind, 120, 60)
-    c = x[np.random.default_rng(0).integers(120, size=40)] * np.float32(1 - 2**-12)
+    c = x[np.random.default_rng(0).integers(120, size=k)] * np.float32(1 - 2**-12)
     np.testing.assert_array_equal(host(search(x, c).labels[0]), true_labels(x, c))
     assert calls
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ import triton
 
 from anykmeans._array import Array
 from anykmeans._exact import Bounds, Grid
-from anykmeans.kernels.triton import resolve, screen, sums
+from anykmeans.kernels.triton import marginals, resolve, screen, sums
 from anykmeans.kernels.triton.screen import COLUMNS, STATES
 
 _GRAPH = 4  # passes up to which launches are not worth replaying as a graph
@@ -117,7 +118,7 @@ class Passes:
             and d == self._width
             and self._x.stride(1) == 1
             and not offset.any()
-            and bool((unit == 1).all() and (reach >= -4).all() and (reach <= 15).all())
+            and bool((unit == 1).all() and (reach >= -4).all() and (reach <= 14).all())
         )
         scale = np.ones(b) if self._direct else np.ldexp(1.0, screen.LARGEST - reach)
         # In float32 the scaling must be exact, and one rounding follows.
@@ -130,7 +131,15 @@ class Passes:
         self._state = torch.zeros((b, STATES.value), dtype=torch.int64, **on)
         self._worst = torch.zeros((b, screen.WORST.value), dtype=torch.int32, **on)
 
-        self._slots = -(-k // screen.LANES) * screen.LANES
+        self._marginals = (
+            k > screen.LANES
+            and self._exact
+            and self._width == self._chunk
+            and (not self._direct or self._describable())
+            and described(self._x)
+        )
+        self._lanes = marginals.lanes(k) if self._marginals else screen.LANES
+        self._slots = -(-k // self._lanes) * self._lanes
         self._c = torch.zeros((b, 2, k, d), dtype=matrix.state_dtype, **on)
         self._high, self._low = torch.empty(
             (2, b, self._slots, self._width), dtype=torch.float16, **on
@@ -157,12 +166,43 @@ class Passes:
                 (self._rounded, self._room, self._width), dtype=torch.float16, **on
             )
             self._between = self._halves.stride(0) if self._rounded == b else 0
+        if self._marginals:
+            self._tiles = self._described()
         self._kept = self._room == n
         if self._kept:
             with on_device(self._x):
                 self._round(0, n)
         self._sums: torch.Tensor | None = None
         self._graph: Callable[[], None] | None = None
+
+    def _describable(self) -> bool:
+        """Return whether the rows of all problems, as they are, are a matrix that the GPU can fetch tiles of."""
+        apart, across, _ = self._strides
+        last = self._x.storage_offset() + (self._b - 1) * apart + (self._n - 1) * across + self._d
+        return (
+            across > 0
+            and across % 8 == apart % across == self._x.data_ptr() % 16 == 0
+            and 2 * last <= self._x.untyped_storage().nbytes()
+        )
+
+    def _described(self) -> tuple[Any, Any]:
+        """Return descriptors of the tiles of rows, as they are or rounded, and of centroids, all problems' end to end."""
+        from triton.tools.tensor_descriptor import TensorDescriptor
+
+        width, high = self._width, self._high.reshape(-1, self._width)
+        if self._direct:
+            apart, across, _ = self._strides
+            self._between = apart // across  # in rows
+            rows = self._x.as_strided(
+                (self._between * (self._b - 1) + self._n, width), (across, 1)
+            )
+        else:
+            self._between = self._room if self._rounded == self._b else 0
+            rows = self._halves.reshape(-1, width)
+        return (
+            TensorDescriptor.from_tensor(rows, [marginals.ROWS, width]),
+            TensorDescriptor.from_tensor(high, [self._lanes, width]),
+        )
 
     def _most(self, wanted: int) -> int:
         """Return how many of the bytes `wanted` rows in half precision may take: half the budget, or what is free."""
@@ -314,6 +354,17 @@ class Passes:
             stop = min(first + self._room, n)
             if not self._kept:
                 self._round(first, stop)
+            if self._marginals:
+                marginals.screen_by_marginals[(triton.cdiv(stop - first, marginals.ROWS), b)](
+                    *(*self._tiles, self._lengths, self._state, self._norms, self._worst),
+                    *(self.labels, self._again, n, d, slots, first, stop),
+                    *(self._between, self._lengths.stride(0) if self._rounded == b else 0),
+                    *((d + 16) * 2.0**-22, 4 * 2.0**-23),
+                    ROWS=marginals.ROWS,
+                    LANES=self._lanes,
+                    **marginals.shape(self._lanes, width),
+                )
+                continue
             screen.screen[(triton.cdiv(stop - first, screen.ROWS), b)](
                 *(self._halves, self._lengths, self._state, self._high, self._norms, self._worst),
                 *(self.labels, self._again, n, k, d, slots, first, stop),
@@ -321,6 +372,7 @@ class Passes:
                 *(self._halves.stride(-2), mask),
                 (min(d, self._chunk) + 16) * 2.0**-22,
                 (width // self._chunk + 2 + mask) * 2.0**-23,
+                1.0,
                 ROWS=screen.ROWS,
                 LANES=screen.LANES,
                 WIDTH=width,
@@ -339,6 +391,7 @@ class Passes:
                 *(b, n, k, d, slots, *self._strides),
                 (min(d, self._chunk) + 16) * 2.0**-22 + 2.0**-28,
                 (width // self._chunk + 2) * 2.0**-23,
+                1.0,
                 ROWS=screen.FEW,
                 LANES=screen.NARROW,
                 WIDTH=width,
@@ -387,6 +440,13 @@ def _widths(d: int, x: Array) -> tuple[int, int]:
     if padded <= screen.HELD and 2 * padded * (screen.ROWS + 3 * screen.LANES) <= room:
         return padded, padded
     return -(-d // screen.CHUNK) * screen.CHUNK, screen.CHUNK
+
+
+def described(x: Array) -> bool:
+    """Return whether a GPU can fetch tiles by descriptors of them, and Triton can make those."""
+    if find_spec("triton.tools.tensor_descriptor") is None:
+        return False
+    return not x.is_cuda or torch.cuda.get_device_capability(x.device) >= (9, 0)
 
 
 def _copies(k: int, numbers: int, max_bytes: int) -> int:

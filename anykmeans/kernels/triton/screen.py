@@ -49,7 +49,7 @@ def prepare(
     WIDTH: tl.constexpr,
     CHUNK: tl.constexpr,
 ):
-    """Write centroids (slots, WIDTH) as two float16 halves, their squared norms, and what is lost at most.
+    """Write centroids (slots, WIDTH) times -2 as two float16 halves, their squared norms, and what is lost at most.
 
     `worst` takes the largest of: a norm, and what one half, and both, leave of a centroid in relation to
     its norm, or to where float16 has no more relative precision; as the bits of float32.
@@ -80,8 +80,8 @@ def prepare(
         norm += tl.sum(near * near, 1)
         once += tl.sum(left * left, 1)
         twice += tl.sum(rest * rest, 1)
-        tl.store(high + out + cols[None, :], first)
-        tl.store(low + out + cols[None, :], second)
+        tl.store(high + out + cols[None, :], first * -2)  # exactly
+        tl.store(low + out + cols[None, :], second * -2)
     tl.store(norms + problem * slots + rows, tl.where(rows < k, norm, 3e38).to(tl.float32))
     length = tl.sqrt(norm)
     floor = tl.maximum(length, tl.sqrt(d * 1.0) * 2.0**-12)
@@ -169,23 +169,25 @@ def _at_most(norm, rest, d):
 
 
 @triton.jit
-def _proven(lowest, runner, length, error, floor, farthest, rounding):
+def proven(lowest, runner, length, error, floor, farthest, rounding, shift):
     """Return which rows' lowest score is surely that of the nearest centroid: see ``docs/design.md``.
 
-    The product of a row and a centroid of norm C errs by at most `error` times C, or `floor` if that is more.
+    The product of a row and a centroid of norm C errs by at most `error` times C, or `floor` if that is more, and the score
+    besides by `rounding` times ``C^2 + 2 |y| C + shift``.
     """
     # How far the row's own centroid is at most, and so those that may be nearer from the origin.
     q = error + 2 * length * rounding
-    squared = length * length + lowest + 2 * q * (length + floor) + 2 * rounding * length * length
+    squared = length * length + lowest + 2 * q * (length + floor)
+    squared += 2 * rounding * (length * length + shift)
     far = (q + tl.sqrt(q * q + tl.maximum(squared, 0.0))) * (1.0 + 2.0**-10 + 2 * rounding)
     reach = tl.minimum(farthest, (length + far) * (1.0 + 2.0**-20) + 2.0**-60)
     most = 2 * tl.maximum(reach, floor) * error
-    most += rounding * (reach * reach + 2 * length * reach)
+    most += rounding * (reach * reach + 2 * length * reach + shift)
     return runner - lowest > 2.02 * most + far * far * 2.0**-40
 
 
 @triton.jit
-def _push(rows, unproven, count, listed):
+def push(rows, unproven, count, listed):
     """Append the `rows` that are `unproven` to those `listed`; return their places."""
     found = tl.sum(unproven.to(tl.int32), 0)
     before = tl.zeros((), tl.int64)
@@ -213,7 +215,7 @@ def _two_lowest(best, second, tile, lanes):
     return lowest, runner, label
 
 
-@triton.jit(do_not_specialize=["n", "k", "d", "first", "stop", "mask"])
+@triton.jit(do_not_specialize=["n", "k", "d", "first", "stop", "lengthwise", "mask"])
 def screen(
     halves,
     lengths,
@@ -235,6 +237,7 @@ def screen(
     mask,
     gamma,
     rounding,
+    times,
     ROWS: tl.constexpr,
     LANES: tl.constexpr,
     WIDTH: tl.constexpr,
@@ -248,6 +251,7 @@ def screen(
     A score's product errs by at most `gamma` ``|y| |c|`` in its sum, and the score by `rounding` times
     ``|c|^2 + 2 |y| |c|``: its last bits, those of `mask`, say which tile of centroids it is of, which saves a
     comparison and a register for each; or, if FULL, which centroid. If there is but ONE tile, scores are not compared twice.
+    `times` is 1, which the compiler does not know: it would add products up with the norms in tensor cores.
     """
     problem = tl.program_id(1).to(tl.int64)
     state += problem * STATES
@@ -267,14 +271,15 @@ def screen(
     if ONE:
         a = tl.load(inside + cols[None, :])
         b = tl.load(high + lanes[None, :] * WIDTH + cols[:, None])
-        best = _tagged(tl.load(norms + lanes)[None, :] - 2.0 * tl.dot(a, b), lanes[None, :], mask)
+        best = tl.load(norms + lanes)[None, :] + times * tl.dot(a, b)
+        best = _tagged(best, lanes[None, :], mask)
     elif WIDTH == CHUNK:
         a = tl.load(inside + cols[None, :])
         for base in range(0, slots, LANES):
             b = tl.load(
                 high + tl.cast(base, tl.int64) * WIDTH + lanes[None, :] * WIDTH + cols[:, None]
             )
-            score = tl.load(norms + base + lanes)[None, :] - 2.0 * tl.dot(a, b)
+            score = tl.load(norms + base + lanes)[None, :] + times * tl.dot(a, b)
             score = _tagged(score, base + lanes[None, :] if FULL else base // LANES, mask)
             if EXACT:
                 second = tl.minimum(second, tl.maximum(best, score))
@@ -291,7 +296,7 @@ def screen(
                     + begin
                     + cols[:, None]
                 )
-                score -= 2.0 * tl.dot(a, b)
+                score += times * tl.dot(a, b)
             score = _tagged(score, base + lanes[None, :] if FULL else base // LANES, mask)
             if EXACT:
                 second = tl.minimum(second, tl.maximum(best, score))
@@ -316,8 +321,8 @@ def screen(
         loss = tl.load(worst + 1).to(tl.float32, bitcast=True)
         floor = tl.sqrt(d * 1.0) * 2.0**-12
         error = residual + length * (loss + gamma)
-        proven = _proven(lowest, runner, length, error, floor, farthest, rounding)
-        _push(rows, valid & (proven == 0), state + AGAIN, listed + problem * n)
+        sure = proven(lowest, runner, length, error, floor, farthest, rounding, 0.0)
+        push(rows, valid & (sure == 0), state + AGAIN, listed + problem * n)
 
 
 @triton.jit
@@ -383,6 +388,7 @@ def again(
     along,
     gamma,
     rounding,
+    times,
     ROWS: tl.constexpr,
     LANES: tl.constexpr,
     WIDTH: tl.constexpr,
@@ -449,8 +455,8 @@ def again(
                     a_rest = tl.load(rest + inside + begin + cols[None, :])
                 c = tl.load(its_high + skip + at)
                 fine = tl.dot(a, tl.load(its_low + skip + at), tl.dot(a_rest, c))
-                score -= 2.0 * tl.dot(a, c)
-                score -= 2.0 * fine
+                score += times * tl.dot(a, c)
+                score += times * fine
             nearer, near = score < best, score < second
             third = tl.minimum(third, tl.maximum(second, score))
             second = tl.minimum(second, tl.maximum(best, score))
@@ -470,11 +476,11 @@ def again(
         residual += _at_most(norm, once, d)[1] * loss
         error = residual + length * (loss_of_two + gamma)
         floor = tl.sqrt(d * 1.0) * 2.0**-12
-        proven = _proven(lowest, runner, length, error, floor, farthest, rounding)
-        alone = _proven(lowest, other, length, error, floor, farthest, rounding)
+        sure = proven(lowest, runner, length, error, floor, farthest, rounding, 0.0)
+        alone = proven(lowest, other, length, error, floor, farthest, rounding, 0.0)
         rival = tl.where(alone, rival, -1)
-        unproven = valid & (proven == 0)
-        slot = _push(rows, unproven, its_state + RESOLVE, left + of * n)
+        unproven = valid & (sure == 0)
+        slot = push(rows, unproven, its_state + RESOLVE, left + of * n)
         tl.store(rivals + of * n + slot, rival, mask=unproven)
         tile += tl.num_programs(0)
         problem, start = tile_of(state + AGAIN, b, tile, ROWS)

@@ -1,0 +1,126 @@
+# mypy: allow-untyped-defs, allow-untyped-calls, allow-incomplete-defs
+"""The scores of `screen` with half the work on each: the two lowest by marginals, as whole numbers, of tiles the GPU fetches.
+
+A row's scores have coordinates: the tile, and within it a run of lanes, a place in the run, and one of eight neighbours, which is
+how tensor cores spread a tile over threads. What is kept are marginals: the lowest of each run and of each place over all
+tiles, and of each neighbour the lowest two of all tiles. The winner is where they are lowest; any other centroid differs from
+it in one coordinate at least, so that the lowest marginal without the winner's is exactly the second lowest score.
+
+Scores are made above zero by what is at least a row's squared length, so that their bits are whole numbers in the same order, of
+which a GPU finds the lowest of three at once. Tiles come by descriptors (TMA), which compute capability 9.0 has.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import triton
+import triton.language as tl
+
+from anykmeans.kernels.triton.screen import AGAIN, DONE, RUNNING, STATES, WORST, proven, push
+
+ROWS = 128  # of a tile of scores
+FAR = tl.constexpr(0x7F000000)  # more than any score, as bits of float32
+
+
+def lanes(k: int) -> int:
+    """Return how many of `k` centroids a tile takes: twice as many, unless that is mostly padding."""
+    return 64 if triton.cdiv(k, 128) * 128 > 1.1 * triton.cdiv(k, 64) * 64 else 128
+
+
+def shape(lanes: int, width: int) -> dict[str, Any]:
+    """Return what else the kernel is compiled for, with tiles of so many lanes and features."""
+    found = {"RUNS": lanes // 32, "STAGES": 2 if lanes == 128 else 3, "num_warps": 8}
+    # So that two blocks share a multiprocessor: one scores while the other looks for the lowest.
+    return found | ({"maxnreg": 128} if width <= 128 else {})
+
+
+@triton.jit
+def _least_beside(marginal, at, length: tl.constexpr):
+    """Return each row's lowest of a marginal (m, length) but for the place `at` (m,)."""
+    mine = tl.arange(0, length)[None, :] == at[:, None]
+    return tl.min(tl.where(mine, FAR, marginal), 1)
+
+
+@triton.jit(do_not_specialize=["n", "d", "first", "stop", "room", "lengthwise"])
+def screen_by_marginals(
+    rows,
+    centroids,
+    lengths,
+    state,
+    norms,
+    worst,
+    labels,
+    listed,
+    n,
+    d,
+    slots,
+    first,
+    stop,
+    room,
+    lengthwise,
+    gamma,
+    rounding,
+    ROWS: tl.constexpr,
+    LANES: tl.constexpr,
+    RUNS: tl.constexpr,
+    STAGES: tl.constexpr,
+):
+    """Write the labels of the rows from `first` to `stop`; list those not proven.
+
+    `rows` and `centroids` describe float16 halves of all problems, end to end: `room` rows and `slots` centroids of each,
+    these times -2. Products are added to ``|c|^2 + |y|^2``, which tensor cores may lose `gamma` of, as of themselves.
+    """
+    problem = tl.program_id(1).to(tl.int64)
+    state += problem * STATES
+    if tl.load(state + DONE) != RUNNING:
+        return
+    PLACES: tl.constexpr = LANES // 8 // RUNS
+    place = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    valid = place < stop - first
+    at = (first + place).to(tl.int64)
+    lengths += problem * lengthwise
+    norms += problem * slots
+    length = tl.load(lengths + at, mask=valid, other=0.0)
+    floor = tl.sqrt(d * 1.0) * 2.0**-12
+    # Errors of a score are below 2^-7 |y| |c|, or as much of `floor`: with so much more it is above zero.
+    shift = length * length * (1.0 + 2.0**-6) + floor * floor
+    lanes = tl.arange(0, LANES)
+    own = tl.program_id(1) * room + tl.program_id(0) * ROWS
+    a = rows.load([own, 0])
+    of_run = tl.full((ROWS, RUNS, 8), FAR, tl.int32)
+    of_place = tl.full((ROWS, PLACES, 8), FAR, tl.int32)
+    one = tl.full((ROWS, 8), FAR, tl.int32)
+    two = tl.full((ROWS, 8), FAR, tl.int32)
+    tile = tl.zeros((ROWS, 8), tl.int32)
+    begin = tl.program_id(1) * slots
+    for base in tl.range(0, slots, LANES, num_stages=STAGES):
+        c = centroids.load([begin + base, 0])
+        score = (tl.load(norms + base + lanes)[None, :] + shift[:, None]) + tl.dot(a, c.T)
+        score = tl.reshape(score.to(tl.int32, bitcast=True), (ROWS, RUNS, PLACES, 8))
+        runs = tl.min(score, 2)
+        of_run = tl.minimum(of_run, runs)
+        of_place = tl.minimum(of_place, tl.min(score, 1))
+        least = tl.min(runs, 1)
+        two = tl.minimum(two, tl.maximum(one, least))
+        tile = tl.where(least < one, base, tile)
+        one = tl.minimum(one, least)
+    neighbour = tl.argmin(one, 1)
+    of_run = tl.reshape(of_run, (ROWS, RUNS * 8))
+    of_place = tl.reshape(of_place, (ROWS, PLACES * 8))
+    run, spot = tl.argmin(of_run, 1), tl.argmin(of_place, 1)
+    mine = tl.arange(0, 8)[None, :] == neighbour[:, None]
+    label = tl.sum(tl.where(mine, tile, 0), 1)
+    label += (run // 8) * (PLACES * 8) + (spot // 8) * 8 + neighbour
+    runner = tl.minimum(
+        _least_beside(of_run, run, RUNS * 8), _least_beside(of_place, spot, PLACES * 8)
+    )
+    runner = tl.minimum(runner, tl.min(two, 1)).to(tl.float32, bitcast=True) - shift
+    lowest = tl.min(one, 1).to(tl.float32, bitcast=True) - shift
+    tl.store(labels + problem * n + at, label, mask=valid)
+    worst += problem * WORST
+    farthest = tl.load(worst).to(tl.float32, bitcast=True)
+    loss = tl.load(worst + 1).to(tl.float32, bitcast=True)
+    error = tl.load(lengths + n + at, mask=valid, other=0.0) + length * loss
+    sure = proven(lowest, runner, length, error, floor, farthest, gamma + rounding, shift)
+    push(at, valid & (sure == 0), state + AGAIN, listed + problem * n)
