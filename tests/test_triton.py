@@ -94,11 +94,11 @@ def true_labels(x, c):
 
 
 @pytest.fixture
-def no_descriptors(monkeypatch):
-    """An older GPU, which fetches no tiles by descriptors."""
+def another_gpu(monkeypatch):
+    """A GPU that fetches no tiles by descriptors."""
     from anykmeans.kernels.triton import passes
 
-    monkeypatch.setattr(passes, "described", lambda x: False)
+    monkeypatch.setattr(passes, "hopper", lambda x: False)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -111,10 +111,10 @@ def test_labels_are_those_of_float64(kind, n, d, k):
     np.testing.assert_array_equal(host(search(x, c).labels[0]), true_labels(x, c))
 
 
-@pytest.mark.usefixtures("no_descriptors")
+@pytest.mark.usefixtures("another_gpu")
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(("d", "k"), [(128, 70), (24, 150)])
-def test_labels_without_descriptors(kind, d, k):
+def test_labels_on_another_gpu(kind, d, k):
     test_labels_are_those_of_float64(kind, 150, d, k)
 
 

@@ -131,12 +131,13 @@ class Passes:
         self._state = torch.zeros((b, STATES.value), dtype=torch.int64, **on)
         self._worst = torch.zeros((b, screen.WORST.value), dtype=torch.int32, **on)
 
+        self._hopper = hopper(self._x)
         self._marginals = (
-            k > screen.LANES
+            self._hopper
+            and k > screen.LANES
             and self._exact
             and self._width == self._chunk
             and (not self._direct or self._describable())
-            and described(self._x)
         )
         self._lanes = marginals.lanes(k) if self._marginals else screen.LANES
         self._slots = -(-k // self._lanes) * self._lanes
@@ -385,20 +386,22 @@ class Passes:
                 maxnreg=128 if width <= 128 else None,
             )
         if self._exact:
+            # Where tensor cores read shared memory: elsewhere as much would have to be in registers.
+            held = self._chunk if self._hopper else chunk
             screen.again[(self._blocks,)](
                 *(self._x, self._offset, self._table, self._state, *centroids, self.labels),
                 *(self._again, self._open, self._rivals, self._pairs),
                 *(b, n, k, d, slots, *self._strides),
-                (min(d, self._chunk) + 16) * 2.0**-22 + 2.0**-28,
-                (width // self._chunk + 2) * 2.0**-23,
+                (min(d, held) + 16) * 2.0**-22 + 2.0**-28,
+                (width // held + 2) * 2.0**-23,
                 1.0,
                 ROWS=screen.FEW,
                 LANES=screen.NARROW,
                 WIDTH=width,
-                CHUNK=self._chunk,
+                CHUNK=held,
                 PART=chunk,
                 WIDE=self._wide,
-                num_warps=8 if 128 < width == self._chunk else 4,
+                num_warps=8 if 128 < width == held else 4,
             )
             resolve.resolve[(self._many(8 * _BLOCKS),)](
                 *(self._x, self._c, self._table, self._state, self.labels),
@@ -442,11 +445,14 @@ def _widths(d: int, x: Array) -> tuple[int, int]:
     return -(-d // screen.CHUNK) * screen.CHUNK, screen.CHUNK
 
 
-def described(x: Array) -> bool:
-    """Return whether a GPU can fetch tiles by descriptors of them, and Triton can make those."""
+def hopper(x: Array) -> bool:
+    """Return whether tensor cores take operands from shared memory, and the GPU fetches tiles by descriptors that Triton makes.
+
+    Later GPUs do, too, but for them the compiler spills what these kernels keep in registers.
+    """
     if find_spec("triton.tools.tensor_descriptor") is None:
         return False
-    return not x.is_cuda or torch.cuda.get_device_capability(x.device) >= (9, 0)
+    return not x.is_cuda or torch.cuda.get_device_capability(x.device)[0] == 9
 
 
 def _copies(k: int, numbers: int, max_bytes: int) -> int:
