@@ -12,10 +12,13 @@ from anykmeans._kmeans import evaluate
 from anykmeans.kernels import why_not
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed")
-pytest.importorskip("triton", reason="Triton is not installed")
+triton = pytest.importorskip("triton", reason="Triton is not installed")
+tl = triton.language
 GPU = torch.cuda.is_available()
 if not GPU and os.environ.get("TRITON_INTERPRET") != "1":
     pytest.skip("no GPU, and TRITON_INTERPRET is not 1", allow_module_level=True)
+from anykmeans.kernels.triton.screen import STATES, tile_of  # noqa: E402
+
 ON = "cuda" if GPU else "cpu"
 PASSES = 40 if GPU else 6  # which take the interpreter a second each
 
@@ -315,13 +318,14 @@ def test_a_batch_shares_its_launches(monkeypatch, init):
     assert settled.count(len(x)) == (2 if init == "random" else 1)  # at the end of each run
 
 
-def test_a_batch_in_half_precision_with_weights():
-    x = np.stack([data("uniform", 80, 16) + shift for shift in (0, 0, 3)]).astype(np.float16)
-    w = np.random.default_rng(0).random((3, 80))
-    theirs = kmeans(x, 4, rng=0, kernel="cpu", sample_weight=w)
-    assert each(kmeans(tensor(x), 4, rng=0, kernel="triton", sample_weight=tensor(w))) == each(
-        theirs
-    )
+@pytest.mark.parametrize(("k", "shift"), [(4, -0.5), (4, 3), (70, -0.5)])  # as they are, or rounded
+def test_a_batch_in_half_precision_with_weights(k, shift):
+    x = np.stack([data("uniform", 90 + i, 16)[:90] + shift for i in range(3)]).astype(np.float16)
+    w = np.random.default_rng(0).random((3, 90))
+    options = {"rng": 0, "max_iter": 2, "init": "random", "n_init": 1}
+    theirs = kmeans(x, k, kernel="cpu", sample_weight=w, **options)
+    ours = kmeans(tensor(x), k, kernel="triton", sample_weight=tensor(w), **options)
+    assert each(ours) == each(theirs)
 
 
 @pytest.mark.skipif(not GPU, reason="no GPU: nothing to stream to")
@@ -414,3 +418,39 @@ def test_memory_is_labels_lists_and_a_workspace(max_bytes):
     used = sum(a.nbytes for a in held if a.data_ptr() != rows.matrix.data.data_ptr())
     centroids = k * d * 100  # in two halves, two buffers, and sums by fold
     assert used < max_bytes + 24 * n + centroids  # n x k scores in half precision would be 80 n
+
+
+def test_equal_centroids_go_by_the_lowest_label():
+    x = data("blobs", 90, 5)
+    c = np.repeat(x[:4], [1, 2, 3, 5], axis=0)  # two that tie, and more than two
+    np.testing.assert_array_equal(host(search(x, c).labels[0]), true_labels(x, c))
+    assert set(host(search(x, c).labels[0]).tolist()) <= {0, 1, 3, 6}
+
+
+@pytest.mark.parametrize("n", [1, 2, 3])
+def test_sums_of_few_rows_with_all_their_digits(n):
+    x = np.ldexp(np.random.default_rng(n).random((n, 3)) + 1, [0, 20, -40])
+    theirs, ours = both(x, 1, init=x[:1].copy(), sample_weight=np.full(n, 1 + 2.0**-52))
+    assert ours == theirs
+
+
+@triton.jit
+def find(counts, b, found, ROWS: tl.constexpr):
+    """Write which problem, and which place of its list, a tile begins with."""
+    tile = tl.program_id(0)
+    problem, start = tile_of(counts, b, tile, ROWS)
+    tl.store(found + 2 * tile, problem)
+    tl.store(found + 2 * tile + 1, start)
+
+
+def test_lists_of_many_problems_end_to_end():
+    b = 300
+    counts = np.random.default_rng(0).integers(0, 5, b) * 20
+    counts[[0, 127, 128, 299]] = 0, 0, 64, 33
+    states = torch.zeros((b, STATES.value), dtype=torch.int64, device=ON)
+    states[:, 0] = torch.as_tensor(counts, device=ON)
+    tiles = [(i, start) for i in range(b) for start in range(0, counts[i], 64)]
+    found = torch.zeros((len(tiles) + 1, 2), dtype=torch.int32, device=ON)
+    find[(len(tiles) + 1,)](states, b, found, ROWS=64)
+    assert [tuple(row) for row in found[:-1].tolist()] == tiles
+    assert found[-1, 0] == b
