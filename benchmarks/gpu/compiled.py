@@ -60,10 +60,11 @@ class NoDriver:
     def __init__(self, capability: int) -> None:
         from triton.backends.compiler import GPUTarget
 
-        self._target = GPUTarget("cuda", capability, 32)
+        self._capability, self._target = capability, GPUTarget("cuda", capability, 32)
 
-    def get_current_device(self) -> int:  # noqa: D102
-        return 0
+    def get_current_device(self) -> int:
+        """Return another number for each capability, as functions remember the kernels of each device."""
+        return self._capability
 
     def get_current_stream(self, device: int) -> int:  # noqa: D102
         return 0
