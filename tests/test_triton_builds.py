@@ -1,5 +1,6 @@
 """The Triton kernels compile for GPUs, of which none is needed: as they are launched, and hardly spill."""
 
+import dataclasses
 import os
 import re
 
@@ -14,6 +15,7 @@ if os.environ.get("TRITON_INTERPRET") == "1":
     pytest.skip("TRITON_INTERPRET is 1: nothing is compiled", allow_module_level=True)
 
 from benchmarks.gpu import compiled, sass, static  # noqa: E402
+from benchmarks.gpu.day import described, scores, sweep, warpgroups  # noqa: E402
 from benchmarks.gpu.rows import ROWS  # noqa: E402
 
 
@@ -22,6 +24,7 @@ def built(request, tmp_path):
     """The kernels compiled so far."""
     with compiled.compile_only(request.param, tmp_path) as launches:
         yield launches
+    assert {launch.kernel.metadata.target.arch for launch in launches} == {request.param}
 
 
 def check(built, d):
@@ -92,7 +95,8 @@ def test_new_sizes_need_no_new_kernels(built):
         assert len({launch.kernel.hash for launch in built if launch.name == name}) == 1, name
 
 
-def test_the_table_of_a_row(capsys):
+def test_the_table_of_a_row(capsys, tmp_path, monkeypatch):
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     assert static.main(["--rows", "2"]) == 0
     out = capsys.readouterr().out
     assert "| 2 | screen | 128 × 64 |" in out
@@ -131,3 +135,29 @@ def test_what_writes_a_factor_too_early_is_found(early, found):
     count, writes = sass.overwritten(code)
     assert (count, len(writes)) == (2, found)
     assert loops == [(0x10, 0x60)]
+
+
+def test_candidates_fetch_by_descriptors(tmp_path):
+    """Those of the day with a GPU, of which the one for warpgroups cannot be interpreted."""
+    x = torch.zeros((512, 128), dtype=torch.float16)
+    numbers, labels = torch.zeros(512), torch.zeros(512, dtype=torch.int32)
+    with compiled.compile_only(90, tmp_path) as made:
+        described.launch(x, x, numbers, labels, numbers, **described.TILES[1])
+        warpgroups.launch(x, x, numbers, labels, numbers, *warpgroups.TILES[1])
+    for launch in made:
+        for name in ("wgmma", "cp.async.bulk.tensor"):
+            assert name in launch.kernel.asm["ptx"]
+        assert sass.resources(launch.kernel).stack == 0
+    assert "setmaxnreg" in made[1].kernel.asm["ptx"]
+    tile = described.TILES[1]
+    cost = sass.cost(made[0].kernel, tile["ROWS"], tile["LANES"])
+    assert cost.alu < 2.5  # what it is for: the library's kernel has twice as many
+
+
+def test_a_job_of_the_sweep_is_built(tmp_path, monkeypatch):
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    job = sweep.jobs(scores.SMALL)[0]
+    assert 2 * job.d * job.rows <= sweep.built(job) <= scores.ROOM
+    spoilt = dataclasses.replace(job, stages="many")
+    assert "Error" in sweep.built(spoilt)
+    assert len(sweep.jobs(scores.SHAPES)) == sweep.MOST
