@@ -81,10 +81,11 @@ class Resources:
 
 @dataclass(frozen=True)
 class Cost:
-    """Instructions of one warp for a tile of scores, by pipe; and how many scores of the tile a thread has."""
+    """Instructions of one warp for a tile of scores, by pipe; how many scores of the tile a thread has; and all others."""
 
     pipes: Counter[str]
     scores: float
+    outside: int
 
     @property
     def issued(self) -> float:
@@ -160,15 +161,17 @@ def cost(kernel: Any, rows: int, lanes: int, chunks: int = 1) -> Cost | None:
     scores = rows * lanes / (32 * kernel.metadata.num_warps)
     around = [loop for loop in loops if any(loop[0] <= at <= loop[1] for at in products)]
     if not around:
-        return Cost(_count(code, 0, code[-1].address), scores)
+        return Cost(_count(code, 0, code[-1].address), scores, 0)
     inner = min(around, key=lambda loop: loop[1] - loop[0])
     pipes = _count(code, *inner)
+    outside = len(code) - pipes.total()
     outer = [loop for loop in around if loop[0] <= inner[0] and loop[1] >= inner[1]]
     if chunks > 1 and len(outer) > 1:
         tile = sorted(outer, key=lambda loop: loop[1] - loop[0])[1]
         once = _count(code, *tile)
+        outside = len(code) - once.total()
         pipes = Counter({pipe: once[pipe] + (chunks - 1) * pipes[pipe] for pipe in once})
-    return Cost(pipes, scores)
+    return Cost(pipes, scores, outside)
 
 
 def register_products(kernel: Any) -> tuple[int, list[str]]:

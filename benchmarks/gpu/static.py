@@ -30,6 +30,7 @@ HEAD = (
     "instructions a score",
     "ALU a score",
     "cycles of issue, ALU, tensor",
+    "outside",
     "launches × grid",
     "remarks",
 )
@@ -61,6 +62,8 @@ class Reading:
         Instructions, and those of the ALU, a score.
     cycles : tuple of float or None
         What a block has the multiprocessor do for a tile: to issue, of the ALUs, of the tensor cores.
+    outside : int or None
+        Instructions of a warp outside the loop over tiles: at the beginning and at the end.
     register_products : int
         Products of a warpgroup with a factor in registers.
     early : list of str
@@ -76,6 +79,7 @@ class Reading:
     issued: float | None = None
     alu: float | None = None
     cycles: tuple[float, float, float] | None = None
+    outside: int | None = None
     register_products: int = 0
     early: list[str] = dataclasses.field(default_factory=list)
 
@@ -96,6 +100,7 @@ def read(launches: list[Launch]) -> Reading:
                 "issued": cost.issued,
                 "alu": cost.alu,
                 "cycles": (*cost.cycles(takes.warps), products),
+                "outside": cost.outside,
                 "register_products": count,
                 "early": early,
             }
@@ -141,6 +146,7 @@ def cells(row: Row, reading: Reading) -> list[str]:
         "" if reading.issued is None else f"{reading.issued:.2f}",
         "" if reading.alu is None else f"{reading.alu:.2f}",
         "" if reading.cycles is None else ", ".join(f"{each:.0f}" for each in reading.cycles),
+        "" if reading.outside is None else str(reading.outside),
         f"{reading.launches} × ({grids}{more})",
         ", ".join(remarks),
     ]

@@ -1,5 +1,6 @@
 """Stage: the numbers that the model of a pass needs and that no machine code tells."""
 
+import subprocess
 import time
 
 import torch
@@ -11,7 +12,7 @@ from benchmarks.gpu.day.record import Day
 
 def run(day: Day) -> None:
     """Note all of them, one a record, what the bound of docs/design.md needs first."""
-    for part in (errors, memory, multiply, blocks, launches, graph, atomics, cache):
+    for part in (errors, memory, multiply, clocks, blocks, launches, graph, atomics, cache):
         with day.guarded(what=part.__name__):
             part(day)
         if day.on_gpu:
@@ -60,6 +61,20 @@ def multiply(day: Day) -> None:
         a, b = (torch.randn((n, n), device=day.device).half() for _ in range(2))
         taken = Clock(day.on_gpu).median(lambda a=a, b=b: a @ b)
         day.note(what="products of float16, TFLOP/s", n=n, value=2 * n**3 / taken / 1e9)
+
+
+def clocks(day: Day) -> None:
+    """Megahertz of the multiprocessors, which all else follows, while they multiply."""
+    if not day.on_gpu:
+        day.note(what="clock under products, MHz", skipped="there is no clock to ask without a GPU")
+        return
+    a = torch.randn((8192, 8192), device=day.device).half()
+    for _ in range(600):  # about a second
+        a @ a
+    command = ["nvidia-smi", "--query-gpu=clocks.sm", "--format=csv,noheader,nounits"]
+    said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    day.note(what="clock under products, MHz", value=float(said.split()[0]))
+    torch.cuda.synchronize()
 
 
 def blocks(day: Day) -> None:

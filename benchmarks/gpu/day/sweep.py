@@ -128,12 +128,17 @@ def run(day: Day) -> None:
 
 
 def compiled(day: Day, wanted: list[Job]) -> list[Job]:
-    """Return the jobs that a device can launch; their kernels are where Triton looks for them."""
-    begun = time.monotonic()
+    """Return the jobs that a device can launch, as many as half of the time allows; Triton finds their kernels."""
+    begun, until = time.monotonic(), day.left / 2
     ready = []
     workers = max(1, min(cores() - 1, len(wanted)))
     with ProcessPoolExecutor(workers, get_context("spawn")) as pool:
-        for job, shared in zip(wanted, pool.map(built, wanted, chunksize=2), strict=True):
+        futures = [pool.submit(built, job) for job in wanted]
+        for job, future in zip(wanted, futures, strict=True):
+            if day.left < until:
+                pool.shutdown(wait=False, cancel_futures=True)
+                break
+            shared = future.result()
             if isinstance(shared, str) or shared > 227 << 10:
                 day.note(job=asdict(job), not_built=shared)
             else:
