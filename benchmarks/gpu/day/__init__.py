@@ -7,6 +7,7 @@ each records and what follows from it. Nothing is imported here that the machine
 """
 
 import argparse
+import contextlib
 import importlib
 import json
 import os
@@ -158,7 +159,8 @@ def attempt(day: Day, environment: dict[str, str]) -> None:
             status: int | str = process.wait(day.seconds)
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(10)  # a driver may keep it, and is not waited for
             status = "out of time"
     said = "" if status == 0 else log.read_text(errors="replace")[-2000:]
     day.note(ended=status, seconds=round(time.monotonic() - begun, 1), said=said)
