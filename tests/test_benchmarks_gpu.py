@@ -17,7 +17,7 @@ torch = pytest.importorskip("torch")
 from benchmarks import __main__ as cli  # noqa: E402
 from benchmarks import plain  # noqa: E402
 from benchmarks.gpu import day, measure, peers, rows  # noqa: E402
-from benchmarks.gpu.day import calls, others  # noqa: E402
+from benchmarks.gpu.day import calls, others, tables  # noqa: E402
 from benchmarks.gpu.day.record import Day  # noqa: E402
 from benchmarks.gpu.measure import Line, Result  # noqa: E402
 from benchmarks.peers import OURS  # noqa: E402
@@ -243,7 +243,9 @@ def test_stages_run_one_by_one_and_say_what_they_cannot(tmp_path, capsys):
     assert made[2]["ended"] == 0
     assert "skipped" in made[3]
     assert "without a GPU" in made[4]["skipped"]
-    assert '"stage": "warpgroups"' in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert '"stage": "warpgroups"' in out
+    assert "## Passes" in out
 
 
 def test_a_stage_that_raises_leaves_a_record(tmp_path, monkeypatch):
@@ -335,5 +337,10 @@ def test_stages_that_run_kernels(tmp_path):
     assert {each["stage"] for each in scored} == {"described", "sweep"}
     assert all(each["wrong"] == 0 and each["gap_off"] < 1e-4 for each in scored)
     assert any(each.get("kernel") == "own" for each in made)
+    found = tables.text(made)
+    assert "## Wrong\n\nnothing\n" in found
+    assert "| tiny |" in found
+    assert "| small | described | kernel=own |" in found
+    assert "| error of a sum | d 64, kind normal |" in found
     errors = [each for each in made if each.get("what") == "error of a sum"]
     assert all(0 < each["worst"] < each["assumed"] for each in errors)

@@ -15,7 +15,7 @@ if os.environ.get("TRITON_INTERPRET") == "1":
     pytest.skip("TRITON_INTERPRET is 1: nothing is compiled", allow_module_level=True)
 
 from benchmarks.gpu import compiled, sass, static  # noqa: E402
-from benchmarks.gpu.day import described, scores, sweep, warpgroups  # noqa: E402
+from benchmarks.gpu.day import described, scores, sweep, tables, warpgroups  # noqa: E402
 from benchmarks.gpu.rows import ROWS  # noqa: E402
 
 
@@ -161,3 +161,24 @@ def test_a_job_of_the_sweep_is_built(tmp_path, monkeypatch):
     spoilt = dataclasses.replace(job, stages="many")
     assert "Error" in sweep.built(spoilt)
     assert len(sweep.jobs(scores.SHAPES)) == sweep.MOST
+
+
+def test_times_by_the_rule_give_the_rule(tmp_path, monkeypatch):
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    jobs = [job for job in sweep.jobs(scores.SHAPES) if job.d == 128 and job.stages == 2][:4]
+    n, d, k = scores.SHAPES["4"]
+    records = []
+    with compiled.compile_only() as made:
+        for job in jobs:
+            sweep.tried(job, n)
+            cost = sass.cost(made[-1].kernel, job.rows, job.lanes)
+            tile = cost.cycles(job.warps)[1] + job.rows * job.lanes * d / 2048
+            cycles = n / job.rows * (k / job.lanes * tile + cost.outside * job.warps / 4)
+            ms = 1e3 * cycles / (tables.MULTIPROCESSORS * tables.HERTZ)
+            records.append(
+                {"stage": "sweep", "shape": "4", "job": dataclasses.asdict(job), "ms": ms}
+            )
+    ((factors, off, many),) = tables.rule(records).values()
+    assert many == len(jobs)
+    assert off < 1e-6
+    assert factors == pytest.approx({"issue": 0, "alu": 1, "tensor": 1}, abs=1e-6)

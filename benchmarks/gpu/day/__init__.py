@@ -135,6 +135,7 @@ def run(options: argparse.Namespace) -> int:
         else:
             attempt(day, environment)
     print(shown(results))
+    print(summary(out, environment))
     wrong = [each for each in records(results)[before:] if failed(each)]
     print(f"{len(wrong)} records say that something went wrong", file=sys.stderr)
     return int(bool(wrong))
@@ -185,10 +186,28 @@ def installed(wheels: Path, site: Path) -> str | None:
     return None if made.returncode == 0 else (made.stdout + made.stderr)[-2000:]
 
 
-def shown(results: Path, width: int = 400, most: int = 11_000) -> str:
+def shown(results: Path, width: int = 300, most: int = 5000) -> str:
     """Return the last records, each cut to a line: what is left if the files should be lost."""
     lines = [line[:width] for line in results.read_text(encoding="utf-8").splitlines()]
     return "\n".join(lines)[-most:]
+
+
+def summary(out: Path, environment: dict[str, str], most: int = 7000) -> str:
+    """Return the tables of all that has been recorded, which may need what was installed."""
+    command = [sys.executable, "-m", "benchmarks.gpu.day.tables", str(out)]
+    try:
+        made = subprocess.run(
+            command,
+            capture_output=True,
+            text=True,
+            check=False,
+            cwd=ROOT,
+            env=environment,
+            timeout=60,
+        )
+    except subprocess.TimeoutExpired:
+        return "no tables were made in time"
+    return (made.stdout or made.stderr[-1000:])[:most]
 
 
 def records(results: Path) -> list[dict[str, Any]]:
