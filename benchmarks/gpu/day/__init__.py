@@ -122,7 +122,9 @@ def run(options: argparse.Namespace) -> int:
     if options.wheels is not None and (reason := installed(options.wheels, site)):
         Day("wheels", out).note(error=reason)
     environment = os.environ | {
-        "PYTHONPATH": os.pathsep.join([str(site), str(ROOT)]),
+        "PYTHONPATH": os.pathsep.join(
+            filter(None, [str(site), str(ROOT), os.getenv("PYTHONPATH")])
+        ),
         "TRITON_CACHE_DIR": os.environ.get("TRITON_CACHE_DIR", str(KEPT / "triton")),
     }
     for name in names:
