@@ -33,16 +33,22 @@ def check(built, d):
         takes = sass.resources(kernel)
         if name not in ("again", "resolve"):
             assert takes.stack <= 32, f"{name} spills"
-        if name == "screen" and d <= 128:
+        scores = name.startswith("screen")
+        if scores and d <= 128:
             assert takes.registers <= 128  # two blocks on a multiprocessor
-        if name == "screen" and kernel.metadata.target.arch == 90:
+        if scores and kernel.metadata.target.arch == 90:
             assert "wgmma" in kernel.asm["ptx"]  # tensor cores
-        if name == "screen":  # numbers of tiles make subnormals of scores near zero
+        if scores:  # numbers of tiles make subnormals of scores near zero
             assert not re.search(r"(min|max)\.ftz", kernel.asm["ptx"])
         if name == "accumulate":  # no warp may read what another has written already
             *_, last = re.split(r"bar\.sync", kernel.asm["ptx"])
             assert "st.global" in last
             assert "ld.global" not in last
+
+
+def names(launches):
+    """What is launched; that rows are scored, whichever way suits the GPU."""
+    return {"screen" if one.name.startswith("screen") else one.name for one in launches}
 
 
 PASS = {"prepare", "round_rows", "screen", "again", "resolve", "accumulate", "means", "advance"}
@@ -68,7 +74,7 @@ def test_all_that_a_fit_launches(built, dtype, d, k):
     rows.leap(c, 1, 0.0, "relocate")
     rows.stats(torch.zeros(200, dtype=torch.int32), k)
     rows.cost(rows.distances(c)[0])
-    assert {launch.name for launch in built} >= ALL
+    assert names(built) >= ALL
     check(built, d)
 
 
@@ -79,7 +85,7 @@ def test_a_batch_with_weights_that_keeps_its_clusters(built):
     for rows, c in zip(sources, starts, strict=True):
         rows.begin(c)
     _rows.leap_together(sources, starts, 1, [0.0] * 3, "keep")
-    assert {launch.name for launch in built} >= PASS | {"magnitudes"}
+    assert names(built) >= PASS | {"magnitudes"}
     check(built, 40)
 
 
@@ -90,8 +96,8 @@ def test_new_sizes_need_no_new_kernels(built):
         c = rows.rows(slice(0, k))
         rows.begin(c)
         rows.leap(c, 1, 0.0, "relocate")
-    assert {launch.name for launch in built} >= PASS
-    for name in PASS:
+    assert names(built) >= PASS
+    for name in {launch.name for launch in built}:
         assert len({launch.kernel.hash for launch in built if launch.name == name}) == 1, name
 
 
@@ -99,7 +105,7 @@ def test_the_table_of_a_row(capsys, tmp_path, monkeypatch):
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     assert static.main(["--rows", "2"]) == 0
     out = capsys.readouterr().out
-    assert "| 2 | screen | 128 × 64 |" in out
+    assert re.search(r"\| 2 \| screen\w* \| 128 × \d+ \|", out)
     assert "7 launches a pass" in out
 
 
@@ -107,8 +113,8 @@ def test_launches_of_a_pass_are_those_of_the_rows_sizes(tmp_path, monkeypatch):
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     row = next(row for row in ROWS if row.name == "2")
     _, made = compiled.of_row(row)
-    assert {launch.name for launch in made} == PASS - {"round_rows"}
-    grids = {launch.name: launch.grid for launch in made}
+    assert names(made) == PASS - {"round_rows"}
+    grids = {launch.name.partition("_")[0]: launch.grid for launch in made}
     assert grids["means"] == (row.k, row.b)
     assert grids["screen"] == (row.n // 128, row.b)
 

@@ -112,6 +112,8 @@ def compile_only(capability: int = 90, cache: Path | None = None) -> Iterator[li
             patch(passes, _SHARED=SHARED[capability])
         if hasattr(passes.Passes, "_many"):
             patch(passes.Passes, _many=lambda self, each: each * MULTIPROCESSORS[capability])
+        if hasattr(passes, "hopper"):
+            patch(passes, hopper=lambda x: capability == 90)
         if cache is not None:
             stack.enter_context(mock.patch.dict(os.environ, TRITON_CACHE_DIR=str(cache)))
         yield made
