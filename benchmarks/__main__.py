@@ -5,12 +5,11 @@ are named with the reason, and rows whose data is not there are skipped.
 """
 
 import argparse
+import importlib
 import sys
 from pathlib import Path
 
-from benchmarks import chart, cpu, gpu, growth, load, small
-
-COMMANDS = {"cpu": cpu, "gpu": gpu, "growth": growth, "small": small, "load": load, "chart": chart}
+COMMANDS = ("cpu", "gpu", "growth", "small", "load", "chart")
 
 
 def shared() -> argparse.ArgumentParser:
@@ -23,18 +22,22 @@ def shared() -> argparse.ArgumentParser:
     return parser
 
 
-def parser() -> argparse.ArgumentParser:
-    """Return the command line."""
+def parser(named: str | None = None) -> argparse.ArgumentParser:
+    """Return the command line: of the command `named` alone, or of all.
+
+    Others are not imported, as they may need what is not there.
+    """
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="command")
-    for name, command in COMMANDS.items():
+    for name in (named,) if named in COMMANDS else COMMANDS:
+        command = importlib.import_module(f"benchmarks.{name}")
         about = command.__doc__ or ""
         sub = commands.add_parser(
             name,
             help=about.partition("\n")[0],
             description=about,
             formatter_class=argparse.RawDescriptionHelpFormatter,
-            parents=[] if command is chart else [shared()],
+            parents=[] if name == "chart" else [shared()],
         )
         command.options(sub)
         sub.set_defaults(run=command.run)
@@ -43,7 +46,8 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; return its exit status."""
-    options = parser().parse_args(arguments)
+    arguments = sys.argv[1:] if arguments is None else arguments
+    options = parser(*arguments[:1]).parse_args(arguments)
     if getattr(options, "repeats", 1) < 1:
         print("--repeats must be at least 1", file=sys.stderr)
         return 2

@@ -2,7 +2,6 @@
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
-from scipy.sparse import csr_array
 
 BLOCK = 1 << 20
 """Numbers worked on at once."""
@@ -66,6 +65,8 @@ def lloyd(x: NDArray, centres: NDArray, max_iter: int, state: DTypeLike) -> floa
     All is float64; the centroids are rounded to the dtype `state` after each iteration, as they are
     by a library that keeps them so. An empty cluster takes the farthest row, as in scikit-learn.
     """
+    from scipy.sparse import csr_array  # where the rest is used, it may not be installed
+
     c = centres.astype(state)
     x = x.astype(np.float64)
     n, k = len(x), len(c)

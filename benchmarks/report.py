@@ -8,13 +8,13 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import anykmeans
-
 PACKAGES = ("numpy", "scipy", "numba", "scikit-learn", "scikit-learn-intelex", "faiss-cpu")
 
 
 def environment(packages: Iterable[str] = PACKAGES) -> dict[str, str | int | None]:
     """Return what the numbers depend on."""
+    import anykmeans  # not above, as it may have to be installed first
+
     return {
         "python": platform.python_version(),
         "anykmeans": anykmeans.__version__,

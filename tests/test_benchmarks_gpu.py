@@ -2,6 +2,12 @@
 
 import dataclasses
 import json
+import os
+import pathlib
+import subprocess
+import sys
+import zipfile
+from importlib.util import find_spec
 
 import numpy as np
 import pytest
@@ -10,7 +16,9 @@ torch = pytest.importorskip("torch")
 
 from benchmarks import __main__ as cli  # noqa: E402
 from benchmarks import plain  # noqa: E402
-from benchmarks.gpu import measure, peers, rows  # noqa: E402
+from benchmarks.gpu import day, measure, peers, rows  # noqa: E402
+from benchmarks.gpu.day import calls, others, tables  # noqa: E402
+from benchmarks.gpu.day.record import Day  # noqa: E402
 from benchmarks.gpu.measure import Line, Result  # noqa: E402
 from benchmarks.peers import OURS  # noqa: E402
 
@@ -201,3 +209,138 @@ def test_goals_are_against_the_best_valid_peer():
     assert result.met(OURS)
     assert result.speedup(peers.FAST) == 3.5
     assert result.met(peers.FAST)
+
+
+def fresh(code, *arguments, **environment):
+    """What a fresh interpreter prints."""
+    made = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=day.ROOT,
+        env=os.environ | environment,
+    )
+    assert made.returncode == 0, made.stderr
+    return made.stdout
+
+
+def test_a_day_begins_without_what_has_to_be_installed():
+    code = (
+        "import sys\nfrom benchmarks import __main__ as cli\ncli.parser('gpu')\nprint(*sys.modules)"
+    )
+    found = {name.partition(".")[0] for name in fresh(code).split()}
+    assert found.isdisjoint({"anykmeans", "array_api_compat", "torch", "scipy", "sklearn", "numpy"})
+
+
+def test_stages_run_one_by_one_and_say_what_they_cannot(tmp_path, capsys):
+    names = "environment,passes,warpgroups"
+    run = ["gpu", "--stages", names, "--device", "cpu", "--small", "--out", str(tmp_path)]
+    assert cli.main(run) == 0
+    made = day.records(tmp_path / "results.jsonl")
+    assert [each["stage"] for each in made] == ["environment"] * 3 + ["passes", "warpgroups"]
+    assert made[0]["versions"]["torch"] == torch.__version__
+    assert made[2]["ended"] == 0
+    assert "skipped" in made[3]
+    assert "without a GPU" in made[4]["skipped"]
+    out = capsys.readouterr().out
+    assert '"stage": "warpgroups"' in out
+    assert "## Passes" in out
+
+
+def test_a_stage_that_raises_leaves_a_record(tmp_path, monkeypatch):
+    monkeypatch.setattr(others, "broken", lambda day: 1 // 0, raising=False)
+    monkeypatch.setitem(day.STAGES, "broken", day.Stage(0, 9, "others:broken"))
+    day.stage(Day("broken", tmp_path))
+    (made,) = day.records(tmp_path / "results.jsonl")
+    assert made["error"].startswith("ZeroDivisionError")
+    assert day.failed(made)
+
+
+def test_a_stage_without_end_is_ended(tmp_path):
+    day.attempt(Day("environment", tmp_path, "cpu", seconds=0.05), dict(os.environ))
+    (made,) = day.records(tmp_path / "results.jsonl")
+    assert made["ended"] == "out of time"
+    assert day.failed(made)
+
+
+def test_a_command_has_an_end(tmp_path, monkeypatch):
+    monkeypatch.setattr(day, "LIMIT", 1.0)
+    options = ["gpu", "--stages", "environment", "--device", "cpu", "--out", str(tmp_path)]
+    assert cli.main(options) == 0
+    (made,) = day.records(tmp_path / "results.jsonl")
+    assert made["skipped"] == "no time is left"
+    assert cli.main([*options[:2], "gone", *options[3:]]) == 1
+
+
+def test_wheels_are_installed_from_a_folder(tmp_path):
+    pytest.importorskip("pip", reason="pip is not installed")
+    assert "no wheel" in day.installed(tmp_path, tmp_path / "site")
+    with zipfile.ZipFile(tmp_path / "nothing_much-1.0-py3-none-any.whl", "w") as wheel:
+        wheel.writestr("nothing_much.py", "x = 1\n")
+        about = "nothing_much-1.0.dist-info/"
+        wheel.writestr(
+            about + "METADATA", "Metadata-Version: 2.1\nName: nothing-much\nVersion: 1.0\n"
+        )
+        wheel.writestr(
+            about + "WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+        )
+        wheel.writestr(about + "RECORD", "")
+    assert day.installed(tmp_path, tmp_path / "site") is None
+    assert (tmp_path / "site" / "nothing_much.py").is_file()
+
+
+def test_every_stage_is_there():
+    for stage in day.STAGES.values():
+        module, _, function = stage.where.partition(":")
+        text = (pathlib.Path(day.__file__).parent / f"{module}.py").read_text(encoding="utf-8")
+        assert f"def {function}(day: Day)" in text
+    for command in (1, 2):
+        names = [name for name, stage in day.STAGES.items() if stage.command == command]
+        assert sum(day.STAGES[name].seconds for name in names) < day.LIMIT
+
+
+def test_calls_are_taken_apart(task):
+    found = calls.timed(task)
+    assert len(found["calls"]) == calls.CALLS
+    assert "tottime" in found["host"]
+    assert found["kernels"] is None
+
+
+KERNELS = """
+import pathlib, sys
+import torch
+from benchmarks.gpu import day, rows
+from benchmarks.gpu.day.record import Day
+torch.set_num_threads(1)
+rows.ROWS[:] = [rows.Row("tiny", 2, 40, 16, 3, "float16", 2)]
+out = pathlib.Path(sys.argv[1])
+day.stage(Day("passes", out, "cpu", seconds=200))
+for name in ("described", "constants", "sweep"):
+    day.stage(Day(name, out, "cpu", small=True, seconds=200))
+"""
+
+
+def test_stages_that_run_kernels(tmp_path):
+    if find_spec("triton") is None:
+        pytest.skip("Triton is not installed")
+    fresh(KERNELS, tmp_path, TRITON_INTERPRET="1")
+    made = day.records(tmp_path / "results.jsonl")
+    assert not [each for each in made if day.failed(each)]
+    (row,) = (each for each in made if each["stage"] == "passes")
+    first, second = row["passes"]
+    assert {"screen", "accumulate", "means", "advance"} <= set(first["kernels"])
+    assert 0 <= first["resolve"] <= first["again"] <= 1
+    assert second["whole"] > 0
+    assert row["kernels"]["means"]["sizes"]["k"] == 3
+    scored = [each for each in made if "wrong" in each]
+    assert {each["stage"] for each in scored} == {"described", "sweep"}
+    assert all(each["wrong"] == 0 and each["gap_off"] < 1e-4 for each in scored)
+    assert any(each.get("kernel") == "own" for each in made)
+    found = tables.text(made)
+    assert "## Wrong\n\nnothing\n" in found
+    assert "| tiny |" in found
+    assert "| small | described | kernel=own |" in found
+    assert "| error of a sum | d 64, kind normal |" in found
+    errors = [each for each in made if each.get("what") == "error of a sum"]
+    assert all(0 < each["worst"] < each["assumed"] for each in errors)

@@ -1,9 +1,8 @@
 """The Triton kernels compile for GPUs, of which none is needed: as they are launched, and hardly spill."""
 
+import dataclasses
 import os
 import re
-import subprocess
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,68 +14,41 @@ triton = pytest.importorskip("triton", reason="Triton is not installed")
 if os.environ.get("TRITON_INTERPRET") == "1":
     pytest.skip("TRITON_INTERPRET is 1: nothing is compiled", allow_module_level=True)
 
-
-class NoDriver:
-    """Just enough of a driver for `JITFunction.warmup`, which compiles what a call would launch."""
-
-    def __init__(self, capability):
-        from triton.backends.compiler import GPUTarget
-
-        self._target = GPUTarget("cuda", capability, 32)
-
-    def get_current_device(self):
-        return 0
-
-    def get_current_stream(self, device):
-        return 0
-
-    def get_current_target(self):
-        return self._target
+from benchmarks.gpu import compiled, sass, static  # noqa: E402
+from benchmarks.gpu.day import described, scores, sweep, tables, warpgroups  # noqa: E402
+from benchmarks.gpu.rows import ROWS  # noqa: E402
 
 
 @pytest.fixture(params=[80, 90])
-def built(request, monkeypatch, tmp_path):
-    """The kernels compiled so far: (name, kernel)."""
-    from triton.runtime.jit import JITFunction, driver
-
-    found, run = [], JITFunction.run
-
-    def compile_only(self, *arguments, grid, warmup, **options):
-        found.append((self.__name__, run(self, *arguments, grid=grid, warmup=True, **options)))
-
-    monkeypatch.setattr(JITFunction, "run", compile_only)
-    monkeypatch.setattr("anykmeans.kernels.triton.why_not", lambda x: None)
-    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
-    monkeypatch.setattr(driver, "_active", NoDriver(request.param))
-    return found
+def built(request, tmp_path):
+    """The kernels compiled so far."""
+    with compiled.compile_only(request.param, tmp_path) as launches:
+        yield launches
+    assert {launch.kernel.metadata.target.arch for launch in launches} == {request.param}
 
 
-def resources(kernel, folder):
-    """Registers, and bytes of stack, that a kernel takes a thread."""
-    path = folder / "kernel.cubin"
-    path.write_bytes(kernel.asm["cubin"])
-    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
-    said = subprocess.run(
-        [tool, "--dump-resource-usage", path], capture_output=True, text=True, check=True
-    ).stdout
-    return tuple(int(re.search(rf"{name}:(\d+)", said)[1]) for name in ("REG", "STACK"))
-
-
-def check(built, folder, d):
-    for name, kernel in built:
-        registers, stack = resources(kernel, folder)
+def check(built, d):
+    for launch in built:
+        name, kernel = launch.name, launch.kernel
+        takes = sass.resources(kernel)
         if name not in ("again", "resolve"):
-            assert stack <= 32, f"{name} spills"
-        if name == "screen" and d <= 128:
-            assert registers <= 128  # two blocks on a multiprocessor
-        if name == "screen" and kernel.metadata.target.arch == 90:
+            assert takes.stack <= 32, f"{name} spills"
+        scores = name.startswith("screen")
+        if scores and d <= 128:
+            assert takes.registers <= 128  # two blocks on a multiprocessor
+        if scores and kernel.metadata.target.arch == 90:
             assert "wgmma" in kernel.asm["ptx"]  # tensor cores
-        if name == "screen":  # numbers of tiles make subnormals of scores near zero
+        if scores:  # numbers of tiles make subnormals of scores near zero
             assert not re.search(r"(min|max)\.ftz", kernel.asm["ptx"])
         if name == "accumulate":  # no warp may read what another has written already
             *_, last = re.split(r"bar\.sync", kernel.asm["ptx"])
             assert "st.global" in last
             assert "ld.global" not in last
+
+
+def names(launches):
+    """What is launched; that rows are scored, whichever way suits the GPU."""
+    return {"screen" if one.name.startswith("screen") else one.name for one in launches}
 
 
 PASS = {"prepare", "round_rows", "screen", "again", "resolve", "accumulate", "means", "advance"}
@@ -94,7 +66,7 @@ ALL = PASS | {"magnitudes", "own", "cost"}
         ("uint8", 17, 1),
     ],
 )
-def test_all_that_a_fit_launches(built, tmp_path, dtype, d, k):
+def test_all_that_a_fit_launches(built, dtype, d, k):
     x = torch.as_tensor(np.random.default_rng(0).integers(0, 99, size=(200, d)))
     rows = _rows.Rows.over(x.to(getattr(torch, dtype)), None, kernel="triton")
     c = rows.rows(slice(0, k))
@@ -102,19 +74,19 @@ def test_all_that_a_fit_launches(built, tmp_path, dtype, d, k):
     rows.leap(c, 1, 0.0, "relocate")
     rows.stats(torch.zeros(200, dtype=torch.int32), k)
     rows.cost(rows.distances(c)[0])
-    assert {name for name, _ in built} >= ALL
-    check(built, tmp_path, d)
+    assert names(built) >= ALL
+    check(built, d)
 
 
-def test_a_batch_with_weights_that_keeps_its_clusters(built, tmp_path):
+def test_a_batch_with_weights_that_keeps_its_clusters(built):
     x, w = torch.rand(3, 500, 40), torch.rand(3, 500)
     sources = [_rows.Rows.over(x[i], w[i], kernel="triton") for i in range(3)]
     starts = [rows.rows(slice(0, 5)) for rows in sources]
     for rows, c in zip(sources, starts, strict=True):
         rows.begin(c)
     _rows.leap_together(sources, starts, 1, [0.0] * 3, "keep")
-    assert {name for name, _ in built} >= PASS | {"magnitudes"}
-    check(built, tmp_path, 40)
+    assert names(built) >= PASS | {"magnitudes"}
+    check(built, 40)
 
 
 def test_new_sizes_need_no_new_kernels(built):
@@ -124,6 +96,96 @@ def test_new_sizes_need_no_new_kernels(built):
         c = rows.rows(slice(0, k))
         rows.begin(c)
         rows.leap(c, 1, 0.0, "relocate")
-    assert {name for name, _ in built} >= PASS
-    for name in PASS:
-        assert len({kernel.hash for of, kernel in built if of == name}) == 1, name
+    assert names(built) >= PASS
+    for name in {launch.name for launch in built}:
+        assert len({launch.kernel.hash for launch in built if launch.name == name}) == 1, name
+
+
+def test_the_table_of_a_row(capsys, tmp_path, monkeypatch):
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    assert static.main(["--rows", "2"]) == 0
+    out = capsys.readouterr().out
+    assert re.search(r"\| 2 \| screen\w* \| 128 × \d+ \|", out)
+    assert "7 launches a pass" in out
+
+
+def test_launches_of_a_pass_are_those_of_the_rows_sizes(tmp_path, monkeypatch):
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    row = next(row for row in ROWS if row.name == "2")
+    _, made = compiled.of_row(row)
+    assert names(made) == PASS - {"round_rows"}
+    grids = {launch.name.partition("_")[0]: launch.grid for launch in made}
+    assert grids["means"] == (row.k, row.b)
+    assert grids["screen"] == (row.n // 128, row.b)
+
+
+LISTING = """
+.L_x_0:
+        /*0010*/                   HGMMA.64x32x16.F32 R24, R4, gdesc[UR8], R24 ;
+        /*0020*/                   HGMMA.64x32x16.F32 R24, R8, gdesc[UR8], R24, gsb0 ;
+        /*0030*/                   {early} ;
+        /*0040*/                   WARPGROUP.DEPBAR.LE gsb0, 0x0 ;
+        /*0050*/                   IADD3 R4, R4, 0x1, RZ ;
+        /*0060*/              @!P0 BRA `(.L_x_0) ;
+.L_x_1:
+        /*0070*/                   BRA `(.L_x_1) ;
+"""
+
+
+@pytest.mark.parametrize(
+    ("early", "found"),
+    [("IADD3 R5, R4, 0x1, RZ", 1), ("LDS.128 R8, [R2]", 1), ("IADD3 R2, R4, 0x1, RZ", 0)],
+)
+def test_what_writes_a_factor_too_early_is_found(early, found):
+    code, loops = sass.parsed(LISTING.format(early=early))
+    count, writes = sass.overwritten(code)
+    assert (count, len(writes)) == (2, found)
+    assert loops == [(0x10, 0x60)]
+
+
+def test_candidates_fetch_by_descriptors(tmp_path):
+    """Those of the day with a GPU, of which the one for warpgroups cannot be interpreted."""
+    x = torch.zeros((512, 128), dtype=torch.float16)
+    numbers, labels = torch.zeros(512), torch.zeros(512, dtype=torch.int32)
+    with compiled.compile_only(90, tmp_path) as made:
+        described.launch(x, x, numbers, labels, numbers, **described.TILES[1])
+        warpgroups.launch(x, x, numbers, labels, numbers, *warpgroups.TILES[1])
+    for launch in made:
+        for name in ("wgmma", "cp.async.bulk.tensor"):
+            assert name in launch.kernel.asm["ptx"]
+        assert sass.resources(launch.kernel).stack == 0
+    assert "setmaxnreg" in made[1].kernel.asm["ptx"]
+    tile = described.TILES[1]
+    read = static.read(made[:1])
+    assert read.tile == (tile["ROWS"], tile["LANES"], 128)
+    assert read.alu < 2.5  # what it is for: tags take twice as many
+
+
+def test_a_job_of_the_sweep_is_built(tmp_path, monkeypatch):
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    job = sweep.jobs(scores.SMALL)[0]
+    assert 2 * job.d * job.rows <= sweep.built(job) <= scores.ROOM
+    spoilt = dataclasses.replace(job, stages="many")
+    assert "Error" in sweep.built(spoilt)
+    assert len(sweep.jobs(scores.SHAPES)) == sweep.MOST
+
+
+def test_times_by_the_rule_give_the_rule(tmp_path, monkeypatch):
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    jobs = [job for job in sweep.jobs(scores.SHAPES) if job.d == 128 and job.stages == 2][:4]
+    n, d, k = scores.SHAPES["4"]
+    records = []
+    with compiled.compile_only() as made:
+        for job in jobs:
+            sweep.tried(job, n)
+            cost = sass.cost(made[-1].kernel, job.rows, job.lanes)
+            tile = cost.cycles(job.warps)[1] + job.rows * job.lanes * d / 2048
+            cycles = n / job.rows * (k / job.lanes * tile + cost.outside * job.warps / 4)
+            ms = 1e3 * cycles / (tables.MULTIPROCESSORS * tables.HERTZ)
+            records.append(
+                {"stage": "sweep", "shape": "4", "job": dataclasses.asdict(job), "ms": ms}
+            )
+    ((factors, off, many),) = tables.rule(records).values()
+    assert many == len(jobs)
+    assert off < 1e-6
+    assert factors == pytest.approx({"issue": 0, "alu": 1, "tensor": 1}, abs=1e-6)

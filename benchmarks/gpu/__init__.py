@@ -4,6 +4,8 @@ Peers are what can be imported of flash_kmeans, flashlib, fastkmeans, faiss and 
 are made on the device. A peer that fails or is too slow is named with the reason. Rows may be measured
 one by one, each with --json, and become one document with --reports. benchmarks/gpu/measure.py says
 when times are not compared.
+
+With --day, all that a device is needed for is recorded, not only times: see benchmarks/gpu/day.
 """
 
 import argparse
@@ -16,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import report
+from benchmarks.gpu import day
 
 PACKAGES = ("numpy", "torch", "triton", "flash_kmeans", "flashlib", "fastkmeans")
 
@@ -58,11 +61,14 @@ def options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--reports", nargs="+", type=Path, metavar="JSON", help="measure nothing: print these"
     )
+    day.options(parser)
     parser.set_defaults(repeats=5)
 
 
 def run(options: argparse.Namespace) -> int:
     """Run the benchmark; return 1 if ours was at fault somewhere or nothing ran."""
+    if options.day or options.stages:
+        return day.run(options)
     try:
         import torch
 
