@@ -101,7 +101,8 @@ def another_gpu(monkeypatch):
     """A GPU that fetches no tiles by descriptors."""
     from anykmeans.kernels.triton import passes
 
-    monkeypatch.setattr(passes, "hopper", lambda x: False)
+    about = passes.about
+    monkeypatch.setattr(passes, "about", lambda x: about(x)._replace(hopper=False))
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -1,4 +1,4 @@
-"""The Triton kernels compile for GPUs, of which none is needed: as they are launched, and hardly spill."""
+"""The Triton kernels compile for GPUs, of which none is needed: as they are launched, and without spills."""
 
 import dataclasses
 import os
@@ -31,12 +31,14 @@ def check(built, d):
     for launch in built:
         name, kernel = launch.name, launch.kernel
         takes = sass.resources(kernel)
-        if name not in ("again", "resolve"):
-            assert takes.stack <= 32, f"{name} spills"
+        arch = kernel.metadata.target.arch
+        assert takes.stack <= (0 if arch == 90 else 8), f"{name} spills"
         scores = name.startswith("screen")
+        if scores or name == "again":  # compilers write such registers before the product is made
+            assert sass.register_products(kernel)[0] == 0
         if scores and d <= 128:
             assert takes.registers <= 128  # two blocks on a multiprocessor
-        if scores and kernel.metadata.target.arch == 90:
+        if scores and arch == 90:
             assert "wgmma" in kernel.asm["ptx"]  # tensor cores
         if scores:  # numbers of tiles make subnormals of scores near zero
             assert not re.search(r"(min|max)\.ftz", kernel.asm["ptx"])
@@ -60,9 +62,12 @@ ALL = PASS | {"magnitudes", "own", "cost"}
     [
         ("float32", 128, 70),
         ("float16", 128, 70),
-        ("bfloat16", 256, 9),
+        ("bfloat16", 256, 300),
         ("float64", 3, 2),
+        ("float32", 40, 130),
+        ("float64", 200, 20),
         ("float32", 768, 130),
+        ("float32", 1025, 9),
         ("uint8", 17, 1),
     ],
 )
@@ -109,8 +114,40 @@ def test_the_table_of_a_row(capsys, tmp_path, monkeypatch):
     assert "7 launches a pass" in out
 
 
-def test_launches_of_a_pass_are_those_of_the_rows_sizes(tmp_path, monkeypatch):
-    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TRITON_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+WIDTHS = [
+    dataclasses.replace(ROWS[3], name=f"{d} features", d=d, dtype=dtype)
+    for d, dtype in ((64, "float32"), (100, "float64"), (200, "float16"))
+]
+
+
+@pytest.mark.usefixtures("cache")
+@pytest.mark.parametrize("row", ROWS + WIDTHS, ids=lambda row: row.name)
+def test_what_a_pass_costs(row):
+    """Bars that were set before the kernels met them: see `docs/gpu.md`."""
+    found = static.readings(row)
+    assert sum(one.launches for one in found) <= 8
+    assert all(one.takes.stack == 0 for one in found)
+    assert all(one.register_products == 0 for one in found)
+    lists = {one.kernel: one.grids for one in found if one.kernel in ("again", "resolve")}
+    assert all(blocks <= 16 * 132 for ((blocks,),) in lists.values())  # for all problems
+    (scores,) = (one for one in found if one.kernel.startswith("screen"))
+    if scores.tile[1] == 128:
+        assert scores.kernel == "screen_by_marginals"
+        assert scores.issued <= (4.8 if row.d == 128 else 5.5)
+        assert scores.alu <= 2.6
+    if row.d <= 128:
+        assert scores.takes.registers <= 128  # two blocks on a multiprocessor
+
+
+@pytest.mark.usefixtures("cache")
+def test_launches_of_a_pass_are_those_of_the_rows_sizes():
     row = next(row for row in ROWS if row.name == "2")
     _, made = compiled.of_row(row)
     assert names(made) == PASS - {"round_rows"}

@@ -17,11 +17,11 @@ import torch
 
 from benchmarks.gpu.rows import Row
 
-MULTIPROCESSORS = {80: 108, 90: 132}
-"""Of an A100, and of an H100 or H200: grids of lists are as large as the device."""
+CARDS = {80: (108, 163 << 10, False), 90: (132, 227 << 10, True)}
+"""What `passes.about` tells of an A100, and of an H100 or H200: grids of lists are as large as the device."""
 
-SHARED = {80: 163 << 10, 90: 227 << 10}
-"""Bytes of memory that a block can have there."""
+FREE = 75 << 30
+"""Bytes of its memory."""
 
 
 @dataclass(frozen=True)
@@ -108,12 +108,8 @@ def compile_only(capability: int = 90, cache: Path | None = None) -> Iterator[li
         patch("anykmeans.kernels.triton", why_not=lambda x: None)
         # What no kernel has written must not be read as a label.
         patch(torch, empty=torch.zeros)
-        if hasattr(passes, "_SHARED"):
-            patch(passes, _SHARED=SHARED[capability])
-        if hasattr(passes.Passes, "_many"):
-            patch(passes.Passes, _many=lambda self, each: each * MULTIPROCESSORS[capability])
-        if hasattr(passes, "hopper"):
-            patch(passes, hopper=lambda x: capability == 90)
+        card = passes.About(*CARDS[capability])
+        patch(passes, about=lambda x: card, free=lambda x: FREE)
         if cache is not None:
             stack.enter_context(mock.patch.dict(os.environ, TRITON_CACHE_DIR=str(cache)))
         yield made

@@ -7,7 +7,7 @@ import contextlib
 import math
 from collections.abc import Callable
 from importlib.util import find_spec
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -96,16 +96,16 @@ class Passes:
         frames, one = [search.frame for search in searches], searches[0]
         matrix = one.frame.matrix
         self._x, self._k, self._exact = matrix.data, one.k, one.exact
-        self._max_bytes, self._bounded = one.work.max_bytes, one.work.bounded
+        self._max_bytes = one.work.max_bytes
         self._b, (self._n, self._d) = len(searches), matrix.shape
         b, n, d, k, on = self._b, self._n, self._d, self._k, {"device": self._x.device}
-        self._on = on
+        self._on, self._about = on, about(self._x)
         apart = 0
         if b > 1:
             distance = frames[1].matrix.data.data_ptr() - self._x.data_ptr()
             apart = distance // self._x.element_size()
         self._strides = (apart, *self._x.stride())
-        self._width, self._chunk = _widths(d, self._x)
+        self._width, self._chunk = _widths(d, self._about.shared)
         self._padded = 1 << (d - 1).bit_length()
 
         units, offsets = zip(*(frame.affine(narrow=False) for frame in frames), strict=True)
@@ -131,9 +131,8 @@ class Passes:
         self._state = torch.zeros((b, STATES.value), dtype=torch.int64, **on)
         self._worst = torch.zeros((b, screen.WORST.value), dtype=torch.int32, **on)
 
-        self._hopper = hopper(self._x)
         self._marginals = (
-            self._hopper
+            self._about.hopper
             and k > screen.LANES
             and self._exact
             and self._width == self._chunk
@@ -152,7 +151,7 @@ class Passes:
             torch.empty((b, n), dtype=torch.int32, **on) for _ in range(3)
         )
         pair = 4 * screen.FEW * self._width  # bytes of listed rows in two halves
-        self._blocks = max(1, min(self._many(_BLOCKS), self._max_bytes // 8 // pair))
+        self._blocks = max(1, min(_BLOCKS * self._about.multiprocessors, self._max_bytes // 8 // pair))
         self._pairs = torch.empty(
             (self._blocks, 2, screen.FEW, self._width), dtype=torch.float16, **on
         )
@@ -161,8 +160,10 @@ class Passes:
         self._lengths = torch.empty((self._rounded, 2, n), dtype=torch.float32, **on)
         self._halves, self._room, self._between = self._x, n, apart
         if not self._direct:  # all rows if there is room, else a part at a time
-            row = 2 * self._rounded * self._width
-            self._room = min(n, max(1, self._most(row * n) // row))
+            row, most = 2 * self._rounded * self._width, self._max_bytes // 2
+            if row * n > most and not one.work.bounded:
+                most = max(most, free(self._x) // 4)
+            self._room = min(n, max(1, most // row))
             self._halves = torch.empty(
                 (self._rounded, self._room, self._width), dtype=torch.float16, **on
             )
@@ -204,16 +205,6 @@ class Passes:
             TensorDescriptor.from_tensor(rows, [marginals.ROWS, width]),
             TensorDescriptor.from_tensor(high, [self._lanes, width]),
         )
-
-    def _most(self, wanted: int) -> int:
-        """Return how many of the bytes `wanted` rows in half precision may take: half the budget, or what is free."""
-        most = self._max_bytes // 2
-        if wanted <= most or self._bounded or not self._x.is_cuda:
-            return most
-        free, _ = torch.cuda.mem_get_info(self._x.device)
-        held = torch.cuda.memory_reserved(self._x.device)
-        held -= torch.cuda.memory_allocated(self._x.device)
-        return max(most, (free + held) // 4)
 
     def settle(self, centroids: dict[int, Array]) -> None:
         """Label all rows of the problems whose `centroids` are given by their number."""
@@ -319,7 +310,7 @@ class Passes:
             WEIGHTED=self._weighted,
             SPAN=span,
             ROWS=sums.ROWS,
-            WIDTH=min(self._padded, sums.WIDTH),
+            WIDTH=min(self._padded, sums.MOVED),
             maxnreg=sums.REGISTERS,
             **exact,
         )
@@ -331,6 +322,7 @@ class Passes:
             HELD=d <= sums.HELD,
             KEEP=self._keep,
             num_warps=max(1, min(4, self._padded // 64)),
+            maxnreg=128,
             **exact,
         )
         sums.advance[(b,)](
@@ -387,7 +379,7 @@ class Passes:
             )
         if self._exact:
             # Where tensor cores read shared memory: elsewhere as much would have to be in registers.
-            held = self._chunk if self._hopper else chunk
+            held = self._chunk if self._about.hopper else chunk
             screen.again[(self._blocks,)](
                 *(self._x, self._offset, self._table, self._state, *centroids, self.labels),
                 *(self._again, self._open, self._rivals, self._pairs),
@@ -403,7 +395,7 @@ class Passes:
                 WIDE=self._wide,
                 num_warps=8 if 128 < width == held else 4,
             )
-            resolve.resolve[(self._many(8 * _BLOCKS),)](
+            resolve.resolve[(8 * _BLOCKS * self._about.multiprocessors,)](
                 *(self._x, self._c, self._table, self._state, self.labels),
                 *(self._open, self._rivals, b, n, k, d, *self._strides),
                 ROWS=max(1, min(resolve.MANY, resolve.TILE // self._padded)),
@@ -425,34 +417,52 @@ class Passes:
             KEEP=not self._direct,
         )
 
-    def _many(self, each: int) -> int:
-        """Return how many blocks keep the device busy."""
-        if not self._x.is_cuda:
-            return 2
-        about = torch.cuda.get_device_properties(self._x.device)
-        return each * int(about.multi_processor_count)
+
+class About(NamedTuple):
+    """What is to be known of a device.
+
+    Attributes
+    ----------
+    multiprocessors : int
+        Which lists of unknown length are spread over.
+    shared : int
+        Bytes of memory that a block can have.
+    hopper : bool
+        Whether tensor cores take both operands from shared memory, and tiles are fetched by descriptors that Triton makes.
+        Later GPUs have as much, but for them the compiler spills what these kernels keep in registers.
+    """
+
+    multiprocessors: int
+    shared: int
+    hopper: bool
 
 
-def _widths(d: int, x: Array) -> tuple[int, int]:
+def about(x: Array) -> About:
+    """Return what is to be known of the device of `x`: on a CPU, which interprets, a small H100."""
+    described = find_spec("triton.tools.tensor_descriptor") is not None
+    if not x.is_cuda:
+        return About(1, _SHARED, described)
+    card = torch.cuda.get_device_properties(x.device)
+    shared = getattr(card, "shared_memory_per_block_optin", _SHARED)  # old PyTorch does not tell
+    return About(card.multi_processor_count, shared, described and card.major == 9)
+
+
+def free(x: Array) -> int:
+    """Return how many bytes of memory nobody uses on the device of `x`: on a CPU none."""
+    if not x.is_cuda:
+        return 0
+    unused, _ = torch.cuda.mem_get_info(x.device)
+    held = torch.cuda.memory_reserved(x.device) - torch.cuda.memory_allocated(x.device)
+    return int(unused + held)
+
+
+def _widths(d: int, shared: int) -> tuple[int, int]:
     """Return to how many features `d` are padded, and how many of them go into a product."""
     padded = max(16, 1 << (d - 1).bit_length())
-    room = _SHARED
-    if x.is_cuda:
-        room = torch.cuda.get_device_properties(x.device).shared_memory_per_block_optin
     # A tile of rows and, on their way, three of centroids.
-    if padded <= screen.HELD and 2 * padded * (screen.ROWS + 3 * screen.LANES) <= room:
+    if padded <= screen.HELD and 2 * padded * (screen.ROWS + 3 * screen.LANES) <= shared:
         return padded, padded
     return -(-d // screen.CHUNK) * screen.CHUNK, screen.CHUNK
-
-
-def hopper(x: Array) -> bool:
-    """Return whether tensor cores take operands from shared memory, and the GPU fetches tiles by descriptors that Triton makes.
-
-    Later GPUs do, too, but for them the compiler spills what these kernels keep in registers.
-    """
-    if find_spec("triton.tools.tensor_descriptor") is None:
-        return False
-    return not x.is_cuda or torch.cuda.get_device_capability(x.device)[0] == 9
 
 
 def _copies(k: int, numbers: int, max_bytes: int) -> int:
@@ -486,7 +496,8 @@ def accumulate(
             WEIGHTED=w is not None,
             SPAN=span,
             ROWS=sums.ROWS,
-            WIDTH=min(1 << (d - 1).bit_length(), sums.WIDTH),
+            WIDTH=min(1 << (d - 1).bit_length(), sums.MOVED),
+            maxnreg=sums.REGISTERS,
             enable_fp_fusion=False,
         )
     return made.sum(dim=0).to(torch.float64)

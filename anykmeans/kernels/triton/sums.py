@@ -31,7 +31,8 @@ from anykmeans.kernels.triton.screen import (
 COPIES = 64  # of the sums, at most: blocks that add to the same number wait for each other
 ROWS, WIDTH = 16, 64  # of a tile
 SPANS = (64, 1024)  # rows a block looks through: more where there are many, as most do not change
-REGISTERS = 200  # of a thread; left alone, the compiler spills a few for one more block on a multiprocessor
+MOVED = 32  # columns of a tile of rows that change label: for more there are not registers enough
+REGISTERS = 200  # then; left alone, the compiler spills a few for one more block on a multiprocessor
 HELD = 1024  # features up to which one block holds a mean
 # Added to a float64 of up to 2^51, it leaves a whole number in the last bits, halves to even.
 SHIFT = tl.constexpr(1.5 * 2.0**52)
@@ -184,10 +185,14 @@ def _add_by_halving(s, count, BLOCK: tl.constexpr):
 @triton.jit
 def _part(sums, between, cols, stop, fold, d, COPIES: tl.constexpr):
     """Return whole numbers of a fold, those of all copies together."""
-    every = tl.arange(0, COPIES)
-    there = (every[:, None] >= 0) & (cols[None, :] < stop)
-    at = sums + every[:, None].to(tl.int64) * between + fold * (d + 1) + cols[None, :]
-    return tl.sum(tl.load(at, mask=there, other=0), 0).to(tl.float64)
+    FEW: tl.constexpr = min(COPIES, 4)  # at a time, for which there are registers
+    part = tl.zeros((cols.shape[0],), tl.int64)
+    for first in range(0, COPIES, FEW):
+        every = first + tl.arange(0, FEW)
+        there = (every[:, None] >= 0) & (cols[None, :] < stop)
+        at = sums + every[:, None].to(tl.int64) * between + fold * (d + 1) + cols[None, :]
+        part += tl.sum(tl.load(at, mask=there, other=0), 0)
+    return part.to(tl.float64)
 
 
 @triton.jit
