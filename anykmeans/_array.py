@@ -448,6 +448,17 @@ def put(xp: Namespace, a: Array, at: Array, values: Array) -> Array:
     return xp.where(xp.take(at, place) == rows, xp.take(values, place), a)
 
 
+def marked(labels: Array, k: int) -> Array:
+    """Return which of 0 to k - 1 are among each row of `labels` (b, n), int64: booleans (b, k)."""
+    xp, (b, n) = namespace(labels), labels.shape
+    at = xp.arange(b, dtype=labels.dtype, device=device_of(labels))[:, None] * k + labels
+    at = xp.reshape(at, (b * n,))
+    if is_of(labels, "jax") or xp.__name__ == "array_api_strict":
+        at = xp.unique_values(at)  # as `put` wants them
+    seen = xp.zeros(b * k, dtype=xp.bool, device=device_of(labels))
+    return xp.reshape(put(xp, seen, at, xp.ones_like(at, dtype=xp.bool)), (b, k))
+
+
 def take_rows(xp: Namespace, y: Array | SparseRows, at: Array) -> Array | SparseRows:
     """Return the rows of `y` (m, d) whose numbers are `at`."""
     return y[at] if isinstance(y, SparseRows) else xp.take(y, at, axis=0)
@@ -537,6 +548,13 @@ class Matrix:
             data = data[:, None]
         xp = np_compat if host else namespace(data)
         return cls(x, data, xp, "cpu" if host else device_of(data), dtype)
+
+    def problem(self, i: int) -> Matrix:
+        """Return problem `i` of a batch, (b, n, d) or columns (b, n), as a matrix of its own."""
+        data = self.data[i, ...]
+        data = data[:, None] if len(data.shape) == 1 else data
+        source = data if self.source is self.data else take(self.source, i)
+        return Matrix(source, data, self.xp, self.device, self.dtype)
 
     @property
     def shape(self) -> tuple[int, int]:

@@ -16,10 +16,11 @@ import math
 import operator
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
-from anykmeans._array import Array, Namespace
+from anykmeans._array import Array, Namespace, to_numpy
 from anykmeans._sparse import SparseRows
 
 FOLDS = 8  # grids a summand may be split on; at n = 10^6 they hold 263 bits below the maximum
@@ -85,7 +86,7 @@ class Grid:
         smallest: np.ndarray,
         n: int,
         digits: int,
-        weight_digits: int | None = None,
+        weight_digits: int | np.ndarray | None = None,
     ) -> Grid:
         """Return the grid for sums over `n` rows of values of at most `high` (columns,) and `digits` bits.
 
@@ -99,13 +100,13 @@ class Grid:
             lowest = np.maximum(first - float(digits), least)
             return cls.plan(largest, n, np.where(empty, 0.0, lowest))
         # A product may be rounded up to the next power of two.
-        lowest = first - 1.0 - min(digits + weight_digits, 2 * DIGITS)
+        lowest = first - 1.0 - np.minimum(digits + weight_digits, 2 * DIGITS)
         return cls.plan(largest, 2 * n, np.where(empty, 0.0, lowest), high)
 
     @classmethod
-    def of_costs(cls, extent: tuple[float, float, float], n: int, weighted: bool) -> Grid:
-        """Return the grid for the sum of `n` costs, of which `extent_of_costs` is known."""
-        high, largest, smallest = (np.asarray([value]) for value in extent)
+    def of_costs(cls, extent: Sequence[Any], n: int, weighted: bool) -> Grid:
+        """Return the grid for the sum, or sums, of `n` costs, of which `extent_of_costs` is known, or arrays of those."""
+        high, largest, smallest = (np.atleast_1d(value) for value in extent)
         return cls.of(high, largest, smallest, n, DIGITS, DIGITS if weighted else None)
 
     def split(self, xp: Namespace, values: Array, scale: Array, w: Array | None = None) -> Array:
@@ -178,12 +179,12 @@ def _halves(a: Array) -> tuple[Array, Array]:
     return high, a - high
 
 
-def significant_bits(xp: Namespace, w: Array, narrow: bool) -> int:
-    """Return a number of bits that hold each weight of `w` (n,), float64; all are float32 if `narrow`."""
+def significant_bits(xp: Namespace, w: Array, narrow: bool) -> np.ndarray:
+    """Return numbers (b,) of bits that hold the weights `w` (b, n), float64, of each problem; all are float32 if `narrow`."""
     most = NARROW_DIGITS if narrow else DIGITS
-    if bool(xp.all(xp.round(w) == w)):
-        return min(int(np.frexp(float(xp.max(w)))[1]), most)
-    return most
+    whole = xp.astype(xp.all(xp.round(w) == w, axis=1), xp.float64)
+    whole, largest = to_numpy(xp.stack([whole, xp.max(w, axis=1)]))
+    return np.where(whole > 0, np.minimum(np.frexp(largest)[1], most), most)
 
 
 def extent_of_costs(xp: Namespace, values: Array, w: Array | None) -> tuple[float, float, float]:

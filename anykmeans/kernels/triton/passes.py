@@ -24,6 +24,7 @@ _CACHE = 1 << 24  # bytes of rows in half precision, where not all of them are k
 _MANY = 1 << 19  # rows
 _SHARED = 227 << 10  # bytes of memory that a block can have on an H100
 _SUMMED = 1024  # costs that a block adds
+_LOOKS = 1024  # blocks that look at rows
 _BLOCKS = 4  # for lists of unknown length, on each multiprocessor
 
 
@@ -101,16 +102,15 @@ class Passes:
         self._b, (self._n, self._d) = len(searches), matrix.shape
         b, n, d, k, on = self._b, self._n, self._d, self._k, {"device": self._x.device}
         self._on = on
-        apart = 0
-        if b > 1:
-            distance = frames[1].matrix.data.data_ptr() - self._x.data_ptr()
-            apart = distance // self._x.element_size()
-        self._strides = (apart, *self._x.stride())
+        self._xs = [frame.matrix.data for frame in frames]
+        self._strides = strides(self._xs)
+        apart = self._strides[0]
         self._width, self._chunk = _widths(d, self._x)
 
         units, offsets = zip(*(frame.affine(narrow=False) for frame in frames), strict=True)
         unit, offset = np.asarray(units), np.asarray(offsets)
         largest = np.asarray([frame.largest for frame in frames])
+        self._units = unit
         reach = np.frexp(largest * unit + np.abs(offset).max(axis=1))[1]
         # Float16 rows are read as they are, if that gives the numbers that would be written.
         self._direct = (
@@ -182,14 +182,18 @@ class Passes:
             )
             self._keep = keep
             self._run(passes)
-            state, shifts = self._state.cpu(), self._shifts.cpu()
-            found = []
-            for i in centroids:
-                made = int(state[i, screen.PASSES.value])
-                still = made > 0 and int(state[i, screen.DONE.value]) != screen.VACANT.value
-                shift = float(shifts[i]) if still else math.nan
-                found.append((self._c[i, made % 2].clone(), made, shift))
-            return found
+            shifts = self._shifts.view(torch.int64)[:, None]
+            state = torch.cat([self._state, shifts], dim=1).cpu().numpy()
+            made, done = state[:, screen.PASSES.value], state[:, screen.DONE.value]
+            still = (made > 0) & (done != screen.VACANT.value)
+            shift = np.where(still, state[:, -1].view(np.float64), math.nan)
+            c = self._c[at, self._state[at, screen.PASSES.value] % 2]
+            return [(c[j], int(made[i]), float(shift[i])) for j, i in enumerate(centroids)]
+
+    def distances(self) -> Array:
+        """Return the squared distances (b, n) of all rows to the centroids that they were last labelled by."""
+        units = np.repeat(self._units[:, None], 2, axis=1)
+        return own_distances(self._xs, units, self._c, self.labels)
 
     def _plan(self, grids: list[Grid], w: list[Array | None]) -> None:
         """Make room for sums, and for what a pass ends with."""
@@ -216,10 +220,14 @@ class Passes:
             self._state[:, screen.DONE.value] = screen.STOPPED.value
             for i in centroids:
                 self._state[i, screen.DONE.value] = screen.RUNNING.value
-        for i, c in centroids.items():
-            if c.dtype != self._c.dtype:  # given ones may be of more digits than means have
-                self._c = self._c.to(c.dtype)
-            self._c[i, 0] = c
+        starts = list(centroids.values())
+        if starts[0].dtype != self._c.dtype:  # given ones may be of more digits than means have
+            self._c = self._c.to(starts[0].dtype)
+        if len(starts) == self._b:
+            torch.stack(starts, out=self._c[:, 0])
+        else:
+            for i, c in centroids.items():
+                self._c[i, 0] = c
 
     def _run(self, passes: int) -> None:
         """Launch passes; look whether they go on one pass late, so that the device never waits."""
@@ -368,90 +376,126 @@ def _copies(k: int, numbers: int, max_bytes: int) -> int:
     return max(1, min(sums.COPIES, _QUEUES // k, max_bytes // 64 // numbers))
 
 
+def strides(xs: list[Array]) -> tuple[int, int, int]:
+    """Return from which number of problems (n, d) to which it is how far, to the next problem, row and feature.
+
+    Problems must be of one shape and follow each other in memory at one distance, which may be 0.
+    """
+    apart = 0
+    if len(xs) > 1:
+        apart = (xs[1].data_ptr() - xs[0].data_ptr()) // xs[0].element_size()
+    return (apart, *xs[0].stride())
+
+
 def accumulate(
-    x: Array, w: Array | None, new: Array, old: Array | None, grid: Grid, k: int
+    xs: list[Array], w: Array | None, new: Array, old: Array | None, grids: list[Grid], k: int
 ) -> Array:
-    """Return the sums (k, columns), float64, of rows `x` (m, d) by label `new`, less by `old`."""
-    (m, d), on = x.shape, {"device": x.device}
-    width = grid.folds * (d + 1)
-    copies = _copies(k, k * width, 1 << 28)
-    made = torch.zeros((copies, k, width), dtype=torch.int64, **on)
-    scale = torch.as_tensor(grid.scale, **on)
-    table = torch.zeros(COLUMNS.value, dtype=torch.float64, **on)
-    table[screen.STEP.value] = grid.step
-    state = torch.zeros(STATES.value, dtype=torch.int64, **on)
+    """Return the sums (b, k, columns), float64, of rows of problems (m, d) by labels `new` (b, m), less by `old`."""
+    b, (m, d), on = len(xs), xs[0].shape, {"device": xs[0].device}
+    folds = max(grid.folds for grid in grids)  # more than needed change no sum
+    width = folds * (d + 1)
+    copies = _copies(k, b * k * width, 1 << 28)
+    made = torch.zeros((b, copies, k, width), dtype=torch.int64, **on)
+    scale = torch.as_tensor(np.stack([grid.scale for grid in grids]), **on)
+    table = torch.zeros((b, COLUMNS.value), dtype=torch.float64, **on)
+    table[:, screen.STEP.value] = grids[0].step
+    state = torch.zeros((b, STATES.value), dtype=torch.int64, **on)
     # The kernel notes there that rows are where they belong.
-    left = torch.full((m,), -1, dtype=torch.int32, **on)
+    left = torch.full((b, m), -1, dtype=torch.int32, **on)
     if old is not None:
         left.copy_(old)
-    with on_device(x):
-        span = sums.SPANS[m >= _MANY]
-        sums.accumulate[(triton.cdiv(m, span),)](
-            *(x, scale if w is None else w.contiguous(), scale, table, state, left),
-            *(new.to(torch.int32), made, m, k, d, grid.folds, copies, 0, *x.stride()),
+    with on_device(xs[0]):
+        span = sums.SPANS[b * m >= _MANY]
+        sums.accumulate[(triton.cdiv(m, span), b)](
+            *(xs[0], scale if w is None else w.contiguous(), scale, table, state, left),
+            *(new.to(torch.int32), made, m, k, d, folds, copies, *strides(xs)),
             WEIGHTED=w is not None,
             SPAN=span,
             ROWS=sums.ROWS,
             WIDTH=sums.WIDTH,
             enable_fp_fusion=False,
         )
-    return made.sum(dim=0).to(torch.float64)
+    return made.sum(dim=1).to(torch.float64)
 
 
-def magnitudes(x: Array, w: Array | None) -> tuple[np.ndarray, ...]:
-    """Return the largest |x| (d,), and the largest and smallest nonzero |w x|, (d,) or with w (d + 1,)."""
-    n, d = x.shape
-    found = torch.zeros((3, d + 1), dtype=torch.int64, device=x.device)
-    found[2] = 0x7FF0000000000000  # the bits of infinity
-    with on_device(x):
-        sums.magnitudes[(min(triton.cdiv(n, sums.ROWS), 1024), triton.cdiv(d + 1, sums.WIDTH))](
-            *(x, found if w is None else w.contiguous(), found, n, d, *x.stride()),
+def magnitudes(xs: list[Array], w: Array | None) -> np.ndarray:
+    """Return the largest |x|, and the largest and smallest nonzero |w x|, of problems (n, d): (b, 3, d), or d + 1 with w (b, n)."""
+    b, (n, d) = len(xs), xs[0].shape
+    found = torch.zeros((b, 3, d + 1), dtype=torch.int64, device=xs[0].device)
+    found[:, 2] = 0x7FF0000000000000  # the bits of infinity
+    blocks = min(triton.cdiv(n, sums.ROWS), max(1, _LOOKS // b))
+    with on_device(xs[0]):
+        sums.magnitudes[(blocks, triton.cdiv(d + 1, sums.WIDTH), b)](
+            *(xs[0], found if w is None else w.contiguous(), found, n, d, *strides(xs)),
             WEIGHTED=w is not None,
             ROWS=sums.ROWS,
             WIDTH=sums.WIDTH,
             enable_fp_fusion=False,
         )
-    high, largest, smallest = found.cpu().numpy().view(np.float64)
-    last = d if w is None else d + 1
-    return high[:d], largest[:last], smallest[:last]
+    made: np.ndarray = found.cpu().numpy().view(np.float64)
+    return made if w is not None else made[:, :, :d]
 
 
-def cost(distances: Array, w: Array | None) -> float:
-    """Return the exact sum of the weighted `distances` (n,)."""
-    n, on = distances.shape[0], {"device": distances.device}
-    costs = distances if w is None else w * distances
-    smallest = torch.where(costs > 0, costs, math.inf).min()
-    extent = torch.stack([distances.max(), costs.max(), smallest]).tolist()
-    grid = Grid.of_costs(extent, n, w is not None)
-    found = torch.zeros(grid.folds, dtype=torch.int64, **on)
-    scale = float(grid.scale[0])
+def costs(distances: Array, w: Array | None) -> np.ndarray:
+    """Return the exact sums (b,) of the weighted `distances` (b, n)."""
+    (b, n), on = distances.shape, {"device": distances.device}
+    weighed = distances if w is None else w * distances
+    smallest = torch.where(weighed > 0, weighed, math.inf).amin(1)
+    extents = torch.stack([distances.amax(1), weighed.amax(1), smallest]).cpu().numpy()
+    grid = Grid.of_costs(extents, n, w is not None)
+    found = torch.zeros((b, grid.folds), dtype=torch.int64, **on)
+    scale = torch.as_tensor(np.append(grid.scale, grid.step), **on)
     with on_device(distances):
-        sums.cost[(triton.cdiv(n, _SUMMED),)](
+        sums.cost[(triton.cdiv(n, _SUMMED), b)](
             *(distances, found if w is None else w.contiguous()),
-            torch.as_tensor([scale, grid.step], dtype=torch.float64, **on),
-            *(found, n, grid.folds),
+            *(scale, scale[b:], found, n, grid.folds),
             WEIGHTED=w is not None,
             BLOCK=_SUMMED,
             enable_fp_fusion=False,
         )
-    whole = found.cpu().numpy().astype(np.float64)[None, :]
-    return float(grid.total(np, whole, scale)[0, 0])
+    whole = found.cpu().numpy().astype(np.float64).T.reshape(1, -1)
+    made: np.ndarray = grid.total(np, whole, grid.scale)[0]
+    return made
 
 
-def own_distances(x: Array, unit: float, wide: Array, labels: Array, distances: Array) -> None:
-    """Write the squared `distances` (m,) of rows `x` (m, d) to their own centroids of `wide` (k, d)."""
-    m, d = x.shape
+def own_distances(
+    xs: list[Array], units: np.ndarray, c: Array, labels: Array, found: Array | None = None
+) -> Array:
+    """Return squared distances (b, m) of rows of problems (m, d) to the centroids, of `c` (b, ..., d), of their labels (b, m).
+
+    Coordinates of rows, and of centroids, are multiplied by `units` (b, 2). They are written to `found` if it is given.
+    """
+    b, (m, d), on = len(xs), xs[0].shape, {"device": xs[0].device}
+    if found is None:
+        found = torch.empty((b, m), dtype=torch.float64, **on)
     padded = 1 << (d - 1).bit_length()
     rows = max(1, resolve.TILE // padded)
-    with on_device(x):
-        resolve.own[(triton.cdiv(m, rows),)](
-            *(x, wide.contiguous(), labels, distances),
-            torch.as_tensor(unit, dtype=torch.float64, device=x.device),
-            *(m, d, *x.stride()),
+    with on_device(xs[0]):
+        resolve.own[(triton.cdiv(m, rows), b)](
+            *(xs[0], c.contiguous(), labels, found),
+            *(torch.as_tensor(units, **on), m, d, c[0].numel(), *strides(xs)),
             WIDTH=padded,
             ROWS=rows,
             enable_fp_fusion=False,
         )
+    return found
+
+
+def variances(
+    xs: list[Array], units: np.ndarray, w: Array | None, grids: list[Grid]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the weighted sums (b,) of squared distances of rows of problems (n, d) to their mean, and the weights (b,)."""
+    b, (n, d) = len(xs), xs[0].shape
+    labels = torch.zeros((b, n), dtype=torch.int32, device=xs[0].device)
+    whole = accumulate(xs, w, labels, None, grids, 1).cpu().numpy()
+    folds = whole.shape[2] // (d + 1)
+    # The columns of all problems on one grid.
+    grid = Grid(np.concatenate([grid.scale for grid in grids]), grids[0].step, folds)
+    whole = whole.reshape(b, folds, d + 1).transpose(1, 0, 2).reshape(1, -1)
+    total = grid.total(np, whole, grid.scale).reshape(b, d + 1)
+    means = torch.as_tensor(total[:, None, :d] / total[:, None, d:], device=xs[0].device)
+    units = np.stack([units, units], axis=1)
+    return costs(own_distances(xs, units, means, labels), w), total[:, d]
 
 
 def captured(launch: Callable[[], None]) -> Callable[[], None]:

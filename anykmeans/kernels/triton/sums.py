@@ -299,16 +299,21 @@ def magnitudes(
     found,
     n,
     d,
+    apart,
     across,
     along,
     WEIGHTED: tl.constexpr,
     ROWS: tl.constexpr,
     WIDTH: tl.constexpr,
 ):
-    """Raise `found` (3, d + 1) to the bits of the largest |x| and |w x|, and lower them to the smallest nonzero |w x|.
+    """Raise `found` (b, 3, d + 1) to the bits of the largest |x| and |w x|, and lower them to the smallest nonzero |w x|.
 
     Weights by themselves are the last column.
     """
+    problem = tl.program_id(2).to(tl.int64)
+    x += problem * apart
+    w += problem * n
+    found += problem * 3 * (d + 1)
     infinity = tl.full((), 0x7FF0000000000000, tl.int64)
     cols = tl.program_id(1) * WIDTH + tl.arange(0, WIDTH)
     high = tl.zeros((ROWS, WIDTH), tl.int64)
@@ -336,24 +341,30 @@ def magnitudes(
 def cost(
     distances,
     w,
-    grid,
+    scale,
+    step,
     found,
     n,
     folds,
     WEIGHTED: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Add weighted distances (n,), split on the `grid` (scale, step), to whole numbers `found` (folds,)."""
+    """Add weighted distances (b, n), split on grids (`scale`, `step`), to whole numbers `found` (b, folds)."""
+    problem = tl.program_id(1).to(tl.int64)
+    distances += problem * n
+    w += problem * n
+    found += problem * folds
+    finer = tl.load(step)
     rows = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    rest = tl.load(distances + rows, mask=rows < n, other=0.0) * tl.load(grid)
+    rest = tl.load(distances + rows, mask=rows < n, other=0.0) * tl.load(scale + problem)
     error = tl.zeros((BLOCK,), tl.float64)
     if WEIGHTED:
         rest, error = _two_product(rest, tl.load(w + rows, mask=rows < n, other=0.0))
     for fold in range(0, folds):
         part = _rint(rest)
-        rest = (rest - part) * tl.load(grid + 1)
+        rest = (rest - part) * finer
         if WEIGHTED:
             more = _rint(error)
-            error = (error - more) * tl.load(grid + 1)
+            error = (error - more) * finer
             part += more
         tl.atomic_add(found + fold, tl.sum(part.to(tl.int64), 0), sem="relaxed")
