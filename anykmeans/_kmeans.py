@@ -322,7 +322,7 @@ def _matrices(
 
     def problems(a: Any, dimensions: int) -> Iterator[Any]:
         shape = getattr(a, "shape", None)
-        if shape is None or (dimensions == 3 and callable(a)):
+        if shape is None or callable(a):
             return itertools.repeat(a)
         seen = Matrix.of(a, library)
         if len(shape) == dimensions:
@@ -377,10 +377,28 @@ def _best(
             stack.enter_context(problem.rows.work)
             with problem.named():
                 starts.append([start(problem.rows, k, problem.init, draws) for _ in range(runs)])
-        found = [
-            _run(problems, list(c), max_iter, tol, empty, watch) for c in zip(*starts, strict=True)
-        ]
+        run = functools.partial(_run, max_iter=max_iter, tol=tol, empty=empty, watch=watch)
+        if len(problems) == 1 and watch is None:
+            found = _restarts(problems[0], starts[0], run)
+        else:
+            found = [run(problems, list(c)) for c in zip(*starts, strict=True)]
     return [min(each, key=lambda run: run[0]) for each in zip(*found, strict=True)]
+
+
+def _restarts(
+    problem: _Problem, starts: list[Array], run: Callable[..., list[_Run]]
+) -> list[list[_Run]]:
+    """Return the runs of one problem from all its `starts`: as many at once as share launches, and fit the budget."""
+    rows, (k, d) = problem.rows, starts[0].shape
+    # Labels, lists and distances; and what a pass makes of centroids.
+    bytes_ = rows.shape[0] * (32 if rows.weights is None else 40) + 100 * k * d
+    most = max(1, rows.work.max_bytes // bytes_) if rows.kernel.together is not None else 1
+    found = []
+    for first in range(0, len(starts), most):
+        some = starts[first : first + most]
+        copies = [replace(problem, rows=each) for each in rows.copies(len(some))]
+        found += [[each] for each in run(copies, some)]
+    return found
 
 
 def _run(

@@ -150,9 +150,9 @@ class Rows:
     # -- rows ---------------------------------------------------------------------------------
 
     def copies(self, number: int) -> list[Rows]:
-        """Return so many sources over the same rows, to begin with centroids of their own."""
-        grids_together([self])
-        return [copy.copy(self) for _ in range(number)]
+        """Return so many sources over the same rows, this one first, to begin with centroids of their own."""
+        grids_together([self])  # which is that of all
+        return [self, *(copy.copy(self) for _ in range(number - 1))]
 
     def take(self, at: np.ndarray, *, weighted: bool = True, alike: bool = False) -> Rows:
         """Return the rows `at` (m,) as a source of their own, without weights if not `weighted`.
