@@ -75,14 +75,17 @@ def eager(function: Callable[P, T]) -> Callable[P, T]:
         with _NoErrors():
             return function(*args, **kwargs)
 
+    left_alone: list[Callable[P, T]] = []  # once made, which takes longer than some calls
+
     @functools.wraps(function)
     def called(*args: P.args, **kwargs: P.kwargs) -> T:
         disable = getattr(sys.modules.get("torch._dynamo"), "disable", None)
         if disable is None:  # nothing is being compiled
             with _NoErrors():
                 return function(*args, **kwargs)
-        left_alone: Callable[P, T] = disable(handled)
-        return left_alone(*args, **kwargs)
+        if not left_alone:
+            left_alone.append(disable(handled))
+        return left_alone[0](*args, **kwargs)
 
     called._torchdynamo_disable = True  # type: ignore[attr-defined]
     return called

@@ -198,24 +198,22 @@ def weights(w: Any, x: Array, names: Names = FUNCTIONS, *, follow: bool = False)
             f"`{name}` must have shape ({n},){every}, one weight a row; got shape {tuple(w.shape)}."
         )
     w = _beside(w, x, name, names, place=place and not follow)
-    if w.ndim == 1:
-        _weigh(w, name)
-    else:
-        for i in range(w.shape[0]):
-            _weigh(arrays.take(w, i), f"{name}[{i}]")
+    # One look at those of all problems.
+    seen = arrays.to_numpy(w) if arrays.on_cpu(w) else w
+    xp = arrays.namespace(seen)
+    ends = arrays.to_numpy(xp.stack([xp.max(seen, axis=-1), xp.min(seen, axis=-1)]))
+    for i, (high, low) in enumerate(zip(*ends.reshape(2, -1).tolist(), strict=True)):
+        _weigh(high, low, name if w.ndim == 1 else f"{name}[{i}]")
     return w
 
 
-def _weigh(w: Array, name: str) -> None:
-    """Raise if weights (n,) are not finite, negative or all zero."""
-    w = arrays.to_numpy(w) if arrays.on_cpu(w) else w
-    xp = arrays.namespace(w)
-    high, low = float(xp.max(w)), float(xp.min(w))
+def _weigh(high: float, low: float, name: str) -> None:
+    """Raise if weights from `low` to `high` are not finite, negative or all zero."""
     if not (math.isfinite(high) and math.isfinite(low)):
         raise ValueError(f"`{name}` must be finite; got NaN or infinity among the weights.")
     if low < 0:
         raise ValueError(
-            f"`{name}` must not be negative; got {low} as the smallest weight. "
+            f"`{name}` must not be negative; got {float(low)} as the smallest weight. "
             f"Leave rows out by giving them weight 0."
         )
     if high == 0:

@@ -670,8 +670,9 @@ def variances_together(sources: list[Rows]) -> None:
         grids_together(apart)
         grids = [source.grid for source in apart]
         costs, weights = find([source.frame for source in apart], _weights(apart), grids)
-        for source, cost, weight in zip(apart, costs.tolist(), weights.tolist(), strict=True):
-            source._spread = cost / weight / source.matrix.features, source.frame.exponent
+        found = costs / weights / apart[0].matrix.features
+        for source, each in zip(apart, found.tolist(), strict=True):
+            source._spread = each, source.frame.exponent
     for source in sources[len(apart) :]:
         source._spread = apart[0]._spread
 
