@@ -684,7 +684,7 @@ def _against(
     max_bytes = check.budget(max_bytes, 64 * (x.shape[1] + c.shape[0]))
     host, other = check.host(c), None
     if glance and not is_sparse(x):
-        host = check.host_float64(c)
+        host = np.asarray(host, np.float64)
         other = max(float(host.max()), -float(host.min()))
         # Rows beside the first may be as tiny as centroids.
         if (

@@ -589,9 +589,12 @@ def plan_together(sources: list[Rows]) -> None:
         for source, each in zip(sources, heaviest.tolist(), strict=True):
             source.heaviest = power_of_two(each)
     extents = look([source.matrix for source in sources], _weights(sources))
-    for source, extent in zip(sources, extents, strict=True):
-        source._extents = extent
-        source._accept()
+    highest = extents[0].max(axis=1).tolist()
+    ordinary = all(float(a.max()) < 2.0**900 for a in extents[:2])  # which NaN is not
+    for source, most, *extent in zip(sources, highest, *extents, strict=True):
+        source._extents, source.largest = tuple(extent), most
+        if not ordinary:
+            source._accept()
 
 
 def _grids(sources: list[Rows]) -> list[Grid]:

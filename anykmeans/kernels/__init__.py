@@ -32,7 +32,8 @@ A kernel is a module of this package. It may define
     what the `leap` of each search returns, of launches that problems of one shape share; and
 ``settle_together(searches, centroids)``
     what makes the next `settle` of each search, for the same centroids, find its labels made;
-``magnitudes_together(matrices, w) -> list``, ``variances_together(frames, w, grids) -> costs, weights``,
+``magnitudes_together(matrices, w) -> high, largest, smallest``,
+``variances_together(frames, w, grids) -> costs, weights``,
 ``costs_together(searches, w) -> costs``
     what is looked up before the passes of such problems, and after them: magnitudes; the cost of all rows being one
     cluster, and their weight; the cost of the labels last made. Each waits for the device as often as for one problem;
@@ -195,7 +196,7 @@ class Kernel:
     search: Callable[..., Any] | None
     together: Callable[..., list[Any]] | None
     settle_together: Callable[..., None] | None
-    magnitudes_together: Callable[..., list[tuple[np.ndarray, ...]]] | None
+    magnitudes_together: Callable[..., tuple[np.ndarray, ...]] | None
     variances_together: Callable[..., tuple[np.ndarray, np.ndarray]] | None
     costs_together: Callable[..., np.ndarray] | None
     seeds: Callable[..., np.ndarray | None] | None

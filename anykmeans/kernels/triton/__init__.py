@@ -98,25 +98,20 @@ def settle_together(searches: list[Any], centroids: list[Array]) -> None:
 
 def magnitudes(matrix: Matrix, select: slice, w: Array | None) -> tuple[np.ndarray, ...]:
     """Return the largest |x| (d,), and the largest and smallest nonzero |w x| and w (d + 1,)."""
-    (found,) = _magnitudes([matrix.data[select]], None if w is None else [w])
-    return found
-
-
-def magnitudes_together(
-    matrices: list[Matrix], w: list[Array] | None
-) -> list[tuple[np.ndarray, ...]]:
-    """Return what `magnitudes` of all rows of each matrix returns, of one launch and one look at what it found."""
-    found = []
-    for part in _parts(matrices):
-        found += _magnitudes([each.data for each in matrices[part]], w and w[part])
-    return found
-
-
-def _magnitudes(xs: list[Array], w: list[Array] | None) -> list[tuple[np.ndarray, ...]]:
     from anykmeans.kernels.triton import passes
 
-    d = xs[0].shape[1]
-    return [(each[0, :d], each[1], each[2]) for each in passes.magnitudes(xs, _stacked(w))]
+    (found,) = passes.magnitudes([matrix.data[select]], None if w is None else w[None])
+    return found[0, : matrix.shape[1]], found[1], found[2]
+
+
+def magnitudes_together(matrices: list[Matrix], w: list[Array] | None) -> tuple[np.ndarray, ...]:
+    """Return what `magnitudes` of all rows of each matrix returns, stacked, of one launch and one look at what it found."""
+    from anykmeans.kernels.triton import passes
+
+    xs, d = [each.data for each in matrices], matrices[0].shape[1]
+    parts = [passes.magnitudes(xs[part], _stacked(w and w[part])) for part in _parts(xs)]
+    found = np.concatenate(parts)
+    return found[:, 0, :d], found[:, 1], found[:, 2]
 
 
 def cost(distances: Array, w: Array | None) -> float:
