@@ -81,7 +81,8 @@ def start(rows: Rows, k: int, init: Init, rng: Draws) -> Array:
         c = matrix.columns_of(check.host(init)) if matrix.sparse else init
         init = Matrix.of(c, rows.kernel.library)
     # By float64, where that holds more; whether they fit will be seen with all that `begin` looks for.
-    return xp.astype(init.rows(slice(0, k)), matrix.state_dtype, copy=False)
+    copied = rows.kernel.together is None  # else it makes room for its own
+    return xp.astype(init.rows(slice(0, k)), matrix.state_dtype, copy=copied)
 
 
 def _probabilities(rows: Rows) -> np.ndarray:

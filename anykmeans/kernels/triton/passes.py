@@ -127,7 +127,7 @@ class Passes:
         table = np.zeros((b, COLUMNS.value))
         table[:, screen.UNIT.value], table[:, screen.SCREEN.value] = unit, scale
         table[:, screen.TIE.value] = Bounds.of(d, 2.0**-53).tie
-        self._table, self._offset = (torch.as_tensor(a, **on) for a in (table, offset))
+        self._table, self._offset = placed(table, self._x), placed(offset, self._x)
         self._state = torch.zeros((b, STATES.value), dtype=torch.int64, **on)
         self._worst = torch.zeros((b, screen.WORST.value), dtype=torch.int32, **on)
 
@@ -176,10 +176,8 @@ class Passes:
             if self._sums is None:
                 self._plan(grids, w)
             self._state[:, screen.MOST.value] = passes
-            at = torch.as_tensor(list(centroids), **self._on)
-            self._table[at, screen.TOL.value] = torch.as_tensor(
-                tol, dtype=torch.float64, **self._on
-            )
+            at = placed(np.asarray(list(centroids)), self._x)
+            self._table[at, screen.TOL.value] = placed(np.asarray(tol, np.float64), self._x)
             self._keep = keep
             self._run(passes)
             shifts = self._shifts.view(torch.int64)[:, None]
@@ -376,8 +374,13 @@ def _copies(k: int, numbers: int, max_bytes: int) -> int:
     return max(1, min(sums.COPIES, _QUEUES // k, max_bytes // 64 // numbers))
 
 
+def placed(a: np.ndarray, x: Array) -> Array:
+    """Return a few numbers of the host where `x` is, without waiting for what is under way there."""
+    return torch.from_numpy(a).to(x.device, non_blocking=True)
+
+
 def strides(xs: list[Array]) -> tuple[int, int, int]:
-    """Return from which number of problems (n, d) to which it is how far, to the next problem, row and feature.
+    """Return how many numbers apart problems `xs`, (n, d) each, their rows and their features are in memory.
 
     Problems must be of one shape and follow each other in memory at one distance, which may be 0.
     """
@@ -396,7 +399,7 @@ def accumulate(
     width = folds * (d + 1)
     copies = _copies(k, b * k * width, 1 << 28)
     made = torch.zeros((b, copies, k, width), dtype=torch.int64, **on)
-    scale = torch.as_tensor(np.stack([grid.scale for grid in grids]), **on)
+    scale = placed(np.stack([grid.scale for grid in grids]), xs[0])
     table = torch.zeros((b, COLUMNS.value), dtype=torch.float64, **on)
     table[:, screen.STEP.value] = grids[0].step
     state = torch.zeros((b, STATES.value), dtype=torch.int64, **on)
@@ -444,7 +447,7 @@ def costs(distances: Array, w: Array | None) -> np.ndarray:
     extents = torch.stack([distances.amax(1), weighed.amax(1), smallest]).cpu().numpy()
     grid = Grid.of_costs(extents, n, w is not None)
     found = torch.zeros((b, grid.folds), dtype=torch.int64, **on)
-    scale = torch.as_tensor(np.append(grid.scale, grid.step), **on)
+    scale = placed(np.append(grid.scale, grid.step), distances)
     with on_device(distances):
         sums.cost[(triton.cdiv(n, _SUMMED), b)](
             *(distances, found if w is None else w.contiguous()),
@@ -473,7 +476,7 @@ def own_distances(
     with on_device(xs[0]):
         resolve.own[(triton.cdiv(m, rows), b)](
             *(xs[0], c.contiguous(), labels, found),
-            *(torch.as_tensor(units, **on), m, d, c[0].numel(), *strides(xs)),
+            *(placed(units, xs[0]), m, d, c[0].numel(), *strides(xs)),
             WIDTH=padded,
             ROWS=rows,
             enable_fp_fusion=False,
@@ -493,7 +496,7 @@ def variances(
     grid = Grid(np.concatenate([grid.scale for grid in grids]), grids[0].step, folds)
     whole = whole.reshape(b, folds, d + 1).transpose(1, 0, 2).reshape(1, -1)
     total = grid.total(np, whole, grid.scale).reshape(b, d + 1)
-    means = torch.as_tensor(total[:, None, :d] / total[:, None, d:], device=xs[0].device)
+    means = placed(total[:, None, :d] / total[:, None, d:], xs[0])
     units = np.stack([units, units], axis=1)
     return costs(own_distances(xs, units, means, labels), w), total[:, d]
 
