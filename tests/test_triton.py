@@ -443,8 +443,13 @@ def test_magnitudes_and_costs_are_those_of_the_standard():
     here = _rows.Rows.over(x, w, kernel="cpu")
     assert (here.grid.scale == there.grid.scale).all()
     assert (here.grid.folds, here.largest) == (there.grid.folds, there.largest)
-    distances = rng.lognormal(0, 9, 3000)
-    assert there.cost(tensor(distances)) == here.cost(distances)
+    weights = there.weights, here.weights
+    for scale in (1.0, 1e-300, 1e-318, 1e290, 0.0):
+        distances = rng.lognormal(0, 9, 3000) * scale
+        assert there.cost(tensor(distances)) == here.cost(distances)
+        there.weights, here.weights = None, None
+        assert there.cost(tensor(distances)) == here.cost(distances)
+        there.weights, here.weights = weights
 
 
 @pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])

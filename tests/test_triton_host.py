@@ -26,10 +26,10 @@ def made(b, *, weighted=False, **options):
 @pytest.mark.parametrize(
     ("options", "each", "most"),
     [
-        ({}, 0, 7),
-        ({"tol": 1e-4}, 0, 10),
-        ({"tol": 1e-4, "weighted": True}, 6, 13),
-        ({"init": "random", "n_init": 1}, 5, 6),
+        ({}, 0, 6),
+        ({"tol": 1e-4}, 0, 8),
+        ({"tol": 1e-4, "weighted": True}, 6, 11),
+        ({"init": "random", "n_init": 1}, 5, 5),
     ],
 )
 def test_further_problems_cost_hardly_anything(options, each, most):

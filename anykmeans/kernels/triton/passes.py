@@ -13,7 +13,7 @@ import torch
 import triton
 
 from anykmeans._array import Array
-from anykmeans._exact import Bounds, Grid
+from anykmeans._exact import FOLDS, Bounds, Grid
 from anykmeans.kernels.triton import resolve, screen, sums
 from anykmeans.kernels.triton.screen import COLUMNS, STATES
 
@@ -440,23 +440,27 @@ def magnitudes(xs: list[Array], w: Array | None) -> np.ndarray:
 
 
 def costs(distances: Array, w: Array | None) -> np.ndarray:
-    """Return the exact sums (b,) of the weighted `distances` (b, n)."""
-    (b, n), on = distances.shape, {"device": distances.device}
+    """Return the exact sums (b,) of the weighted `distances` (b, n), after one wait: the device plans their grids, too."""
+    (b, n), weighted = distances.shape, w is not None
     weighed = distances if w is None else w * distances
     smallest = torch.where(weighed > 0, weighed, math.inf).amin(1)
-    extents = torch.stack([distances.amax(1), weighed.amax(1), smallest]).cpu().numpy()
-    grid = Grid.of_costs(extents, n, w is not None)
-    found = torch.zeros((b, grid.folds), dtype=torch.int64, **on)
-    scale = placed(np.append(grid.scale, grid.step), distances)
+    extents = torch.stack([distances.amax(1), weighed.amax(1), smallest], dim=1)
+    found = torch.zeros((b, FOLDS), dtype=torch.int64, device=distances.device)
+    bits = ((2 * n if weighted else n) - 1).bit_length()
     with on_device(distances):
         sums.cost[(triton.cdiv(n, _SUMMED), b)](
-            *(distances, found if w is None else w.contiguous()),
-            *(scale, scale[b:], found, n, grid.folds),
-            WEIGHTED=w is not None,
+            *(distances, found if w is None else w.contiguous(), extents, found),
+            *(n, 52 - bits),
+            FOLDS=FOLDS,
+            WEIGHTED=weighted,
             BLOCK=_SUMMED,
             enable_fp_fusion=False,
         )
-    whole = found.cpu().numpy().astype(np.float64).T.reshape(1, -1)
+    both = torch.cat([extents.view(torch.int64), found], dim=1).cpu().numpy()
+    # The same grids, but that all folds are in use, which does not show.
+    grid = Grid.of_costs(both[:, :3].view(np.float64).T, n, weighted)
+    grid = Grid(grid.scale, grid.step, FOLDS)
+    whole = both[:, 3:].astype(np.float64).T.reshape(1, -1)
     made: np.ndarray = grid.total(np, whole, grid.scale)[0]
     return made
 
