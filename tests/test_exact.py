@@ -10,7 +10,9 @@ import pytest
 import referee
 
 from anykmeans import assign, kernels, kmeans
+from anykmeans._array import np_compat
 from anykmeans._exact import Grid
+from anykmeans._frame import looks
 from anykmeans._rows import Rows
 from anykmeans._stats import ClusterStats
 
@@ -404,3 +406,16 @@ def test_means_beside_a_value_that_fills_the_dtype(dtype):
     for j, part in enumerate([x[:300], x[300:600]]):
         wanted = np.asarray(math.fsum(part.tolist()) / 300, dtype)
         assert result.centroids[j, 0] == wanted
+
+
+def test_offsets_of_centroids_have_few_digits():
+    """So that rows of few digits, less an offset, have no more."""
+    c = np.random.default_rng(0).random((3, 50, 4))
+    c[1], c[2] = c[1] * 3 + 100, c[2] - 0.5
+    largest, (_, far, near) = looks(np_compat, c)
+    assert largest == np.abs(c).max(axis=(1, 2)).tolist()
+    assert near is None
+    assert (far * 16 == np.round(far * 16)).all()  # a 64th of the box, which is between 2 and 4
+    np.testing.assert_allclose(far, c[1].mean(axis=0), atol=1 / 32, rtol=0)
+    largest, offsets = looks(np_compat, c[1:], alike=True)
+    assert (offsets[0] == offsets[1]).all()

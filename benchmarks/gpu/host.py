@@ -21,12 +21,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from anykmeans import kernels, kmeans
 from benchmarks.gpu.rows import ROWS, Row
-from benchmarks.timing import alternate
+from benchmarks.timing import wall
 
 FEATURES = 16
 SPARE = 28  # rows of a problem beyond its clusters
 READS = ("_local_scalar_dense", "nonzero")
 """Operations whose result the host waits for, whatever their arguments."""
+VIEWS = {"select", "slice", "view", "expand", "unsqueeze", "transpose", "detach", "alias"}
+"""Operations that only look at the same numbers in another way."""
 
 
 class Counted(TorchDispatchMode):
@@ -45,19 +47,8 @@ class Counted(TorchDispatchMode):
 
     @property
     def operations(self) -> int:
-        """How many there were, those left out that are but another view of the same numbers."""
-        views = {
-            "select",
-            "slice",
-            "view",
-            "expand",
-            "unsqueeze",
-            "t",
-            "transpose",
-            "detach",
-            "alias",
-        }
-        return sum(n for name, n in self.seen.items() if name not in views | {"read"})
+        """How many there were, but for views."""
+        return sum(n for name, n in self.seen.items() if name not in VIEWS | {"read"})
 
     @contextlib.contextmanager
     def reads(self) -> Iterator[None]:
@@ -151,9 +142,9 @@ def line(row: Row, device: str, repeats: int) -> str:
                 one.add_(1)
             one.item()
 
-        times = alternate({"ours": ours, "plain": plain}, repeats)
-    # The least, as what comes in between is other processes'.
-    ms = {name: 1e3 * min(seconds) for name, seconds in times.seconds.items()}
+        # The least, as what comes in between is other processes'.
+        runs = {"ours": ours, "plain": plain}
+        ms = {name: 1e3 * min(wall(f)[0] for _ in range(repeats)) for name, f in runs.items()}
     return (
         f"| {row.name} | {row.b} | {row.k} | {ms['ours']:.2f} | {ms['plain']:.2f} | {ms['ours'] / ms['plain']:.1f} "
         f"| {operations} | {launches} | {waits} |"
