@@ -9,6 +9,7 @@ few, as the host does the same for any.
 
 import argparse
 import contextlib
+import functools
 import sys
 import warnings
 from collections import Counter
@@ -25,10 +26,11 @@ from benchmarks.timing import wall
 
 FEATURES = 16
 SPARE = 28  # rows of a problem beyond its clusters
+LARGE = 1 << 16  # numbers
 READS = ("_local_scalar_dense", "nonzero")
 """Operations whose result the host waits for, whatever their arguments."""
-VIEWS = {"select", "slice", "view", "expand", "unsqueeze", "transpose", "detach", "alias"}
-"""Operations that only look at the same numbers in another way."""
+FREE = {"empty", "select", "slice", "view", "expand", "unsqueeze", "transpose", "detach", "alias"}
+"""Operations that launch nothing on a device."""
 
 
 class Counted(TorchDispatchMode):
@@ -47,8 +49,8 @@ class Counted(TorchDispatchMode):
 
     @property
     def operations(self) -> int:
-        """How many there were, but for views."""
-        return sum(n for name, n in self.seen.items() if name not in VIEWS | {"read"})
+        """How many there were that launch something."""
+        return sum(n for name, n in self.seen.items() if name not in FREE | {"read"})
 
     @contextlib.contextmanager
     def reads(self) -> Iterator[None]:
@@ -63,6 +65,12 @@ class Counted(TorchDispatchMode):
 
                 stack.enter_context(mock.patch.object(torch.Tensor, name, counted))
             yield
+
+
+def filled(zeros: Callable[..., Any], empty: Callable[..., Any], *shape: Any, **on: Any) -> Any:
+    """Return an array as kernels might have left it, but a large one, which only a device fills at no cost, as it comes."""
+    made = empty(*shape, **on)
+    return zeros(*shape, **on) if made.numel() < LARGE else made
 
 
 @contextlib.contextmanager
@@ -91,7 +99,8 @@ def idle() -> Iterator[list[str]]:
         mock.patch.object(JITFunction, "run", nothing),
         mock.patch.object(passes.Passes, "_run", ended),
         mock.patch.object(kernels._module("triton"), "why_not", return_value=None),
-        mock.patch.object(torch, "empty", torch.zeros),  # which kernels would have filled
+        mock.patch.object(torch, "empty", functools.partial(filled, torch.zeros, torch.empty)),
+        mock.patch.object(torch, "zeros", functools.partial(filled, torch.zeros, torch.empty)),
         warnings.catch_warnings(),
     ):
         warnings.simplefilter("ignore")
