@@ -712,6 +712,7 @@ def _begun(rows: Rows, host: np.ndarray) -> Array:
     if narrow and host.dtype != np.float32:
         narrow = bool((host.astype(np.float32) == host).all())
     # One pass: bounds would not pay.
+    host = host.astype(np.float32 if narrow else np.float64, copy=False)
     c = rows.matrix.asarray(host, xp.float32 if narrow else xp.float64)
     return rows.begin(c, "off", host=host)
 

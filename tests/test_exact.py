@@ -419,3 +419,13 @@ def test_offsets_of_centroids_have_few_digits():
     np.testing.assert_allclose(far, c[1].mean(axis=0), atol=1 / 32, rtol=0)
     largest, offsets = looks(np_compat, c[1:], alike=True)
     assert (offsets[0] == offsets[1]).all()
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "int64", "bool"])
+def test_whole_centroids_are_no_other_than_floats(dtype):
+    x = (
+        np.random.default_rng(0).random((50, 3)) * 1e-70
+    )  # which some of these centroids are out of reach of
+    c = np.asarray([[1, 0, 1], [0, 0, 0], [1, 1, 1]], dtype)
+    for one, other in zip(assign(x, c), assign(x, c.astype(float)), strict=True):
+        assert one.tobytes() == other.tobytes()
