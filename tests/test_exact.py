@@ -306,7 +306,7 @@ def test_the_variance_is_found_once_for_all_starts(monkeypatch, weighted):
     x, w = lognormal(200, 2, "float64"), np.linspace(1, 2, 200) if weighted else None
     made, variance, plan = [], Rows._variance, Rows._plan
     monkeypatch.setattr(Rows, "_variance", lambda self: made.append("variance") or variance(self))
-    monkeypatch.setattr(Rows, "_plan", lambda self, name: made.append("plan") or plan(self, name))
+    monkeypatch.setattr(Rows, "_plan", lambda self: made.append("plan") or plan(self))
     kmeans(x, 3, sample_weight=w, init="random", n_init=5, rng=0)
     assert sorted(made) == ["plan", "variance"]
 
