@@ -378,7 +378,8 @@ def _best(
             with problem.named():
                 starts.append([start(problem.rows, k, problem.init, draws) for _ in range(runs)])
         run = functools.partial(_run, max_iter=max_iter, tol=tol, empty=empty, watch=watch)
-        if len(problems) == 1 and watch is None:
+        together = problems[0].rows.kernel.together is not None
+        if together and len(problems) == 1 and runs > 1 and watch is None:
             found = _restarts(problems[0], starts[0], run)
         else:
             found = [run(problems, list(c)) for c in zip(*starts, strict=True)]
@@ -392,7 +393,7 @@ def _restarts(
     rows, (k, d) = problem.rows, starts[0].shape
     # Labels, lists and distances; and what a pass makes of centroids.
     bytes_ = rows.shape[0] * (32 if rows.weights is None else 40) + 100 * k * d
-    most = max(1, rows.work.max_bytes // bytes_) if rows.kernel.together is not None else 1
+    most = max(1, rows.work.max_bytes // bytes_)
     found = []
     for first in range(0, len(starts), most):
         some = starts[first : first + most]

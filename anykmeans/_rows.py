@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import math
 import operator
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -602,7 +603,8 @@ def _grids(sources: list[Rows]) -> list[Grid]:
     first = sources[0]
     n, matrix, weights = first.shape[0], first.matrix, first.weights
     digits = NARROW_DIGITS if matrix.narrow else DIGITS
-    high, largest, smallest = (np.stack(a) for a in zip(*(s._extent for s in sources), strict=True))
+    extents = zip(*(source._extent for source in sources), strict=True)
+    high, largest, smallest = (_stacked(np, a) for a in extents)
     one = np.ones((len(sources), 1))
     if weights is not None:
         w = _weights(sources) or []
@@ -624,7 +626,7 @@ def grids_together(sources: list[Rows]) -> None:
         source._grid = grid
 
 
-def _stacked(xp: Namespace, arrays: list[Array]) -> Array:
+def _stacked(xp: Namespace, arrays: Sequence[Array]) -> Array:
     """Return arrays with an axis of their own in front; one alone is not copied."""
     return xp.stack(arrays) if len(arrays) > 1 else arrays[0][None, ...]
 
