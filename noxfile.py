@@ -135,9 +135,9 @@ def triton(session: nox.Session) -> None:
     else:
         install(session, "-e", ".[test,torch]")
     python = sys.executable if session.venv_backend == "none" else "python"
-    *kernels, builds = "test_triton.py", "test_triton_seeding.py", "test_triton_builds.py"
-    for tests, mode in ((kernels, interpreted), ([builds], False)):
-        paths = [f"tests/{name}" for name in tests]
+    kernels, others = ("", "_seeding"), ("_builds", "_host")
+    for tests, mode in ((kernels, interpreted), (others, False)):
+        paths = [f"tests/test_triton{name}.py" for name in tests]
         session.run(python, "-m", *run, *paths, env={"TRITON_INTERPRET": str(int(mode))})
 
 

@@ -44,7 +44,12 @@ _NARROW = {"float32", "float16", "bfloat16", "bool", "int8", "uint8", "int16", "
 _WIDE = {"float64", "int32", "uint32", "int64", "uint64"}
 # Half and single precision stay single; integers and booleans promote to double, as in scikit-learn.
 _SINGLE_STATE = {"float32", "float16", "bfloat16"}
-_PRECISION = {"bfloat16": (8, -133), "float16": (11, -24), "float32": (24, -149), "float64": (53, -1074)}
+_PRECISION = {
+    "bfloat16": (8, -133),
+    "float16": (11, -24),
+    "float32": (24, -149),
+    "float64": (53, -1074),
+}
 
 
 # How the user wants floating-point errors handled, while a public function is at work.
@@ -76,14 +81,17 @@ def eager(function: Callable[P, T]) -> Callable[P, T]:
         with _NoErrors():
             return function(*args, **kwargs)
 
+    left_alone: list[Callable[P, T]] = []  # once made, which takes longer than some calls
+
     @functools.wraps(function)
     def called(*args: P.args, **kwargs: P.kwargs) -> T:
         disable = getattr(sys.modules.get("torch._dynamo"), "disable", None)
         if disable is None:  # nothing is being compiled
             with _NoErrors():
                 return function(*args, **kwargs)
-        left_alone: Callable[P, T] = disable(handled)
-        return left_alone(*args, **kwargs)
+        if not left_alone:
+            left_alone.append(disable(handled))
+        return left_alone[0](*args, **kwargs)
 
     called._torchdynamo_disable = True  # type: ignore[attr-defined]
     return called
@@ -449,6 +457,17 @@ def put(xp: Namespace, a: Array, at: Array, values: Array) -> Array:
     return xp.where(xp.take(at, place) == rows, xp.take(values, place), a)
 
 
+def marked(labels: Array, k: int) -> Array:
+    """Return which of 0 to k - 1 are among each row of `labels` (b, n), int64: booleans (b, k)."""
+    xp, (b, n) = namespace(labels), labels.shape
+    at = xp.arange(b, dtype=labels.dtype, device=device_of(labels))[:, None] * k + labels
+    at = xp.reshape(at, (b * n,))
+    if is_of(labels, "jax") or xp.__name__ == "array_api_strict":
+        at = xp.unique_values(at)  # as `put` wants them
+    seen = xp.zeros(b * k, dtype=xp.bool, device=device_of(labels))
+    return xp.reshape(put(xp, seen, at, xp.ones_like(at, dtype=xp.bool)), (b, k))
+
+
 def take_rows(xp: Namespace, y: Array | SparseRows, at: Array) -> Array | SparseRows:
     """Return the rows of `y` (m, d) whose numbers are `at`."""
     return y[at] if isinstance(y, SparseRows) else xp.take(y, at, axis=0)
@@ -538,6 +557,13 @@ class Matrix:
             data = data[:, None]
         xp = np_compat if host else namespace(data)
         return cls(x, data, xp, "cpu" if host else device_of(data), dtype)
+
+    def problem(self, i: int) -> Matrix:
+        """Return problem `i` of a batch, (b, n, d) or columns (b, n), as a matrix of its own."""
+        data = self.data[i, ...]
+        data = data[:, None] if len(data.shape) == 1 else data
+        source = data if self.source is self.data else take(self.source, i)
+        return Matrix(source, data, self.xp, self.device, self.dtype)
 
     @property
     def shape(self) -> tuple[int, int]:

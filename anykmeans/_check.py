@@ -198,24 +198,22 @@ def weights(w: Any, x: Array, names: Names = FUNCTIONS, *, follow: bool = False)
             f"`{name}` must have shape ({n},){every}, one weight a row; got shape {tuple(w.shape)}."
         )
     w = _beside(w, x, name, names, place=place and not follow)
-    if w.ndim == 1:
-        _weigh(w, name)
-    else:
-        for i in range(w.shape[0]):
-            _weigh(arrays.take(w, i), f"{name}[{i}]")
+    # One look at those of all problems.
+    seen = arrays.to_numpy(w) if arrays.on_cpu(w) else w
+    xp = arrays.namespace(seen)
+    ends = arrays.to_numpy(xp.stack([xp.max(seen, axis=-1), xp.min(seen, axis=-1)]))
+    for i, (high, low) in enumerate(zip(*ends.reshape(2, -1).tolist(), strict=True)):
+        _weigh(high, low, name if w.ndim == 1 else f"{name}[{i}]")
     return w
 
 
-def _weigh(w: Array, name: str) -> None:
-    """Raise if weights (n,) are not finite, negative or all zero."""
-    w = arrays.to_numpy(w) if arrays.on_cpu(w) else w
-    xp = arrays.namespace(w)
-    high, low = float(xp.max(w)), float(xp.min(w))
+def _weigh(high: float, low: float, name: str) -> None:
+    """Raise if weights from `low` to `high` are not finite, negative or all zero."""
     if not (math.isfinite(high) and math.isfinite(low)):
         raise ValueError(f"`{name}` must be finite; got NaN or infinity among the weights.")
     if low < 0:
         raise ValueError(
-            f"`{name}` must not be negative; got {low} as the smallest weight. "
+            f"`{name}` must not be negative; got {float(low)} as the smallest weight. "
             f"Leave rows out by giving them weight 0."
         )
     if high == 0:
@@ -251,17 +249,22 @@ def centroids(c: Any, x: Array, name: str, k: int | None = None, names: Names = 
             f"{shape}.{reason}"
         )
     c = _beside(c, x, name, names, place=place)
-    values = host(c)
-    if not _are_finite(values):
-        at = f"[{np.argwhere(~np.isfinite(values))[0, 0]}]" if len(shape) == 3 else ""
+    if not _are_finite(c):
+        at = f"[{np.argwhere(~np.isfinite(host(c)))[0, 0]}]" if len(shape) == 3 else ""
         raise ValueError(f"`{name}{at}` must be finite; got NaN or infinity among the centroids.")
     return c
 
 
-def _are_finite(values: np.ndarray) -> bool:
+def _are_finite(c: Array) -> bool:
     """Return whether all values are finite, without temporaries as large as they are."""
-    # A sum reads them once. (A product would, too, but its threads spin on the cores that ours want next.)
-    return bool(np.isfinite(values.sum()) or np.isfinite([values.min(), values.max()]).all())
+    if arrays.on_cpu(c) and not arrays.dtype_name(c).endswith("float16"):
+        values = host(c)
+        # A sum reads them once. (A product would, too, but its threads spin on the cores that ours want next.)
+        return bool(np.isfinite(values.sum()) or np.isfinite([values.min(), values.max()]).all())
+    if "float" not in arrays.dtype_name(c):
+        return True
+    xp = arrays.namespace(c)  # where they are, as NumPy takes ten times as long for half precision
+    return bool(np.isfinite(arrays.to_numpy(xp.stack([xp.min(c), xp.max(c)]))).all())
 
 
 def squared_norms(norms: Any, x: Array, names: Names) -> None:

@@ -16,10 +16,11 @@ import math
 import operator
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
-from anykmeans._array import Array, Namespace
+from anykmeans._array import Array, Namespace, to_numpy
 from anykmeans._sparse import SparseRows
 
 FOLDS = 8  # grids a summand may be split on; at n = 10^6 they hold 263 bits below the maximum
@@ -29,7 +30,10 @@ UP, DOWN, TINY = 1 + 2.0**-22, 1 - 2.0**-22, 2.0**-120
 GAP = 1 + 2.0**-20  # the factor between bounds that prove a label: more than any tie
 FAR = 2.0**80  # a squared norm beyond which rows are out of the range of a frame, or not finite
 _FEW = 16  # features up to which it pays to have them first
-DOUBLE = 53, -1074  # bits of a float64, and the exponent of the last that any has: see `Matrix.precision`
+DOUBLE = (
+    53,
+    -1074,
+)  # bits of a float64, and the exponent of the last that any has: see `Matrix.precision`
 _HALVING = 2.0**27 + 1  # a float64 times this, less what it adds, is the upper half of its bits
 _ROOM = 52  # a float64 holds every whole number of this many bits, and one bit more for a sum
 
@@ -66,7 +70,9 @@ class Grid:
         `lowest_bit` (columns,) holds exponents e such that every summand is a multiple of ``2**e``. Where a summand is
         a weight times a value of at most `high` (columns,), the product and what its rounding took are two of `n`.
         """
-        bits = max(n - 1, 1).bit_length()  # so that a summand has 51 at most, as kernels that round by 1.5 * 2^52 need
+        bits = max(
+            n - 1, 1
+        ).bit_length()  # so that a summand has 51 at most, as kernels that round by 1.5 * 2^52 need
         coarse = np.minimum(_ROOM - bits - np.frexp(largest)[1], 1023)
         if (
             high is not None
@@ -84,7 +90,7 @@ class Grid:
         smallest: np.ndarray,
         n: int,
         precision: tuple[int, int],
-        weight_digits: int | None = None,
+        weight_digits: int | np.ndarray | None = None,
     ) -> Grid:
         """Return the grid for sums over `n` rows of values of at most `high` (columns,) and a dtype's `precision`.
 
@@ -98,13 +104,13 @@ class Grid:
             lowest = np.maximum(first - float(digits), last)
             return cls.plan(largest, n, np.where(empty, 0.0, lowest))
         # A product may be rounded up to the next power of two.
-        lowest = first - 1.0 - min(digits + weight_digits, 2 * DOUBLE[0])
+        lowest = first - 1.0 - np.minimum(digits + weight_digits, 2 * DOUBLE[0])
         return cls.plan(largest, 2 * n, np.where(empty, 0.0, lowest), high)
 
     @classmethod
-    def of_costs(cls, extent: tuple[float, float, float], n: int, weighted: bool) -> Grid:
-        """Return the grid for the sum of `n` costs, of which `extent_of_costs` is known."""
-        high, largest, smallest = (np.asarray([value]) for value in extent)
+    def of_costs(cls, extent: Sequence[Any], n: int, weighted: bool) -> Grid:
+        """Return the grid for the sum, or sums, of `n` costs, of which `extent_of_costs` is known, or arrays of those."""
+        high, largest, smallest = (np.atleast_1d(value) for value in extent)
         return cls.of(high, largest, smallest, n, DOUBLE, DOUBLE[0] if weighted else None)
 
     def split(self, xp: Namespace, values: Array, scale: Array, w: Array | None = None) -> Array:
@@ -177,11 +183,11 @@ def _halves(a: Array) -> tuple[Array, Array]:
     return high, a - high
 
 
-def significant_bits(xp: Namespace, w: Array, most: int) -> int:
-    """Return a number of bits, at `most` those of their dtype, that hold each weight of `w` (n,), float64."""
-    if bool(xp.all(xp.round(w) == w)):
-        return min(int(np.frexp(float(xp.max(w)))[1]), most)
-    return most
+def significant_bits(xp: Namespace, w: Array, most: int) -> np.ndarray:
+    """Return numbers (b,) of bits that hold the weights `w` (b, n), float64, of each problem: at `most` those of their dtype."""
+    whole = xp.astype(xp.all(xp.round(w) == w, axis=1), xp.float64)
+    whole, largest = to_numpy(xp.stack([whole, xp.max(w, axis=1)]))
+    return np.where(whole > 0, np.minimum(np.frexp(largest)[1], most), most)
 
 
 def extent_of_costs(xp: Namespace, values: Array, w: Array | None) -> tuple[float, float, float]:

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from anykmeans._array import Array, Matrix, Selection, to_numpy
+from anykmeans._array import Array, Matrix, Namespace, Selection, to_numpy
 from anykmeans._exact import power_of_two
 from anykmeans._sparse import SparseRows
 
@@ -28,6 +28,39 @@ def within_reach(c: np.ndarray, largest: float) -> tuple[np.ndarray, np.ndarray]
     return np.clip(c, -limit, limit), np.minimum(magnitudes, limit)
 
 
+def looks(
+    xp: Namespace, c: Array, *, alike: bool = False
+) -> tuple[list[float], list[np.ndarray | None]]:
+    """Return the largest magnitude of the centroids of each problem, `c` (b, k, d), and an offset (d,) or none for each.
+
+    They stay where they are; one wait for the device tells. If problems are `alike`, they share the offset of all.
+    """
+    found = [xp.min(c, axis=1), xp.max(c, axis=1), xp.mean(c, axis=1)]
+    low, high, mean = np.asarray(to_numpy(xp.stack(found)), np.float64)
+    largest = np.maximum(high, -low).max(axis=1).tolist()
+    if alike:
+        low, high, mean = low.min(axis=0), high.max(axis=0), mean.mean(axis=0)
+        return largest, _offsets(low[None, :], high[None, :], mean[None, :]) * len(largest)
+    return largest, _offsets(low, high, mean)
+
+
+def _offsets(low: np.ndarray, high: np.ndarray, mean: np.ndarray) -> list[np.ndarray | None]:
+    """Return the `mean` (b, d) of problems whose centroids lie far from the origin for the box (b, d) they fill.
+
+    It is rounded to a 64th of the box: rows of few digits then keep them, and it is as good an offset.
+    """
+    scale = np.frexp(np.maximum(high, -low).max(axis=1))[1]
+    low, high, mean = (np.ldexp(a, -scale[:, None]) for a in (low, high, mean))
+    wide = high - low
+    square = (mean**2).sum(axis=1)
+    # As if they filled it evenly.
+    far = ((wide**2).sum(axis=1) < 12 * square) & np.isfinite(square)
+    unit = np.ldexp(1.0, np.frexp(wide.max(axis=1))[1] - 6)[:, None]
+    rounded = np.where(unit > 2.0**-64, np.rint(mean / unit) * unit, mean)
+    mean = np.ldexp(rounded, scale[:, None])
+    return [each if off else None for each, off in zip(mean, far.tolist(), strict=True)]
+
+
 class Frame:
     """Coordinates for one matrix.
 
@@ -45,11 +78,12 @@ class Frame:
     def __init__(self, matrix: Matrix, largest: float, offset: np.ndarray | None = None) -> None:
         self.matrix, self.xp, self.largest = matrix, matrix.xp, largest
         self.exponent = power_of_two(largest)
-        self._offset: Array | None = None
+        self._host: np.ndarray | None = None
+        self._placed: Array | None = None
         if offset is not None:
             # Exact in the rows' dtype, so that subtracting it rounds once.
             offset = np.ldexp(np.asarray(offset, np.float64), -self.exponent)
-            self._offset = matrix.asarray(offset, matrix.float_dtype)
+            self._host = offset.astype(np.float32 if matrix.narrow else np.float64)
 
     @classmethod
     def around(cls, matrix: Matrix, largest: float, c: np.ndarray) -> Frame:
@@ -65,6 +99,13 @@ class Frame:
         mean = scaled.mean(axis=0)
         far = (mean**2).sum() > ((scaled - mean) ** 2).sum() / c.shape[0]
         return cls(matrix, largest, np.ldexp(mean, exponent) if far else None)
+
+    @property
+    def _offset(self) -> Array | None:
+        """The offset (d,) where the rows are: not every search wants it there."""
+        if self._placed is None and self._host is not None:
+            self._placed = self.matrix.asarray(self._host, self.matrix.float_dtype)
+        return self._placed
 
     def scaled(self, a: Array) -> Array:
         """Return `a` in the frame's unit."""
@@ -87,9 +128,9 @@ class Frame:
     def affine(self, narrow: bool) -> tuple[Any, np.ndarray]:
         """Return scale and offset (d,): what makes `centred` of a row, in its dtype, on the host."""
         dtype = np.float32 if self._single(narrow) else np.float64
-        if self._offset is None:
+        if self._host is None:
             return dtype(self.unit), np.zeros(self.matrix.shape[1], dtype)
-        return dtype(self.unit), to_numpy(self._offset).astype(dtype)
+        return dtype(self.unit), self._host.astype(dtype)
 
     def _single(self, narrow: bool) -> bool:
         """Return whether rows are centred in float32: 2**126 is one, and must hold the scale."""

@@ -23,7 +23,7 @@ from anykmeans._lloyd import lloyd
 from anykmeans._rows import Rows
 
 Draws = np.random.Generator | np.random.RandomState
-Init = str | Array | Callable[..., Array]
+Init = str | Array | Callable[..., Array]  # an array may be a Matrix already
 
 _BLOCK = 1024  # rows whose cost is kept as one number, a power of two
 _PIECES, _LONG = 4, 1 << 18  # long tiles: at most so many a thread, of at least so many numbers
@@ -77,14 +77,12 @@ def start(rows: Rows, k: int, init: Init, rng: Draws) -> Array:
         with users_errors():
             init = init(matrix.source, k, rng)
         init = check.centroids(init, matrix.source, "init", k, rows.names)
-    c = matrix.asarray(check.host_float64(matrix.columns_of(check.host(init))))
-    c = xp.astype(c, matrix.state_dtype)
-    if not bool(xp.all(xp.isfinite(c))):
-        raise ValueError(
-            f"`init` must fit the dtype of the centroids, {arrays.dtype_name(c)}; got values "
-            f"beyond it."
-        )
-    return c
+    if not isinstance(init, Matrix):
+        c = matrix.columns_of(check.host(init)) if matrix.sparse else init
+        init = Matrix.of(c, rows.kernel.library)
+    # By float64, where that holds more; whether they fit will be seen with all that `begin` looks for.
+    copied = rows.kernel.together is None  # else it makes room for its own
+    return xp.astype(init.rows(slice(0, k)), matrix.state_dtype, copy=copied)
 
 
 def _probabilities(rows: Rows) -> np.ndarray:

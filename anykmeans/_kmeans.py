@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -13,10 +14,12 @@ import numpy as np
 from anykmeans import _check as check
 from anykmeans._array import (
     Array,
+    Matrix,
     Namespace,
     eager,
     is_sparse,
     like,
+    marked,
     namespace,
     on_cpu,
     put,
@@ -28,7 +31,14 @@ from anykmeans._fork import first_call
 from anykmeans._frame import BESIDE
 from anykmeans._init import Draws, Init, generator, given, plus_plus, start
 from anykmeans._lloyd import lloyd
-from anykmeans._rows import Rows, leap_together, settle_together
+from anykmeans._rows import (
+    Rows,
+    finish_together,
+    frames_together,
+    leap_together,
+    plan_together,
+    variances_together,
+)
 from anykmeans._search import own_distances
 from anykmeans.kernels import choose
 
@@ -259,26 +269,28 @@ def cluster(
         empty=empty,
         watch=watch,
     )
-    over = functools.partial(Rows.over, max_bytes=max_bytes, threads=threads, precision=precision)
+    how: dict[str, Any] = {"max_bytes": max_bytes, "threads": threads, "precision": precision}
     if len(x.shape) == 2:
-        rows = over(x, sample_weight, kernel=kernel, names=names, given=given(init, x))
+        columns = given(init, x)
+        rows = Rows.over(x, sample_weight, kernel=kernel, names=names, given=columns, **how)
         ((inertia, c, labels, n_iter, converged),) = best([_Problem("", rows, init)])
     else:
         chosen = choose(x, kernel)  # once, as what pays depends on how many problems there are
         problems = (
-            _Problem(own.x, over(one, weights, kernel=chosen.name, names=own), first)
-            for own, one, weights, first in _problems(x, sample_weight, init, names)
+            _Problem(own.x, Rows(one, w, chosen, names=own, plan=False, **how), first)
+            for own, one, w, first in _matrices(x, sample_weight, init, names, chosen.library)
         )
         # Those that can share launches are clustered together; others one after the other, as they need room.
         groups = ([each] for each in problems) if chosen.together is None else [list(problems)]
         found = []
         for group in groups:
+            plan_together([problem.rows for problem in group])
             found += best(group)
             rows = group[0].rows
         inertia, c, labels, n_iter, converged = _stacked(rows.xp, found)
-    _warn_if_few(labels, k, names)
     give = rows.matrix.give
     labels = rows.xp.astype(labels, rows.xp.int64)
+    _warn_if_few(labels, k, names)
     return KMeansResult(
         give(rows.matrix.spread(c)),
         give(labels),
@@ -301,6 +313,25 @@ def _problems(
     for i in range(x.shape[0]):
         name = replace(names, x=f"{names.x}[{i}]")
         yield name, take(x, i), own(sample_weight, 2, i), own(init, 3, i)
+
+
+def _matrices(
+    x: Array, sample_weight: Array | None, init: Init, names: check.Names, library: str | None
+) -> Iterator[tuple[check.Names, Matrix, Matrix | None, Any]]:
+    """Yield what `_problems` does, arrays as a `library` that works on them sees them, all seen at once."""
+
+    def problems(a: Any, dimensions: int) -> Iterator[Any]:
+        shape = getattr(a, "shape", None)
+        if shape is None or callable(a):
+            return itertools.repeat(a)
+        seen = Matrix.of(a, library)
+        if len(shape) == dimensions:
+            return map(seen.problem, range(x.shape[0]))
+        return itertools.repeat(seen)
+
+    parts = problems(x, 3), problems(sample_weight, 2), problems(init, 3)
+    for i, (one, weights, first) in enumerate(zip(*parts, strict=False)):
+        yield replace(names, x=f"{names.x}[{i}]"), one, weights, first
 
 
 def _stacked(xp: Namespace, runs: list[_Run]) -> _Run:
@@ -346,10 +377,29 @@ def _best(
             stack.enter_context(problem.rows.work)
             with problem.named():
                 starts.append([start(problem.rows, k, problem.init, draws) for _ in range(runs)])
-        found = [
-            _run(problems, list(c), max_iter, tol, empty, watch) for c in zip(*starts, strict=True)
-        ]
+        run = functools.partial(_run, max_iter=max_iter, tol=tol, empty=empty, watch=watch)
+        together = problems[0].rows.kernel.together is not None
+        if together and len(problems) == 1 and runs > 1 and watch is None:
+            found = _restarts(problems[0], starts[0], run)
+        else:
+            found = [run(problems, list(c)) for c in zip(*starts, strict=True)]
     return [min(each, key=lambda run: run[0]) for each in zip(*found, strict=True)]
+
+
+def _restarts(
+    problem: _Problem, starts: list[Array], run: Callable[..., list[_Run]]
+) -> list[list[_Run]]:
+    """Return the runs of one problem from all its `starts`: as many at once as share launches, and fit the budget."""
+    rows, (k, d) = problem.rows, starts[0].shape
+    # Labels, lists and distances; and what a pass makes of centroids.
+    bytes_ = rows.shape[0] * (32 if rows.weights is None else 40) + 100 * k * d
+    most = max(1, rows.work.max_bytes // bytes_)
+    found = []
+    for first in range(0, len(starts), most):
+        some = starts[first : first + most]
+        copies = [replace(problem, rows=each) for each in rows.copies(len(some))]
+        found += [[each] for each in run(copies, some)]
+    return found
 
 
 def _run(
@@ -361,12 +411,17 @@ def _run(
     watch: Watch | None,
 ) -> list[_Run]:
     """Return inertia, centroids, labels, passes and whether it stopped, of one run of each problem."""
-    stops = []
-    starts = [problem.rows.begin(c) for problem, c in zip(problems, starts, strict=True)]
-    for problem in problems:
-        with problem.named():
-            stops.append(tol * problem.rows.variance() if tol else 0.0)
     sources = [problem.rows for problem in problems]
+    frames = frames_together(sources, starts)
+    for i, problem in enumerate(problems):
+        with problem.named():
+            starts[i] = problem.rows.begin(starts[i], frame=frames[i])
+    stops = [0.0] * len(problems)
+    if tol:
+        variances_together(sources)
+        for i, problem in enumerate(problems):
+            with problem.named():
+                stops[i] = tol * problem.rows.variance()
     run = lloyd if watch is None else functools.partial(_watched, watch)
     begun = leap_together(sources, starts, max_iter, stops, empty)
     ends = []
@@ -383,10 +438,11 @@ def _run(
                     shift=shift,
                 )
             )
-    settle_together(sources, [c for c, _, _ in ends])
     found = []
-    for rows, (c, n_iter, converged) in zip(sources, ends, strict=True):
-        labels, _, inertia = rows.finish(c)
+    finished = finish_together(sources, [c for c, _, _ in ends])
+    for rows, (c, n_iter, converged), (labels, inertia) in zip(
+        sources, ends, finished, strict=True
+    ):
         found.append((inertia, rows.restored(c), labels, n_iter, converged))
     return found
 
@@ -433,8 +489,7 @@ def _runs(n_init: int | str, init: Init) -> int:
 def _warn_if_few(labels: Array, k: int, names: check.Names) -> None:
     """Warn, once, if labels (n,) or (b, n) leave some of `k` clusters out."""
     batch = len(labels.shape) == 2
-    problems = [labels[i, ...] for i in range(labels.shape[0])] if batch else [labels]
-    used = [_distinct(each, k) for each in problems]
+    used = _distinct(labels if batch else labels[None, :], k)
     few = [i for i, number in enumerate(used) if number < k]
     if few:
         with first_call:
@@ -450,13 +505,17 @@ def _warn_if_few(labels: Array, k: int, names: check.Names) -> None:
         )
 
 
-def _distinct(labels: Array, k: int) -> int:
-    """Return how many of `k` clusters have rows."""
+def _distinct(labels: Array, k: int) -> list[int]:
+    """Return how many of `k` clusters have rows in each problem, of labels (b, n)."""
+    b = labels.shape[0]
     if on_cpu(labels):
-        seen = np.zeros(k, bool)
-        seen[to_numpy(labels)] = True
-        return int(seen.sum())
-    return int(namespace(labels).unique_values(labels).shape[0])  # not all labels to the host
+        seen = np.zeros((b, k), bool)
+        for own, row in zip(seen, to_numpy(labels), strict=True):
+            own[row] = True
+    else:  # not all labels to the host
+        seen = to_numpy(marked(labels, k))
+    found: list[int] = seen.sum(axis=1).tolist()
+    return found
 
 
 @eager
@@ -626,7 +685,7 @@ def _against(
     max_bytes = check.budget(max_bytes, 64 * (x.shape[1] + c.shape[0]))
     host, other = check.host(c), None
     if glance and not is_sparse(x):
-        host = check.host_float64(c)
+        host = np.asarray(host, np.float64)
         other = max(float(host.max()), -float(host.min()))
         # Rows beside the first may be as tiny as centroids.
         if (
@@ -654,7 +713,9 @@ def _begun(rows: Rows, host: np.ndarray) -> Array:
     if narrow and host.dtype != np.float32:
         narrow = bool((host.astype(np.float32) == host).all())
     # One pass: bounds would not pay.
-    return rows.begin(rows.matrix.asarray(host, xp.float32 if narrow else xp.float64), "off")
+    host = host.astype(np.float32 if narrow else np.float64, copy=False)
+    c = rows.matrix.asarray(host, xp.float32 if narrow else xp.float64)
+    return rows.begin(c, "off", host=host)
 
 
 def distances(

@@ -5,14 +5,16 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import operator
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from anykmeans import _check as check
-from anykmeans._array import Array, Matrix, Selection, to_numpy
+from anykmeans._array import Array, Matrix, Namespace, Selection, dtype_name, to_numpy
 from anykmeans._exact import (
     Grid,
     exact_sum,
@@ -22,7 +24,7 @@ from anykmeans._exact import (
     power_of_two,
     significant_bits,
 )
-from anykmeans._frame import BESIDE, Frame, within_reach
+from anykmeans._frame import BESIDE, Frame, looks, within_reach
 from anykmeans._groups import groups
 from anykmeans._search import Search, moves, own_distances
 from anykmeans._stats import ClusterStats, means, seats
@@ -60,6 +62,8 @@ class Rows:
         kernel notices where others are not. Labels are all that can be asked for then, and are None if some are not.
     like : Rows or None
         What these are rows of, with the same weights or none: its magnitudes do for them.
+    plan : bool
+        Whether to look at the rows now; else `plan_together` does.
 
     Raises
     ------
@@ -79,6 +83,7 @@ class Rows:
         names: check.Names = check.FUNCTIONS,
         glance: float | None = None,
         like: Rows | None = None,
+        plan: bool = True,
     ) -> None:
         self.matrix, self.weights, self.kernel = matrix, weights, kernel
         self.xp, self.shape = matrix.xp, matrix.shape
@@ -95,14 +100,15 @@ class Rows:
             effort=4 if matrix.sparse else 1,
         )
         self._grid: Grid | None = None
+        self._placed: Array | None = None
         self._extents: tuple[np.ndarray, ...] | None = None
         self._spread: tuple[float, int] | None = None
         self.glanced = glance is not None and kernel.wary and self._glance(glance)
         if like is not None:
             self.largest, self.heaviest = like.largest, like.heaviest if weights is not None else 0
             self._extents = like._extent if (weights is None) == (like.weights is None) else None
-        elif not self.glanced:
-            self._plan(names.x)
+        elif plan and not self.glanced:
+            self._plan()
 
     @classmethod
     def over(
@@ -110,19 +116,20 @@ class Rows:
         x: Array,
         sample_weight: Array | None = None,
         *,
-        kernel: str = "auto",
+        kernel: str | Kernel = "auto",
         max_bytes: int | None = None,
         threads: int | None = None,
         precision: str = "exact",
         names: check.Names = check.FUNCTIONS,
         glance: float | None = None,
         given: np.ndarray | None = None,
+        plan: bool = True,
     ) -> Rows:
         """Return a source over checked arrays `x` (n, d) and `sample_weight` (n,).
 
         Centroids (k, d) that are not rows, or means of rows, are `given`: sparse rows have columns for them.
         """
-        chosen = choose(x, kernel)
+        chosen = kernel if isinstance(kernel, Kernel) else choose(x, kernel)
         weights = None
         if sample_weight is not None:
             weights = Matrix.of(sample_weight, chosen.library)
@@ -136,9 +143,15 @@ class Rows:
             precision=precision,
             names=names,
             glance=glance,
+            plan=plan,
         )
 
     # -- rows ---------------------------------------------------------------------------------
+
+    def copies(self, number: int) -> list[Rows]:
+        """Return so many sources over the same rows, this one first, to begin with centroids of their own."""
+        grids_together([self])  # which is that of all
+        return [self, *(copy.copy(self) for _ in range(number - 1))]
 
     def take(self, at: np.ndarray, *, weighted: bool = True, alike: bool = False) -> Rows:
         """Return the rows `at` (m,) as a source of their own, without weights if not `weighted`.
@@ -180,7 +193,7 @@ class Rows:
         self.largest = float(self.xp.max(self.xp.abs(self.matrix.rows(slice(0, 1)))))
         return 2.0**-20 < self.largest < 2.0**20 and other < 2.0**20
 
-    def _plan(self, name: str) -> None:
+    def _plan(self) -> None:
         """Look at all rows once: for what is not finite, and how large they are."""
         xp, matrix, n = self.xp, self.matrix, self.shape[0]
         heaviest = 1.0
@@ -191,11 +204,15 @@ class Rows:
             self.largest = matrix.data.largest
             if self.largest * max(heaviest, 1.0) < 2.0**900:
                 return
-        high, largest, _ = self._extent
+        self._accept()
+
+    def _accept(self) -> None:
+        """Refuse rows that are not finite, or cannot be added up; note how large they are."""
+        (high, largest, _), matrix, name = self._extent, self.matrix, self.names.x
         check.finite(matrix.spread(high[None, :])[0], name, matrix.dtype)
         if self.weights is not None:
             check.finite(largest, f"sample_weight * {name}", "float64")
-        check.summable(largest, n, name)
+        check.summable(largest, self.shape[0], name)
         self.largest = float(high.max())
 
     @property
@@ -232,23 +249,15 @@ class Rows:
     def grid(self) -> Grid:
         """The grids of the sums, which labels alone do not need."""
         if self._grid is None:
-            self._grid = self._planned()
-            self._scale = self.matrix.asarray(self._grid.scale)
+            (self._grid,) = _grids([self])
         return self._grid
 
-    def _planned(self) -> Grid:
-        high, largest, smallest = self._extent
-        n, matrix = self.shape[0], self.matrix
-        precision = matrix.precision
-        if self.weights is not None:
-            w = self.relative_weight(slice(0, n))
-            weight_digits = significant_bits(self.xp, w, self.weights.precision[0])
-            return Grid.of(np.append(high, 1.0), largest, smallest, n, precision, weight_digits)
-        one = 2.0 ** (precision[0] - 1)  # whose last bit is 1, as a whole number's is at least
-        if matrix.integral:
-            smallest = np.maximum(smallest, one)
-        largest, smallest = np.append(largest, 1.0), np.append(smallest, one)
-        return Grid.of(largest, largest, smallest, n, precision)
+    @property
+    def _scale(self) -> Array:
+        """The grid's scale where the work is done: not every kernel wants it there."""
+        if self._placed is None:
+            self._placed = self.matrix.asarray(self.grid.scale)
+        return self._placed
 
     def _shares(self, m: int, clusters: int = 0) -> list[slice]:
         """Return tiles of `m` rows; each ends in the sums of so many `clusters`, if any."""
@@ -258,7 +267,10 @@ class Rows:
             share = -(-m // (2 * work.threads)) if work.threads > 1 else m
             # Each result is written and added, and each thread called.
             share = max(share, 2 * results, _CALL // work.d)
-            return work.tiles(0, m, max(1, min(share, work.readable(self.matrix))))
+            most = (
+                work.readable(self.matrix) if work.host else m
+            )  # on a device they are read where they are
+            return work.tiles(0, m, max(1, min(share, most)))
         # Each piece adds its result, so make it long against that. Exact products take more temporaries.
         room = work.room if self.weights is None else work.room // 3
         step = max(1, min(max(work.rows_of(work.d), 4 * results), room // work.d))
@@ -330,21 +342,36 @@ class Rows:
 
     # -- the source ---------------------------------------------------------------------------
 
-    def begin(self, c: Array, bounds: str | None = None) -> Array:
+    def begin(
+        self, c: Array, bounds: str | None = None, *, host: Any = None, frame: Frame | None = None
+    ) -> Array:
         """Forget labels and bounds; return the centroids (k, d) to run from for `c`, with a frame for them.
 
-        They are others where rows would not show beside these: see `restored`.
+        They are others where rows would not show beside these: see `restored`. Where `c` is on the `host` as well, or
+        there is a `frame` in which all of it shows, it is not looked at.
+
+        Raises
+        ------
+        ValueError
+            If given centroids do not fit the dtype of `c`.
         """
         bounds = BOUNDS if bounds is None else bounds
-        given, host = c, to_numpy(c)
-        reached, self._magnitude = within_reach(host, self.largest)
-        self._cut = None
-        if reached is not host:
-            c = self.matrix.asarray(reached, c.dtype)
-            self._cut = given, c
-        largest = max(self.largest, float(self._magnitude.max()))
-        self.frame = Frame.around(self.matrix, largest, reached)
+        self._cut: tuple[Array, Array] | None = None
         self._stats: ClusterStats | None = None
+        reached: Any = None
+        if frame is None:
+            given, host = c, to_numpy(c) if host is None else host
+            reached, self._magnitude = within_reach(host, self.largest)
+            if reached is not host:
+                if not np.isfinite(host).all():  # given ones are of a wider dtype
+                    raise ValueError(
+                        f"`init` must fit the dtype of the centroids, {dtype_name(c)}; got values beyond it."
+                    )
+                c = self.matrix.asarray(reached, c.dtype)
+                self._cut = given, c
+            largest = max(self.largest, float(self._magnitude.max()))
+            frame = Frame.around(self.matrix, largest, reached)
+        self.frame = frame
         if self.kernel.search is not None:
             self._search = self.kernel.search(
                 self.frame, self.work, c.shape[0], bounds=bounds, exact=self.exact
@@ -546,6 +573,115 @@ def _merged_magnitudes(
     return np.maximum(a[0], b[0]), np.maximum(a[1], b[1]), np.minimum(a[2], b[2])
 
 
+# -- sources of one shape, whose kernel may share launches among them ---------------------------
+
+
+def plan_together(sources: list[Rows]) -> None:
+    """Look at the rows of all sources, as each would that was made with a `plan`."""
+    xp, look = sources[0].xp, sources[0].kernel.magnitudes_together
+    if look is None:
+        for source in sources:
+            source._plan()
+        return
+    if sources[0].weights is not None:
+        heaviest = to_numpy(xp.max(_stacked(xp, _weights(sources) or []), axis=1))
+        for source, each in zip(sources, heaviest.tolist(), strict=True):
+            source.heaviest = power_of_two(each)
+    extents = look([source.matrix for source in sources], _weights(sources))
+    highest = extents[0].max(axis=1).tolist()
+    ordinary = all(float(a.max()) < 2.0**900 for a in extents[:2])  # which NaN is not
+    for source, most, *extent in zip(sources, highest, *extents, strict=True):
+        source._extents, source.largest = tuple(extent), most
+        if not ordinary:
+            source._accept()
+
+
+def _grids(sources: list[Rows]) -> list[Grid]:
+    """Return the grid of each source; they have as many folds as one needs, which does not show."""
+    first = sources[0]
+    n, matrix, weights = first.shape[0], first.matrix, first.weights
+    precision = matrix.precision
+    extents = zip(*(source._extent for source in sources), strict=True)
+    high, largest, smallest = (_stacked(np, a) for a in extents)
+    one = np.ones((len(sources), 1))
+    if weights is not None:
+        w = _weights(sources) or []
+        bits = significant_bits(first.xp, _stacked(first.xp, w), weights.precision[0])[:, None]
+        grid = Grid.of(np.append(high, one, axis=1), largest, smallest, n, precision, bits)
+    else:
+        last = one * 2.0 ** (
+            precision[0] - 1
+        )  # whose last bit is 1, as a whole number's is at least
+        if matrix.integral:
+            smallest = np.maximum(smallest, last)
+        largest, smallest = np.append(largest, one, axis=1), np.append(smallest, last, axis=1)
+        grid = Grid.of(largest, largest, smallest, n, precision)
+    return [Grid(scale, grid.step, grid.folds) for scale in grid.scale]
+
+
+def grids_together(sources: list[Rows]) -> None:
+    """Plan the grids of all sources at once, for each source's `grid`."""
+    missing = [source for source in sources if source._grid is None]
+    for source, grid in zip(missing, _grids(missing) if missing else [], strict=True):
+        source._grid = grid
+
+
+def _stacked(xp: Namespace, arrays: Sequence[Array]) -> Array:
+    """Return arrays with an axis of their own in front; one alone is not copied."""
+    return xp.stack(arrays) if len(arrays) > 1 else arrays[0][None, ...]
+
+
+def _weights(sources: list[Rows]) -> list[Array] | None:
+    """Return the relative weights (n,) of each source, or None where all are one."""
+    if sources[0].weights is None:
+        return None
+    return [source.relative_weight(slice(0, source.shape[0])) for source in sources]
+
+
+def _alike(sources: list[Rows]) -> bool:
+    """Return whether sources are copies of one."""
+    return sources[-1].matrix is sources[0].matrix
+
+
+def frames_together(sources: list[Rows], centroids: list[Array]) -> list[Frame | None]:
+    """Return the frame for each source to `begin` its centroids (k, d) with, or None if it has to look for itself.
+
+    Copies of one source share one.
+    """
+    first, alike = sources[0], _alike(sources)
+    if first.kernel.together is None:
+        return [None] * len(sources)
+    largest, offsets = looks(first.xp, _stacked(first.xp, centroids), alike=alike)
+    tops = [max(source.largest, each) for source, each in zip(sources, largest, strict=True)]
+    reach = [top <= BESIDE * source.largest for source, top in zip(sources, tops, strict=True)]
+    if not alike:
+        return [
+            Frame(source.matrix, top, offset) if shows else None
+            for source, top, offset, shows in zip(sources, tops, offsets, reach, strict=True)
+        ]
+    most = max((top for top, shows in zip(tops, reach, strict=True) if shows), default=0.0)
+    shared = Frame(first.matrix, most, offsets[0])
+    return [
+        shared if shows and power_of_two(top) == shared.exponent else None
+        for top, shows in zip(tops, reach, strict=True)
+    ]
+
+
+def variances_together(sources: list[Rows]) -> None:
+    """Find the variances of all sources at once, if their kernel knows how, for each source's `variance`."""
+    find = sources[0].kernel.variances_together
+    apart = sources[:1] if _alike(sources) else sources
+    if find is not None and apart[0]._spread is None:
+        grids_together(apart)
+        grids = [source.grid for source in apart]
+        costs, weights = find([source.frame for source in apart], _weights(apart), grids)
+        found = costs / weights / apart[0].matrix.features
+        for source, each in zip(apart, found.tolist(), strict=True):
+            source._spread = each, source.frame.exponent
+    for source in sources[len(apart) :]:
+        source._spread = apart[0]._spread
+
+
 def settle_together(sources: list[Rows], centroids: list[Array]) -> None:
     """Label the rows of all sources at once, if their kernel knows how, for each source's `finish`."""
     settle = sources[0].kernel.settle_together
@@ -560,14 +696,29 @@ def leap_together(
     together = sources[0].kernel.together
     if together is None or len(sources) == 1:
         return [(c, 0, math.nan) for c in centroids]
-    weights = [source.relative_weight(slice(0, source.shape[0])) for source in sources]
+    grids_together(sources)
     found: list[tuple[Array, int, float]] = together(
         [source._search for source in sources],
         centroids,
         passes,
         tol,
-        weights,
+        _weights(sources) or [None] * len(sources),
         [source.grid for source in sources],
         keep=empty == "keep",
     )
     return found
+
+
+def finish_together(sources: list[Rows], centroids: list[Array]) -> list[tuple[Array, float]]:
+    """Return labels (n,) and inertia of each source for the centroids (k, d) returned."""
+    find = sources[0].kernel.costs_together
+    if find is None:
+        ends = [source.finish(c) for source, c in zip(sources, centroids, strict=True)]
+        return [(labels, inertia) for labels, _, inertia in ends]
+    settle_together(sources, centroids)
+    labels = [source.label(c) for source, c in zip(sources, centroids, strict=True)]
+    costs = find([source._search for source in sources], _weights(sources))
+    exponents = [2 * source.frame.exponent + source.heaviest for source in sources]
+    for source in sources:
+        del source._search  # whose memory is as large as what follows
+    return list(zip(labels, np.ldexp(costs, exponents).tolist(), strict=True))

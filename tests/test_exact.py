@@ -10,7 +10,9 @@ import pytest
 import referee
 
 from anykmeans import assign, kernels, kmeans
+from anykmeans._array import np_compat
 from anykmeans._exact import Grid
+from anykmeans._frame import looks
 from anykmeans._rows import Rows
 from anykmeans._stats import ClusterStats
 
@@ -304,7 +306,7 @@ def test_the_variance_is_found_once_for_all_starts(monkeypatch, weighted):
     x, w = lognormal(200, 2, "float64"), np.linspace(1, 2, 200) if weighted else None
     made, variance, plan = [], Rows._variance, Rows._plan
     monkeypatch.setattr(Rows, "_variance", lambda self: made.append("variance") or variance(self))
-    monkeypatch.setattr(Rows, "_plan", lambda self, name: made.append("plan") or plan(self, name))
+    monkeypatch.setattr(Rows, "_plan", lambda self: made.append("plan") or plan(self))
     kmeans(x, 3, sample_weight=w, init="random", n_init=5, rng=0)
     assert sorted(made) == ["plan", "variance"]
 
@@ -404,3 +406,26 @@ def test_means_beside_a_value_that_fills_the_dtype(dtype):
     for j, part in enumerate([x[:300], x[300:600]]):
         wanted = np.asarray(math.fsum(part.tolist()) / 300, dtype)
         assert result.centroids[j, 0] == wanted
+
+
+def test_offsets_of_centroids_have_few_digits():
+    """So that rows of few digits, less an offset, have no more."""
+    c = np.random.default_rng(0).random((3, 50, 4))
+    c[1], c[2] = c[1] * 3 + 100, c[2] - 0.5
+    largest, (_, far, near) = looks(np_compat, c)
+    assert largest == np.abs(c).max(axis=(1, 2)).tolist()
+    assert near is None
+    assert (far * 16 == np.round(far * 16)).all()  # a 64th of the box, which is between 2 and 4
+    np.testing.assert_allclose(far, c[1].mean(axis=0), atol=1 / 32, rtol=0)
+    largest, offsets = looks(np_compat, c[1:], alike=True)
+    assert (offsets[0] == offsets[1]).all()
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "int64", "bool"])
+def test_whole_centroids_are_no_other_than_floats(dtype):
+    x = (
+        np.random.default_rng(0).random((50, 3)) * 1e-70
+    )  # which some of these centroids are out of reach of
+    c = np.asarray([[1, 0, 1], [0, 0, 0], [1, 1, 1]], dtype)
+    for one, other in zip(assign(x, c), assign(x, c.astype(float)), strict=True):
+        assert one.tobytes() == other.tobytes()

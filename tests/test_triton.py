@@ -293,9 +293,21 @@ def each(result):
     ]
 
 
+@pytest.fixture
+def launched(monkeypatch):
+    """How many problems each run of passes was of."""
+    from anykmeans.kernels.triton import passes
+
+    found, run = [], passes.Passes._run
+    monkeypatch.setattr(
+        passes.Passes, "_run", lambda self, n: (found.append(self._b), run(self, n))
+    )
+    return found
+
+
 @pytest.mark.filterwarnings(EMPTY)
 @pytest.mark.parametrize("init", ["random", "given"])
-def test_a_batch_shares_its_launches(monkeypatch, init):
+def test_a_batch_shares_its_launches(monkeypatch, launched, init):
     from anykmeans.kernels.triton import passes
 
     x = np.stack([data(kind, 90, 3, "float64") for kind in KINDS])
@@ -303,11 +315,7 @@ def test_a_batch_shares_its_launches(monkeypatch, init):
     if init == "given":  # far away: clusters are empty at first
         options["init"] = np.stack([rows[:7] for rows in x]) * np.linspace(1, 9, 7)[:, None]
     theirs = kmeans(x, 7, kernel="cpu", **options)
-    launched, settled = [], []
-    run, settle = passes.Passes._run, passes.Passes.settle
-    monkeypatch.setattr(
-        passes.Passes, "_run", lambda self, n: (launched.append(self._b), run(self, n))
-    )
+    settled, settle = [], passes.Passes.settle
     monkeypatch.setattr(
         passes.Passes, "settle", lambda self, cs: (settled.append(len(cs)), settle(self, cs))
     )
@@ -327,6 +335,74 @@ def test_a_batch_in_half_precision_with_weights(k, shift):
     theirs = kmeans(x, k, kernel="cpu", sample_weight=w, **options)
     ours = kmeans(tensor(x), k, kernel="triton", sample_weight=tensor(w), **options)
     assert each(ours) == each(theirs)
+
+
+@pytest.mark.parametrize(("room", "parts"), [(None, {5}), (2, {2, 1})])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_restarts_share_their_launches(launched, room, parts, weighted):
+    x = data("offset", 120, 3)
+    w = np.random.default_rng(0).lognormal(0, 2, 120) if weighted else None
+    theirs, ours = both(
+        x,
+        4,
+        init="random",
+        n_init=5,
+        rng=0,
+        sample_weight=w,
+        max_iter=PASSES,
+        max_bytes=room and room * (120 * (40 if weighted else 32) + 100 * 4 * 3),
+    )
+    assert ours == theirs
+    assert set(launched) >= parts
+
+
+def test_of_restarts_as_good_the_first_is_returned(launched):
+    x = np.asarray([[0], [1], [10], [11]] * 3, np.float32)
+    for seed in range(2):  # all end in one of two orders of the same clusters
+        theirs, ours = both(x, 2, init="random", n_init=4, rng=seed)
+        assert ours == theirs
+    assert 4 in launched
+
+
+@pytest.mark.filterwarnings(EMPTY)
+def test_restarts_that_lie_far_apart():
+    x = data("blobs", 60, 2)
+    scales = [1, 1e35, 3, 1e-3]  # by which the frames differ
+
+    def init():
+        left = iter(scales)
+        return lambda rows, k, rng: rows[:k] * next(left)
+
+    theirs, ours = (
+        kmeans(rows, 3, init=init(), n_init=4, empty="keep", max_iter=3, kernel=kernel)
+        for rows, kernel in ((x, "cpu"), (tensor(x), "triton"))
+    )
+    assert referee.bits(ours, host) == referee.bits(theirs)
+
+
+@pytest.mark.filterwarnings(EMPTY)
+def test_an_outlier_beyond_reach_is_given_back():
+    x = np.stack([data("blobs", 40, 2, "float64"), data("uniform", 40, 2, "float64")])
+    c = x[:, :3].copy()
+    c[1, 2] = 1e250, -1e200
+    theirs = kmeans(x, 3, init=c, empty="keep", max_iter=3, kernel="cpu")
+    ours = kmeans(tensor(x), 3, init=tensor(c), empty="keep", max_iter=3, kernel="triton")
+    assert each(ours) == each(theirs)
+    assert ours.centroids[1, 2, 0] == 1e250
+
+
+def test_given_centroids_must_fit_their_dtype():
+    x = tensor(np.stack([data("blobs", 40, 2)] * 3))
+    c = x[:, :3].to(torch.float64)
+    c[2, 0, 0] = 1e300
+    with pytest.raises(
+        ValueError, match=r"^`init` must fit the dtype of the centroids, float32"
+    ) as caught:
+        kmeans(x, 3, init=c, kernel="triton")
+    assert caught.value.__notes__ == ["This was while clustering `x[2]`."]
+    c[2, 0, 0] = torch.nan
+    with pytest.raises(ValueError, match=r"^`init\[2\]` must be finite"):
+        kmeans(x, 3, init=c, kernel="triton")
 
 
 @pytest.mark.skipif(not GPU, reason="no GPU: nothing to stream to")
@@ -391,8 +467,13 @@ def test_magnitudes_and_costs_are_those_of_the_standard():
     here = _rows.Rows.over(x, w, kernel="cpu")
     assert (here.grid.scale == there.grid.scale).all()
     assert (here.grid.folds, here.largest) == (there.grid.folds, there.largest)
-    distances = rng.lognormal(0, 9, 3000)
-    assert there.cost(tensor(distances)) == here.cost(distances)
+    weights = there.weights, here.weights
+    for scale in (1.0, 1e-300, 1e-318, 1e290, 0.0):
+        distances = rng.lognormal(0, 9, 3000) * scale
+        assert there.cost(tensor(distances)) == here.cost(distances)
+        there.weights, here.weights = None, None
+        assert there.cost(tensor(distances)) == here.cost(distances)
+        there.weights, here.weights = weights
 
 
 @pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])

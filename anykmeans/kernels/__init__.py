@@ -32,6 +32,11 @@ A kernel is a module of this package. It may define
     what the `leap` of each search returns, of launches that problems of one shape share; and
 ``settle_together(searches, centroids)``
     what makes the next `settle` of each search, for the same centroids, find its labels made;
+``magnitudes_together(matrices, w) -> high, largest, smallest``,
+``variances_together(frames, w, grids) -> costs, weights``,
+``costs_together(searches, w) -> costs``
+    what is looked up before the passes of such problems, and after them: magnitudes; the cost of all rows being one
+    cluster, and their weight; the cost of the labels last made. Each waits for the device as often as for one problem;
 ``seeds(frame, work, w, first, draws) -> picks``
     all picks of k-means++, or None if it cannot make them at once, in place of these six steps;
 ``magnitudes(matrix, select, w) -> high, largest, smallest``
@@ -191,6 +196,9 @@ class Kernel:
     search: Callable[..., Any] | None
     together: Callable[..., list[Any]] | None
     settle_together: Callable[..., None] | None
+    magnitudes_together: Callable[..., tuple[np.ndarray, ...]] | None
+    variances_together: Callable[..., tuple[np.ndarray, np.ndarray]] | None
+    costs_together: Callable[..., np.ndarray] | None
     seeds: Callable[..., np.ndarray | None] | None
     magnitudes: Callable[..., tuple[np.ndarray, ...]] | None
     accumulate: Callable[..., Array] | None
@@ -277,6 +285,9 @@ def _made(name: str, module: str) -> Kernel:
         search=getattr(own, "search", None),
         together=getattr(own, "together", None),
         settle_together=getattr(own, "settle_together", None),
+        magnitudes_together=getattr(own, "magnitudes_together", None),
+        variances_together=getattr(own, "variances_together", None),
+        costs_together=getattr(own, "costs_together", None),
         seeds=getattr(own, "seeds", None),
         magnitudes=getattr(own, "magnitudes", None),
         accumulate=getattr(own, "accumulate", None),

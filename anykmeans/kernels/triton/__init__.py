@@ -8,6 +8,7 @@ Triton is imported when first called. With ``TRITON_INTERPRET=1`` they run on CP
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -78,8 +79,7 @@ def together(
     from anykmeans.kernels.triton.passes import Passes
 
     found = []
-    for first in range(0, len(searches), _PROBLEMS):
-        part = slice(first, first + _PROBLEMS)
+    for part in _parts(searches):
         shared = Passes(searches[part])
         for i, one in enumerate(searches[part]):
             one.join(shared, i)
@@ -90,27 +90,80 @@ def together(
 
 def settle_together(searches: list[Any], centroids: list[Array]) -> None:
     """Label all rows of all problems by launches they share."""
-    for shared in dict.fromkeys(one.passes for one in searches):
-        theirs = [
-            (one, c) for one, c in zip(searches, centroids, strict=True) if one.passes is shared
-        ]
-        shared.settle({one.place: c for one, c in theirs})
-        for one, c in theirs:
-            one.settled = c
+    for shared, at in _sharing(searches):
+        shared.settle({searches[i].place: centroids[i] for i in at})
+        for i in at:
+            searches[i].settled = centroids[i]
 
 
 def magnitudes(matrix: Matrix, select: slice, w: Array | None) -> tuple[np.ndarray, ...]:
     """Return the largest |x| (d,), and the largest and smallest nonzero |w x| and w (d + 1,)."""
     from anykmeans.kernels.triton import passes
 
-    return passes.magnitudes(matrix.data[select], w)
+    (found,) = passes.magnitudes([matrix.data[select]], None if w is None else w[None])
+    return found[0, : matrix.shape[1]], found[1], found[2]
+
+
+def magnitudes_together(matrices: list[Matrix], w: list[Array] | None) -> tuple[np.ndarray, ...]:
+    """Return what `magnitudes` of all rows of each matrix returns, stacked, of one launch and one look at what it found."""
+    from anykmeans.kernels.triton import passes
+
+    xs, d = [each.data for each in matrices], matrices[0].shape[1]
+    parts = [passes.magnitudes(xs[part], _stacked(w and w[part])) for part in _parts(xs)]
+    found = np.concatenate(parts)
+    return found[:, 0, :d], found[:, 1], found[:, 2]
 
 
 def cost(distances: Array, w: Array | None) -> float:
     """Return the exact sum of the weighted `distances` (n,): `anykmeans._exact.exact_sum`, bit for bit."""
     from anykmeans.kernels.triton import passes
 
-    return passes.cost(distances, w)
+    return float(passes.costs(distances[None], None if w is None else w[None])[0])
+
+
+def costs_together(searches: list[Any], w: list[Array] | None) -> np.ndarray:
+    """Return the exact sums (b,) of weighted distances in the frame of all rows, each to the centroid it is labelled by."""
+    from anykmeans.kernels.triton import passes
+
+    found = np.empty(len(searches))
+    for shared, at in _sharing(searches):
+        found[at] = passes.costs(shared.distances(), _stacked(w and [w[i] for i in at]))
+    return found
+
+
+def variances_together(
+    frames: list[Any], w: list[Array] | None, grids: list[Grid]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the weighted sums (b,) of all rows' squared distances, in the frame, to their mean, and the weights (b,)."""
+    from anykmeans.kernels.triton import passes
+
+    found = []
+    for part in _parts(frames):
+        xs = [frame.matrix.data for frame in frames[part]]
+        units = np.asarray([frame.unit for frame in frames[part]])
+        found.append(passes.variances(xs, units, _stacked(w and w[part]), grids[part]))
+    costs, weights = zip(*found, strict=True)
+    return np.concatenate(costs), np.concatenate(weights)
+
+
+def _parts(problems: list[Any]) -> list[slice]:
+    """Return slices of problems, as many as a launch takes."""
+    return [slice(i, i + _PROBLEMS) for i in range(0, len(problems), _PROBLEMS)]
+
+
+def _sharing(searches: list[Any]) -> Iterator[tuple[Any, list[int]]]:
+    """Yield what some searches share, and their numbers in order of their places there."""
+    for shared in dict.fromkeys(one.passes for one in searches):
+        yield shared, [i for i, one in enumerate(searches) if one.passes is shared]
+
+
+def _stacked(w: list[Array] | None) -> Array | None:
+    """Return the weights (b, n) of problems as one array."""
+    if w is None:
+        return None
+    import torch
+
+    return w[0][None] if len(w) == 1 else torch.stack(w)
 
 
 def accumulate(
@@ -125,7 +178,8 @@ def accumulate(
     """Return the whole-number sums (k, columns) of the selected rows by label `new`, less by `old`."""
     from anykmeans.kernels.triton import passes
 
-    return passes.accumulate(matrix.data[select], w, new, old, grid, k)
+    xs, before = [matrix.data[select]], None if old is None else old[None]
+    return passes.accumulate(xs, None if w is None else w[None], new[None], before, [grid], k)[0]
 
 
 def seeds(frame: Any, work: Any, w: Array | None, first: int, draws: np.ndarray) -> Any:
@@ -143,4 +197,5 @@ def own_distances(
     """Write the squared `distances` (m,) of rows to their own centroids of `wide` (k, d)."""
     from anykmeans.kernels.triton import passes
 
-    passes.own_distances(matrix.data[select], unit, wide, labels, distances)
+    units = np.asarray([[unit, 1.0]])
+    passes.own_distances([matrix.data[select]], units, wide[None], labels[None], distances[None])

@@ -14,7 +14,7 @@ import torch
 import triton
 
 from anykmeans._array import Array
-from anykmeans._exact import Bounds, Grid
+from anykmeans._exact import FOLDS, Bounds, Grid
 from anykmeans.kernels.triton import marginals, resolve, screen, sums
 from anykmeans.kernels.triton.screen import COLUMNS, STATES
 
@@ -23,6 +23,7 @@ _QUEUES = 1 << 12  # copies of clusters, for atomics not to wait for each other
 _MANY = 1 << 19  # rows
 _SHARED = 227 << 10  # bytes of memory that a block can have on an H100
 _SUMMED = 1024  # costs that a block adds
+_LOOKS = 1024  # blocks that look at rows
 _BLOCKS = 2  # for a list of unknown length, on each multiprocessor
 
 
@@ -100,17 +101,16 @@ class Passes:
         self._b, (self._n, self._d) = len(searches), matrix.shape
         b, n, d, k, on = self._b, self._n, self._d, self._k, {"device": self._x.device}
         self._on, self._about = on, about(self._x)
-        apart = 0
-        if b > 1:
-            distance = frames[1].matrix.data.data_ptr() - self._x.data_ptr()
-            apart = distance // self._x.element_size()
-        self._strides = (apart, *self._x.stride())
+        self._xs = [frame.matrix.data for frame in frames]
+        self._strides = strides(self._xs)
+        apart = self._strides[0]
         self._width, self._chunk = _widths(d, self._about.shared)
         self._padded = 1 << (d - 1).bit_length()
 
         units, offsets = zip(*(frame.affine(narrow=False) for frame in frames), strict=True)
         unit, offset = np.asarray(units), np.asarray(offsets)
         largest = np.asarray([frame.largest for frame in frames])
+        self._units = unit
         reach = np.frexp(largest * unit + np.abs(offset).max(axis=1))[1]
         # Float16 rows are read as they are, if that gives the numbers that would be written.
         self._direct = (
@@ -127,7 +127,7 @@ class Passes:
         table = np.zeros((b, COLUMNS.value))
         table[:, screen.UNIT.value], table[:, screen.SCREEN.value] = unit, scale
         table[:, screen.TIE.value] = Bounds.of(d, 2.0**-53).tie
-        self._table, self._offset = (torch.as_tensor(a, **on) for a in (table, offset))
+        self._table, self._offset = placed(table, self._x), placed(offset, self._x)
         self._state = torch.zeros((b, STATES.value), dtype=torch.int64, **on)
         self._worst = torch.zeros((b, screen.WORST.value), dtype=torch.int32, **on)
 
@@ -151,7 +151,9 @@ class Passes:
             torch.empty((b, n), dtype=torch.int32, **on) for _ in range(3)
         )
         pair = 4 * screen.FEW * self._width  # bytes of listed rows in two halves
-        self._blocks = max(1, min(_BLOCKS * self._about.multiprocessors, self._max_bytes // 8 // pair))
+        self._blocks = max(
+            1, min(_BLOCKS * self._about.multiprocessors, self._max_bytes // 8 // pair)
+        )
         self._pairs = torch.empty(
             (self._blocks, 2, screen.FEW, self._width), dtype=torch.float16, **on
         )
@@ -195,9 +197,7 @@ class Passes:
         if self._direct:
             apart, across, _ = self._strides
             self._between = apart // across  # in rows
-            rows = self._x.as_strided(
-                (self._between * (self._b - 1) + self._n, width), (across, 1)
-            )
+            rows = self._x.as_strided((self._between * (self._b - 1) + self._n, width), (across, 1))
         else:
             self._between = self._room if self._rounded == self._b else 0
             rows = self._halves.reshape(-1, width)
@@ -228,20 +228,22 @@ class Passes:
             if self._sums is None:
                 self._plan(grids, w)
             self._state[:, screen.MOST.value] = passes
-            at = torch.as_tensor(list(centroids), **self._on)
-            self._table[at, screen.TOL.value] = torch.as_tensor(
-                tol, dtype=torch.float64, **self._on
-            )
+            at = placed(np.asarray(list(centroids)), self._x)
+            self._table[at, screen.TOL.value] = placed(np.asarray(tol, np.float64), self._x)
             self._keep = keep
             self._run(passes)
-            state, shifts = self._state.cpu(), self._shifts.cpu()
-            found = []
-            for i in centroids:
-                made = int(state[i, screen.PASSES.value])
-                still = made > 0 and int(state[i, screen.DONE.value]) != screen.VACANT.value
-                shift = float(shifts[i]) if still else math.nan
-                found.append((self._c[i, made % 2].clone(), made, shift))
-            return found
+            shifts = self._shifts.view(torch.int64)[:, None]
+            state = torch.cat([self._state, shifts], dim=1).cpu().numpy()
+            made, done = state[:, screen.PASSES.value], state[:, screen.DONE.value]
+            still = (made > 0) & (done != screen.VACANT.value)
+            shift = np.where(still, state[:, -1].view(np.float64), math.nan)
+            c = self._c[at, self._state[at, screen.PASSES.value] % 2]
+            return [(c[j], int(made[i]), float(shift[i])) for j, i in enumerate(centroids)]
+
+    def distances(self) -> Array:
+        """Return the squared distances (b, n) of all rows to the centroids that they were last labelled by."""
+        units = np.repeat(self._units[:, None], 2, axis=1)
+        return own_distances(self._xs, units, self._c, self.labels)
 
     def _plan(self, grids: list[Grid], w: list[Array | None]) -> None:
         """Make room for sums, and for what a pass ends with."""
@@ -251,7 +253,7 @@ class Passes:
         self._copies = _copies(k, b * k * width, self._max_bytes)
         self._sums = torch.zeros((b, self._copies, k, width), dtype=torch.int64, **on)
         self._old = torch.full((b, n), -1, dtype=torch.int32, **on)
-        self._scale = torch.as_tensor(np.stack([grid.scale for grid in grids]), **on)
+        self._scale = placed(np.stack([grid.scale for grid in grids]), self._x)
         self._table[:, screen.STEP.value] = grids[0].step
         weights = [each for each in w if each is not None]
         self._weighted = bool(weights)
@@ -272,10 +274,14 @@ class Passes:
             self._state[:, screen.DONE.value] = screen.STOPPED.value
             for i in centroids:
                 self._state[i, screen.DONE.value] = screen.RUNNING.value
-        for i, c in centroids.items():
-            if c.dtype != self._c.dtype:  # given ones may be of more digits than means have
-                self._c, self._graph = self._c.to(c.dtype), None
-            self._c[i, 0] = c
+        starts = list(centroids.values())
+        if starts[0].dtype != self._c.dtype:  # given ones may be of more digits than means have
+            self._c, self._graph = self._c.to(starts[0].dtype), None
+        if len(starts) == self._b:
+            torch.stack(starts, out=self._c[:, 0])
+        else:
+            for i, c in centroids.items():
+                self._c[i, 0] = c
 
     def _run(self, passes: int) -> None:
         """Launch passes, after the first as a graph; look whether they go on one pass late, so that the device never waits."""
@@ -468,31 +474,48 @@ def _widths(d: int, shared: int) -> tuple[int, int]:
 def _copies(k: int, numbers: int, max_bytes: int) -> int:
     """Return how many copies to keep of sums of `k` clusters, so many numbers: more where they are few."""
     most = max(1, min(sums.COPIES, _QUEUES // k, max_bytes // 64 // numbers))
-    return 4 ** ((most.bit_length() - 1) // 2)  # a power of four: kernels are compiled for each
+    return 1 << (most.bit_length() - 1) // 2 * 2  # a power of four: kernels are compiled for each
+
+
+def placed(a: np.ndarray, x: Array) -> Array:
+    """Return a few numbers of the host where `x` is, without waiting for what is under way there."""
+    return torch.from_numpy(a).to(x.device, non_blocking=True)
+
+
+def strides(xs: list[Array]) -> tuple[int, int, int]:
+    """Return how many numbers apart problems `xs`, (n, d) each, their rows and their features are in memory.
+
+    Problems must be of one shape and follow each other in memory at one distance, which may be 0.
+    """
+    apart = 0
+    if len(xs) > 1:
+        apart = (xs[1].data_ptr() - xs[0].data_ptr()) // xs[0].element_size()
+    return (apart, *xs[0].stride())
 
 
 def accumulate(
-    x: Array, w: Array | None, new: Array, old: Array | None, grid: Grid, k: int
+    xs: list[Array], w: Array | None, new: Array, old: Array | None, grids: list[Grid], k: int
 ) -> Array:
-    """Return the sums (k, columns), float64, of rows `x` (m, d) by label `new`, less by `old`."""
-    (m, d), on = x.shape, {"device": x.device}
-    width = grid.folds * (d + 1)
-    copies = _copies(k, k * width, 1 << 28)
-    made = torch.zeros((copies, k, width), dtype=torch.int64, **on)
-    scale = torch.as_tensor(grid.scale, **on)
-    table = torch.zeros(COLUMNS.value, dtype=torch.float64, **on)
-    table[screen.STEP.value] = grid.step
-    state = torch.zeros(STATES.value, dtype=torch.int64, **on)
+    """Return the sums (b, k, columns), float64, of rows of problems (m, d) by labels `new` (b, m), less by `old`."""
+    b, (m, d), on = len(xs), xs[0].shape, {"device": xs[0].device}
+    folds = max(grid.folds for grid in grids)  # more than needed change no sum
+    width = folds * (d + 1)
+    copies = _copies(k, b * k * width, 1 << 28)
+    made = torch.zeros((b, copies, k, width), dtype=torch.int64, **on)
+    scale = placed(np.stack([grid.scale for grid in grids]), xs[0])
+    table = torch.zeros((b, COLUMNS.value), dtype=torch.float64, **on)
+    table[:, screen.STEP.value] = grids[0].step
+    state = torch.zeros((b, STATES.value), dtype=torch.int64, **on)
     # The kernel notes there that rows are where they belong.
-    left = torch.full((m,), -1, dtype=torch.int32, **on)
+    left = torch.full((b, m), -1, dtype=torch.int32, **on)
     if old is not None:
         left.copy_(old)
-    changed = torch.empty((m,), dtype=torch.int32, **on)
-    with on_device(x):
-        span = sums.SPANS[m >= _MANY]
-        sums.accumulate[(triton.cdiv(m, span),)](
-            *(x, scale if w is None else w.contiguous(), scale, table, state, left),
-            *(new.to(torch.int32), changed, made, m, k, d, grid.folds, copies, 0, *x.stride()),
+    changed = torch.empty((b, m), dtype=torch.int32, **on)
+    with on_device(xs[0]):
+        span = sums.SPANS[b * m >= _MANY]
+        sums.accumulate[(triton.cdiv(m, span), b)](
+            *(xs[0], scale if w is None else w.contiguous(), scale, table, state, left),
+            *(new.to(torch.int32), changed, made, m, k, d, folds, copies, *strides(xs)),
             WEIGHTED=w is not None,
             SPAN=span,
             ROWS=sums.ROWS,
@@ -500,63 +523,91 @@ def accumulate(
             maxnreg=sums.REGISTERS,
             enable_fp_fusion=False,
         )
-    return made.sum(dim=0).to(torch.float64)
+    return made.sum(dim=1).to(torch.float64)
 
 
-def magnitudes(x: Array, w: Array | None) -> tuple[np.ndarray, ...]:
-    """Return the largest |x| (d,), and the largest and smallest nonzero |w x|, (d,) or with w (d + 1,)."""
-    n, d = x.shape
-    found = torch.zeros((3, d + 1), dtype=torch.int64, device=x.device)
-    found[2] = 0x7FF0000000000000  # the bits of infinity
-    with on_device(x):
-        sums.magnitudes[(min(triton.cdiv(n, sums.ROWS), 1024), triton.cdiv(d + 1, sums.WIDTH))](
-            *(x, found if w is None else w.contiguous(), found, n, d, *x.stride()),
+def magnitudes(xs: list[Array], w: Array | None) -> np.ndarray:
+    """Return the largest |x|, and the largest and smallest nonzero |w x|, of problems (n, d): (b, 3, d), or d + 1 with w (b, n)."""
+    b, (n, d) = len(xs), xs[0].shape
+    found = torch.zeros((b, 3, d + 1), dtype=torch.int64, device=xs[0].device)
+    found[:, 2] = 0x7FF0000000000000  # the bits of infinity
+    blocks = min(triton.cdiv(n, sums.ROWS), max(1, _LOOKS // b))
+    with on_device(xs[0]):
+        sums.magnitudes[(blocks, triton.cdiv(d + 1, sums.WIDTH), b)](
+            *(xs[0], found if w is None else w.contiguous(), found, n, d, *strides(xs)),
             WEIGHTED=w is not None,
             ROWS=sums.ROWS,
             WIDTH=sums.WIDTH,
             enable_fp_fusion=False,
         )
-    high, largest, smallest = found.cpu().numpy().view(np.float64)
-    last = d if w is None else d + 1
-    return high[:d], largest[:last], smallest[:last]
+    made: np.ndarray = found.cpu().numpy().view(np.float64)
+    return made if w is not None else made[:, :, :d]
 
 
-def cost(distances: Array, w: Array | None) -> float:
-    """Return the exact sum of the weighted `distances` (n,)."""
-    n, on = distances.shape[0], {"device": distances.device}
-    costs = distances if w is None else w * distances
-    smallest = torch.where(costs > 0, costs, math.inf).min()
-    extent = torch.stack([distances.max(), costs.max(), smallest]).tolist()
-    grid = Grid.of_costs(extent, n, w is not None)
-    found = torch.zeros(grid.folds, dtype=torch.int64, **on)
-    scale = float(grid.scale[0])
+def costs(distances: Array, w: Array | None) -> np.ndarray:
+    """Return the exact sums (b,) of the weighted `distances` (b, n), after one wait: the device plans their grids, too."""
+    (b, n), weighted = distances.shape, w is not None
+    weighed = distances if w is None else w * distances
+    smallest = torch.where(weighed > 0, weighed, math.inf).amin(1)
+    extents = torch.stack([distances.amax(1), weighed.amax(1), smallest], dim=1)
+    found = torch.zeros((b, FOLDS), dtype=torch.int64, device=distances.device)
+    bits = max((2 * n if weighted else n) - 1, 1).bit_length()
     with on_device(distances):
-        sums.cost[(triton.cdiv(n, _SUMMED),)](
-            *(distances, found if w is None else w.contiguous()),
-            torch.as_tensor([scale, grid.step], dtype=torch.float64, **on),
-            *(found, n, grid.folds),
-            WEIGHTED=w is not None,
+        sums.cost[(triton.cdiv(n, _SUMMED), b)](
+            *(distances, found if w is None else w.contiguous(), extents, found),
+            *(n, 52 - bits),
+            FOLDS=FOLDS,
+            WEIGHTED=weighted,
             BLOCK=_SUMMED,
             enable_fp_fusion=False,
         )
-    whole = found.cpu().numpy().astype(np.float64)[None, :]
-    return float(grid.total(np, whole, scale)[0, 0])
+    both = torch.cat([extents.view(torch.int64), found], dim=1).cpu().numpy()
+    # The same grids, but that all folds are in use, which does not show.
+    grid = Grid.of_costs(both[:, :3].view(np.float64).T, n, weighted)
+    grid = Grid(grid.scale, grid.step, FOLDS)
+    whole = both[:, 3:].astype(np.float64).T.reshape(1, -1)
+    made: np.ndarray = grid.total(np, whole, grid.scale)[0]
+    return made
 
 
-def own_distances(x: Array, unit: float, wide: Array, labels: Array, distances: Array) -> None:
-    """Write the squared `distances` (m,) of rows `x` (m, d) to their own centroids of `wide` (k, d)."""
-    m, d = x.shape
+def own_distances(
+    xs: list[Array], units: np.ndarray, c: Array, labels: Array, found: Array | None = None
+) -> Array:
+    """Return squared distances (b, m) of rows of problems (m, d) to the centroids, of `c` (b, ..., d), of their labels (b, m).
+
+    Coordinates of rows, and of centroids, are multiplied by `units` (b, 2). They are written to `found` if it is given.
+    """
+    b, (m, d), on = len(xs), xs[0].shape, {"device": xs[0].device}
+    if found is None:
+        found = torch.empty((b, m), dtype=torch.float64, **on)
     padded = 1 << (d - 1).bit_length()
     rows = max(1, resolve.TILE // padded)
-    with on_device(x):
-        resolve.own[(triton.cdiv(m, rows),)](
-            *(x, wide.contiguous(), labels, distances),
-            torch.as_tensor(unit, dtype=torch.float64, device=x.device),
-            *(m, d, *x.stride()),
+    with on_device(xs[0]):
+        resolve.own[(triton.cdiv(m, rows), b)](
+            *(xs[0], c.contiguous(), labels, found),
+            *(placed(units, xs[0]), m, d, c[0].numel(), *strides(xs)),
             WIDTH=padded,
             ROWS=rows,
             enable_fp_fusion=False,
         )
+    return found
+
+
+def variances(
+    xs: list[Array], units: np.ndarray, w: Array | None, grids: list[Grid]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the weighted sums (b,) of squared distances of rows of problems (n, d) to their mean, and the weights (b,)."""
+    b, (n, d) = len(xs), xs[0].shape
+    labels = torch.zeros((b, n), dtype=torch.int32, device=xs[0].device)
+    whole = accumulate(xs, w, labels, None, grids, 1).cpu().numpy()
+    folds = whole.shape[2] // (d + 1)
+    # The columns of all problems on one grid.
+    grid = Grid(np.concatenate([grid.scale for grid in grids]), grids[0].step, folds)
+    whole = whole.reshape(b, folds, d + 1).transpose(1, 0, 2).reshape(1, -1)
+    total = grid.total(np, whole, grid.scale).reshape(b, d + 1)
+    means = placed(total[:, None, :d] / total[:, None, d:], xs[0])
+    units = np.stack([units, units], axis=1)
+    return costs(own_distances(xs, units, means, labels), w), total[:, d]
 
 
 def captured(launch: Callable[[], None]) -> Callable[[], None]:

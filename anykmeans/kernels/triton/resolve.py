@@ -131,13 +131,34 @@ def resolve(
 
 
 @triton.jit(do_not_specialize=["n", "d"])
-def own(x, c, labels, found, unit, n, d, across, along, WIDTH: tl.constexpr, ROWS: tl.constexpr):
-    """Write the squared distances (n,) of rows to the centroids `c` (k, d), in the frame, of their labels."""
+def own(
+    x,
+    c,
+    labels,
+    found,
+    units,
+    n,
+    d,
+    between,
+    apart,
+    across,
+    along,
+    WIDTH: tl.constexpr,
+    ROWS: tl.constexpr,
+):
+    """Write the squared distances (b, n) of rows to the centroids of their labels, `between` numbers from problem to problem.
+
+    `units` (b, 2) are what coordinates of rows, and of centroids, are multiplied by.
+    """
+    problem = tl.program_id(1).to(tl.int64)
+    x += problem * apart
+    c += problem * between
     rows = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     cols = tl.arange(0, WIDTH)
-    label = tl.load(labels + rows, mask=rows < n, other=0).to(tl.int64)
+    label = tl.load(labels + problem * n + rows, mask=rows < n, other=0).to(tl.int64)
     there = (rows[:, None] < n) & (cols[None, :] < d)
     at = rows[:, None] * across + cols[None, :].to(tl.int64) * along
-    y = tl.load(x + at, mask=there, other=0).to(tl.float64) * tl.load(unit)
-    t = y - tl.load(c + label[:, None] * d + cols[None, :], mask=there, other=0.0)
-    tl.store(found + rows, halving_sum(t * t, WIDTH), mask=rows < n)
+    y = tl.load(x + at, mask=there, other=0).to(tl.float64) * tl.load(units + 2 * problem)
+    z = tl.load(c + label[:, None] * d + cols[None, :], mask=there, other=0.0).to(tl.float64)
+    t = y - z * tl.load(units + 2 * problem + 1)
+    tl.store(found + problem * n + rows, halving_sum(t * t, WIDTH), mask=rows < n)

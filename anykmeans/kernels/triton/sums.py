@@ -32,7 +32,9 @@ COPIES = 64  # of the sums, at most: blocks that add to the same number wait for
 ROWS, WIDTH = 16, 64  # of a tile
 SPANS = (64, 1024)  # rows a block looks through: more where there are many, as most do not change
 MOVED = 32  # columns of a tile of rows that change label: for more there are not registers enough
-REGISTERS = 200  # then; left alone, the compiler spills a few for one more block on a multiprocessor
+REGISTERS = (
+    200  # then; left alone, the compiler spills a few for one more block on a multiprocessor
+)
 HELD = 1024  # features up to which one block holds a mean
 # Added to a float64 of up to 2^51, it leaves a whole number in the last bits, halves to even.
 SHIFT = tl.constexpr(1.5 * 2.0**52)
@@ -73,7 +75,7 @@ def _move(
     error = tl.zeros(rest.shape, tl.float64)
     if WEIGHTED:
         rest, error = _two_product(rest, weight)
-    for fold in range(0, folds):
+    for _ in range(0, folds):
         whole = _whole(rest)
         rest = (rest - _rint(rest)) * step
         if WEIGHTED:
@@ -361,16 +363,21 @@ def magnitudes(
     found,
     n,
     d,
+    apart,
     across,
     along,
     WEIGHTED: tl.constexpr,
     ROWS: tl.constexpr,
     WIDTH: tl.constexpr,
 ):
-    """Raise `found` (3, d + 1) to the bits of the largest |x| and |w x|, and lower them to the smallest nonzero |w x|.
+    """Raise `found` (b, 3, d + 1) to the bits of the largest |x| and |w x|, and lower them to the smallest nonzero |w x|.
 
     Weights by themselves are the last column.
     """
+    problem = tl.program_id(2).to(tl.int64)
+    x += problem * apart
+    w += problem * n
+    found += problem * 3 * (d + 1)
     infinity = tl.full((), 0x7FF0000000000000, tl.int64)
     cols = tl.program_id(1) * WIDTH + tl.arange(0, WIDTH)
     high = tl.zeros((ROWS, WIDTH), tl.int64)
@@ -394,27 +401,46 @@ def magnitudes(
     tl.atomic_min(found + 2 * (d + 1) + cols, tl.min(smallest, 0), mask=inside, sem="relaxed")
 
 
-@triton.jit(do_not_specialize=["n"])
+@triton.jit
+def _exponent(a):
+    """Return what `numpy.frexp` does of a float64, but -1022 of any that has no more digits than that."""
+    return (_bits(a) >> 52) - 1022
+
+
+@triton.jit(do_not_specialize=["n", "room"])
 def cost(
     distances,
     w,
-    grid,
+    extents,
     found,
     n,
-    folds,
+    room,
+    FOLDS: tl.constexpr,
     WEIGHTED: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Add weighted distances (n,), split on the `grid` (scale, step), to whole numbers `found` (folds,)."""
+    """Add weighted distances (b, n), split on the grid of their `extents` (b, 3), to whole numbers `found` (b, FOLDS).
+
+    A summand has at most `room` bits on the coarsest, and one more on the others: `anykmeans._exact.Grid.plan`.
+    """
+    problem = tl.program_id(1).to(tl.int64)
+    distances += problem * n
+    w += problem * n
+    found += problem * FOLDS
+    coarse = tl.minimum(room - _exponent(tl.load(extents + problem * 3 + 1)), 1023)
+    if WEIGHTED:
+        coarse = tl.minimum(coarse, 960 - _exponent(tl.load(extents + problem * 3)))
+    scale = ((coarse + 1023) << 52).to(tl.float64, bitcast=True)
+    finer = ((tl.full((), 1024, tl.int64) + room) << 52).to(tl.float64, bitcast=True)
     rows = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    rest = tl.load(distances + rows, mask=rows < n, other=0.0) * tl.load(grid)
+    rest = tl.load(distances + rows, mask=rows < n, other=0.0) * scale
     error = tl.zeros((BLOCK,), tl.float64)
     if WEIGHTED:
         rest, error = _two_product(rest, tl.load(w + rows, mask=rows < n, other=0.0))
-    for fold in range(0, folds):
+    for fold in tl.static_range(FOLDS):
         whole = _whole(rest)
-        rest = (rest - _rint(rest)) * tl.load(grid + 1)
+        rest = (rest - _rint(rest)) * finer
         if WEIGHTED:
             whole += _whole(error)
-            error = (error - _rint(error)) * tl.load(grid + 1)
+            error = (error - _rint(error)) * finer
         tl.atomic_add(found + fold, tl.sum(whole, 0), sem="relaxed")

@@ -1,0 +1,50 @@
+"""What the host does in a call does not grow with the number of problems; nothing is timed, all is counted."""
+
+import os
+
+import pytest
+
+torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+pytest.importorskip("triton", reason="Triton is not installed")
+if os.environ.get("TRITON_INTERPRET") == "1":
+    pytest.skip("TRITON_INTERPRET is 1: kernels are not launched", allow_module_level=True)
+
+from benchmarks.gpu import host  # noqa: E402
+from benchmarks.gpu.rows import Row  # noqa: E402
+
+ON = "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def made(b, *, weighted=False, **options):
+    """Operations, launches and waits of a call on `b` problems."""
+    if weighted:
+        options["sample_weight"] = torch.ones((b, 20 + host.SPARE)[b == 1 :], device=ON)
+    with host.idle() as launched:
+        return host.counted(host.call(Row("", b, 0, 0, 20, "float32", 5), ON, **options), launched)
+
+
+@pytest.mark.parametrize(
+    ("options", "each", "most"),
+    [
+        ({}, 0, 6),
+        ({"tol": 1e-4}, 0, 8),
+        ({"tol": 1e-4, "weighted": True}, 6, 11),
+        ({"init": "random", "n_init": 1}, 7, 5),
+    ],
+)
+def test_further_problems_cost_hardly_anything(options, each, most):
+    two, ten = made(2, **options), made(10, **options)
+    assert ten[0] - two[0] <= 8 * each
+    assert ten[1] == two[1]
+    assert ten[2] == two[2] <= most
+
+
+def test_restarts_wait_for_the_device_as_one_does():
+    one, ten = (made(1, init="random", n_init=n) for n in (1, 10))
+    assert ten[1:] == one[1:]
+    assert ten[0] - one[0] <= 9 * 8
+
+
+def test_the_table(capsys):
+    assert host.main(["8", "--device", ON, "--repeats", "1"]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 3
