@@ -250,7 +250,8 @@ class Passes:
         b, n, k, d, on = self._b, self._n, self._k, self._d, self._on
         self._folds = max(grid.folds for grid in grids)  # more than needed change no sum
         width = self._folds * (d + 1)
-        self._copies = _copies(k, b * k * width, self._max_bytes)
+        most = self._about.multiprocessors
+        self._copies = _copies(k, b * k * width, self._max_bytes, most)
         self._sums = torch.zeros((b, self._copies, k, width), dtype=torch.int64, **on)
         self._old = torch.full((b, n), -1, dtype=torch.int32, **on)
         self._scale = placed(np.stack([grid.scale for grid in grids]), self._x)
@@ -401,7 +402,7 @@ class Passes:
                 WIDE=self._wide,
                 num_warps=8 if 128 < width == held else 4,
             )
-            resolve.resolve[(8 * _BLOCKS * self._about.multiprocessors,)](
+            resolve.resolve[(_BLOCKS * self._about.multiprocessors,)](
                 *(self._x, self._c, self._table, self._state, self.labels),
                 *(self._open, self._rivals, b, n, k, d, *self._strides),
                 ROWS=max(1, min(resolve.MANY, resolve.TILE // self._padded)),
@@ -447,7 +448,7 @@ def about(x: Array) -> About:
     """Return what is to be known of the device of `x`: on a CPU, which interprets, a small H100."""
     described = find_spec("triton.tools.tensor_descriptor") is not None
     if not x.is_cuda:
-        return About(1, _SHARED, described)
+        return About(4, _SHARED, described)
     card = torch.cuda.get_device_properties(x.device)
     shared = getattr(card, "shared_memory_per_block_optin", _SHARED)  # old PyTorch does not tell
     return About(card.multi_processor_count, shared, described and card.major == 9)
@@ -471,9 +472,9 @@ def _widths(d: int, shared: int) -> tuple[int, int]:
     return -(-d // screen.CHUNK) * screen.CHUNK, screen.CHUNK
 
 
-def _copies(k: int, numbers: int, max_bytes: int) -> int:
+def _copies(k: int, numbers: int, max_bytes: int, multiprocessors: int) -> int:
     """Return how many copies to keep of sums of `k` clusters, so many numbers: more where they are few."""
-    most = max(1, min(sums.COPIES, _QUEUES // k, max_bytes // 64 // numbers))
+    most = max(1, min(sums.COPIES, _QUEUES // k, max_bytes // 64 // numbers, multiprocessors))
     return 1 << (most.bit_length() - 1) // 2 * 2  # a power of four: kernels are compiled for each
 
 
@@ -500,7 +501,7 @@ def accumulate(
     b, (m, d), on = len(xs), xs[0].shape, {"device": xs[0].device}
     folds = max(grid.folds for grid in grids)  # more than needed change no sum
     width = folds * (d + 1)
-    copies = _copies(k, b * k * width, 1 << 28)
+    copies = _copies(k, b * k * width, 1 << 28, about(xs[0]).multiprocessors)
     made = torch.zeros((b, copies, k, width), dtype=torch.int64, **on)
     scale = placed(np.stack([grid.scale for grid in grids]), xs[0])
     table = torch.zeros((b, COLUMNS.value), dtype=torch.float64, **on)
