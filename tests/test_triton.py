@@ -107,7 +107,8 @@ def another_gpu(monkeypatch):
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(
-    ("n", "d", "k"), [(1, 3, 1), (63, 17, 9), (123, 128, 70), (200, 24, 150), (100, 200, 20)]
+    ("n", "d", "k"),
+    [(1, 3, 1), (63, 17, 9), (123, 128, 70), (200, 24, 150), (100, 200, 20), (40, 300, 70)],
 )
 def test_labels_are_those_of_float64(kind, n, d, k):
     x = data(kind, n, d)
@@ -235,8 +236,8 @@ def test_few_rows_need_a_second_look():
 
 @pytest.mark.skipif(GPU, reason="the sums of tensor cores are what they are")
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("k", [40, 80])  # of one tile, and of several
-def test_products_as_wrong_as_the_bound_allows_change_no_label(monkeypatch, kind, k):
+@pytest.mark.parametrize(("n", "d", "k"), [(120, 60, 40), (120, 60, 80), (40, 300, 70)])
+def test_products_as_wrong_as_the_bound_allows_change_no_label(monkeypatch, kind, n, d, k):
     from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
 
     exact, rng = InterpreterBuilder.create_dot, np.random.default_rng(0)
@@ -253,8 +254,8 @@ def test_products_as_wrong_as_the_bound_allows_change_no_label(monkeypatch, kind
         return TensorHandle(found.astype(np.float32), made.dtype)
 
     monkeypatch.setattr(InterpreterBuilder, "create_dot", wrong)
-    x = data(kind, 120, 60)
-    c = x[np.random.default_rng(0).integers(120, size=k)] * np.float32(1 - 2**-12)
+    x = data(kind, n, d)
+    c = x[np.random.default_rng(0).integers(n, size=k)] * np.float32(1 - 2**-12)
     np.testing.assert_array_equal(host(search(x, c).labels[0]), true_labels(x, c))
     assert calls
 

@@ -91,8 +91,8 @@ def compile_only(capability: int = 90, cache: Path | None = None) -> Iterator[li
         named = dict(zip(self.arg_names, arguments, strict=False)) | options
         sizes = {name: value for name, value in named.items() if isinstance(value, int | float)}
         for value in named.values():
-            if block := getattr(value, "block_shape", None):  # a descriptor says how wide rows are
-                sizes.setdefault("WIDTH", block[-1])
+            if getattr(value, "block_shape", None):  # a descriptor says how wide rows are
+                sizes.setdefault("WIDTH", int(value.shape[-1]))
         made.append(Launch(self.__name__, _shape(grid, named), kernel, sizes))
         if effect := _EFFECTS.get(self.__name__):
             effect(named)

@@ -17,9 +17,10 @@ from typing import Any
 import triton
 import triton.language as tl
 
-from anykmeans.kernels.triton.screen import AGAIN, DONE, RUNNING, STATES, WORST, proven, push
+from anykmeans.kernels.triton.screen import AGAIN, DONE, HELD, RUNNING, STATES, WORST, proven, push
 
 ROWS = 128  # of a tile of scores
+CHUNK = 128  # features of a product, where they are more than are held
 FAR = tl.constexpr(0x7F000000)  # more than any score, as bits of float32
 
 
@@ -29,10 +30,25 @@ def lanes(k: int) -> int:
 
 
 def shape(lanes: int, width: int) -> dict[str, Any]:
-    """Return what else the kernel is compiled for, with tiles of so many lanes and features."""
+    """Return what else the kernel is compiled for, with tiles of so many lanes of rows of so many features."""
+    held = width <= HELD
     found = {"RUNS": lanes // 32, "STAGES": 2 if lanes == 128 else 3, "num_warps": 8}
+    found |= {"HELD": held, "CHUNK": chunk(width)}
     # So that two blocks share a multiprocessor: one scores while the other looks for the lowest.
     return found | ({"maxnreg": 128} if width <= 128 else {})
+
+
+def chunk(width: int) -> int:
+    """Return how many of so many features are fetched at once."""
+    return width if width <= HELD else CHUNK
+
+
+def errors(d: int, width: int) -> tuple[float, float]:
+    """Return `gamma` and `rounding` of scores of `d` features: tensor cores lose as much of what products are added to."""
+    gamma = (min(d, chunk(width)) + 16) * 2.0**-22
+    if width <= HELD:
+        return 0.0, gamma + 4 * 2.0**-23
+    return gamma, (triton.cdiv(d, CHUNK) + 4) * 2.0**-23
 
 
 @triton.jit
@@ -61,15 +77,20 @@ def screen_by_marginals(
     lengthwise,
     gamma,
     rounding,
+    times,
     ROWS: tl.constexpr,
     LANES: tl.constexpr,
+    CHUNK: tl.constexpr,
     RUNS: tl.constexpr,
     STAGES: tl.constexpr,
+    HELD: tl.constexpr,
 ):
     """Write the labels of the rows from `first` to `stop`; list those not proven.
 
     `rows` and `centroids` describe float16 halves of all problems, end to end: `room` rows and `slots` centroids of each,
-    these times -2. Products are added to ``|c|^2 + |y|^2``, which tensor cores may lose `gamma` of, as of themselves.
+    these times -2. A score's product errs by at most `gamma` ``|y| |c|`` in its sum, and the score by `rounding` times
+    ``|c|^2 + 2 |y| |c| + shift``. Rows of one CHUNK of features are HELD, and products added to the rest of the score in tensor cores; of
+    more features they are fetched with each tile, and `times`, which is 1, hides from the compiler that it could do the same.
     """
     problem = tl.program_id(1).to(tl.int64)
     state += problem * STATES
@@ -87,7 +108,8 @@ def screen_by_marginals(
     shift = length * length * (1.0 + 2.0**-6) + floor * floor
     lanes = tl.arange(0, LANES)
     own = tl.program_id(1) * room + tl.program_id(0) * ROWS
-    a = rows.load([own, 0])
+    if HELD:
+        a = rows.load([own, 0])
     of_run = tl.full((ROWS, RUNS, 8), FAR, tl.int32)
     of_place = tl.full((ROWS, PLACES, 8), FAR, tl.int32)
     one = tl.full((ROWS, 8), FAR, tl.int32)
@@ -95,8 +117,13 @@ def screen_by_marginals(
     tile = tl.zeros((ROWS, 8), tl.int32)
     begin = tl.program_id(1) * slots
     for base in tl.range(0, slots, LANES, num_stages=STAGES):
-        c = centroids.load([begin + base, 0])
-        score = (tl.load(norms + base + lanes)[None, :] + shift[:, None]) + tl.dot(a, c.T)
+        score = tl.load(norms + base + lanes)[None, :] + shift[:, None]
+        if HELD:
+            score += tl.dot(a, centroids.load([begin + base, 0]).T)
+        else:
+            for feature in tl.range(0, d, CHUNK, num_stages=STAGES):
+                part = rows.load([own, feature])
+                score += times * tl.dot(part, centroids.load([begin + base, feature]).T)
         score = tl.reshape(score.to(tl.int32, bitcast=True), (ROWS, RUNS, PLACES, 8))
         runs = tl.min(score, 2)
         of_run = tl.minimum(of_run, runs)
@@ -121,6 +148,6 @@ def screen_by_marginals(
     worst += problem * WORST
     farthest = tl.load(worst).to(tl.float32, bitcast=True)
     loss = tl.load(worst + 1).to(tl.float32, bitcast=True)
-    error = tl.load(lengths + n + at, mask=valid, other=0.0) + length * loss
-    sure = proven(lowest, runner, length, error, floor, farthest, gamma + rounding, shift)
+    error = tl.load(lengths + n + at, mask=valid, other=0.0) + length * (loss + gamma)
+    sure = proven(lowest, runner, length, error, floor, farthest, rounding, shift)
     push(at, valid & (sure == 0), state + AGAIN, listed + problem * n)

@@ -135,7 +135,7 @@ class Passes:
             self._about.hopper
             and k > screen.LANES
             and self._exact
-            and self._width == self._chunk
+            and (self._width == self._chunk) == (self._width <= screen.HELD)
             and (not self._direct or self._describable())
         )
         self._lanes = marginals.lanes(k) if self._marginals else screen.LANES
@@ -202,8 +202,8 @@ class Passes:
             self._between = self._room if self._rounded == self._b else 0
             rows = self._halves.reshape(-1, width)
         return (
-            TensorDescriptor.from_tensor(rows, [marginals.ROWS, width]),
-            TensorDescriptor.from_tensor(high, [self._lanes, width]),
+            TensorDescriptor.from_tensor(rows, [marginals.ROWS, marginals.chunk(width)]),
+            TensorDescriptor.from_tensor(high, [self._lanes, marginals.chunk(width)]),
         )
 
     def settle(self, centroids: dict[int, Array]) -> None:
@@ -359,7 +359,7 @@ class Passes:
                     *(*self._tiles, self._lengths, self._state, self._norms, self._worst),
                     *(self.labels, self._again, n, d, slots, first, stop),
                     *(self._between, self._lengths.stride(0) if self._rounded == b else 0),
-                    *((d + 16) * 2.0**-22, 4 * 2.0**-23),
+                    *(*marginals.errors(d, width), 1.0),
                     ROWS=marginals.ROWS,
                     LANES=self._lanes,
                     **marginals.shape(self._lanes, width),
