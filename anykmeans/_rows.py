@@ -267,9 +267,8 @@ class Rows:
             share = -(-m // (2 * work.threads)) if work.threads > 1 else m
             # Each result is written and added, and each thread called.
             share = max(share, 2 * results, _CALL // work.d)
-            most = (
-                work.readable(self.matrix) if work.host else m
-            )  # on a device they are read where they are
+            # On a device rows are read where they are.
+            most = work.readable(self.matrix) if work.host else m
             return work.tiles(0, m, max(1, min(share, most)))
         # Each piece adds its result, so make it long against that. Exact products take more temporaries.
         room = work.room if self.weights is None else work.room // 3
@@ -607,14 +606,14 @@ def _grids(sources: list[Rows]) -> list[Grid]:
     if weights is not None:
         w = _weights(sources) or []
         bits = significant_bits(first.xp, _stacked(first.xp, w), weights.precision[0])[:, None]
-        grid = Grid.of(np.append(high, one, axis=1), largest, smallest, n, precision, bits)
+        high = np.concatenate([high, one], axis=1)
+        grid = Grid.of(high, largest, smallest, n, precision, bits)
     else:
-        last = one * 2.0 ** (
-            precision[0] - 1
-        )  # whose last bit is 1, as a whole number's is at least
+        last = one * 2.0 ** (precision[0] - 1)  # its last bit is 1, as of whole numbers at least
         if matrix.integral:
             smallest = np.maximum(smallest, last)
-        largest, smallest = np.append(largest, one, axis=1), np.append(smallest, last, axis=1)
+        largest = np.concatenate([largest, one], axis=1)
+        smallest = np.concatenate([smallest, last], axis=1)
         grid = Grid.of(largest, largest, smallest, n, precision)
     return [Grid(scale, grid.step, grid.folds) for scale in grid.scale]
 
