@@ -21,7 +21,10 @@ from anykmeans.kernels.triton.screen import COLUMNS, STATES
 _GRAPH = 4  # passes up to which launches are not worth replaying as a graph
 _QUEUES = 1 << 12  # copies of clusters, for atomics not to wait for each other
 _MANY = 1 << 19  # rows
-_SHARED = 227 << 10  # bytes of memory that a block can have on an H100
+_SHARED, _LEAST = (
+    227 << 10,
+    99 << 10,
+)  # bytes of memory that a block can have on an H100, and anywhere
 _SUMMED = 1024  # costs that a block adds
 _LOOKS = 1024  # blocks that look at rows
 _BLOCKS = 2  # for a list of unknown length, on each multiprocessor
@@ -99,14 +102,29 @@ class Passes:
         self._x, self._k, self._exact = matrix.data, one.k, one.exact
         self._max_bytes = one.work.max_bytes
         self._b, (self._n, self._d) = len(searches), matrix.shape
-        b, n, d, k, on = self._b, self._n, self._d, self._k, {"device": self._x.device}
-        self._on, self._about = on, about(self._x)
+        self._on, self._about = {"device": self._x.device}, about(self._x)
         self._xs = [frame.matrix.data for frame in frames]
         self._strides = strides(self._xs)
-        apart = self._strides[0]
-        self._width, self._chunk = _widths(d, self._about.shared)
-        self._padded = 1 << (d - 1).bit_length()
+        self._width, self._chunk = _widths(self._d, self._about.shared)
+        self._padded = 1 << (self._d - 1).bit_length()
+        self._frame(frames)
+        self._marginals = (
+            self._about.hopper
+            and self._k > screen.LANES
+            and self._exact
+            and (self._width == self._chunk) == (self._width <= screen.HELD)
+            and self._describable()
+        )
+        self._lists(matrix.state_dtype)
+        # Restarts look at one matrix in one frame: its rows are rounded once.
+        alike = self._b > 1 and all(frame is frames[0] for frame in frames)
+        self._halve(1 if alike else self._b, bounded=one.work.bounded)
+        self._sums: torch.Tensor | None = None
+        self._graph: Callable[[], None] | None = None
 
+    def _frame(self, frames: list[Any]) -> None:
+        """Note where the coordinates of each problem begin, and what they are multiplied by."""
+        b, d, matrix = self._b, self._d, frames[0].matrix
         units, offsets = zip(*(frame.affine(narrow=False) for frame in frames), strict=True)
         unit, offset = np.asarray(units), np.asarray(offsets)
         largest = np.asarray([frame.largest for frame in frames])
@@ -128,19 +146,15 @@ class Passes:
         table[:, screen.UNIT.value], table[:, screen.SCREEN.value] = unit, scale
         table[:, screen.TIE.value] = Bounds.of(d, 2.0**-53).tie
         self._table, self._offset = placed(table, self._x), placed(offset, self._x)
-        self._state = torch.zeros((b, STATES.value), dtype=torch.int64, **on)
-        self._worst = torch.zeros((b, screen.WORST.value), dtype=torch.int32, **on)
+        self._state = torch.zeros((b, STATES.value), dtype=torch.int64, **self._on)
+        self._worst = torch.zeros((b, screen.WORST.value), dtype=torch.int32, **self._on)
 
-        self._marginals = (
-            self._about.hopper
-            and k > screen.LANES
-            and self._exact
-            and (self._width == self._chunk) == (self._width <= screen.HELD)
-            and (not self._direct or self._describable())
-        )
+    def _lists(self, dtype: torch.dtype) -> None:
+        """Make room for centroids of a `dtype` and their halves, for labels, and for lists of rows."""
+        b, n, k, d, on = self._b, self._n, self._k, self._d, self._on
         self._lanes = marginals.lanes(k) if self._marginals else screen.LANES
         self._slots = -(-k // self._lanes) * self._lanes
-        self._c = torch.zeros((b, 2, k, d), dtype=matrix.state_dtype, **on)
+        self._c = torch.zeros((b, 2, k, d), dtype=dtype, **on)
         self._high, self._low = torch.empty(
             (2, b, self._slots, self._width), dtype=torch.float16, **on
         )
@@ -151,41 +165,42 @@ class Passes:
             torch.empty((b, n), dtype=torch.int32, **on) for _ in range(3)
         )
         pair = 4 * screen.FEW * self._width  # bytes of listed rows in two halves
-        self._blocks = max(
-            1, min(_BLOCKS * self._about.multiprocessors, self._max_bytes // 8 // pair)
-        )
-        self._pairs = torch.empty(
-            (self._blocks, 2, screen.FEW, self._width), dtype=torch.float16, **on
-        )
-        # Restarts look at one matrix in one frame: its rows are rounded once.
-        self._rounded = 1 if b > 1 and all(frame is frames[0] for frame in frames) else b
-        self._lengths = torch.empty((self._rounded, 2, n), dtype=torch.float32, **on)
-        self._halves, self._room, self._between = self._x, n, apart
-        if not self._direct:  # all rows if there is room, else a part at a time
-            row, most = 2 * self._rounded * self._width, self._max_bytes // 2
-            if row * n > most and not one.work.bounded:
+        most = _BLOCKS * self._about.multiprocessors
+        self._blocks = max(1, min(most, self._max_bytes // 8 // pair))
+        shape = self._blocks, 2, screen.FEW, self._width
+        self._pairs = torch.empty(shape, dtype=torch.float16, **on)
+
+    def _halve(self, problems: int, *, bounded: bool) -> None:
+        """Make room for rows in half precision: all if there is enough, else a part at a time; and round them, if all."""
+        n, on = self._n, self._on
+        self._rounded = problems
+        self._lengths = torch.empty((problems, 2, n), dtype=torch.float32, **on)
+        self._halves, self._room, self._between = self._x, n, self._strides[0]
+        if not self._direct:
+            row, most = 2 * problems * self._width, self._max_bytes // 2
+            if row * n > most and not bounded:
                 most = max(most, free(self._x) // 4)
             self._room = min(n, max(1, most // row))
-            self._halves = torch.empty(
-                (self._rounded, self._room, self._width), dtype=torch.float16, **on
-            )
-            self._between = self._halves.stride(0) if self._rounded == b else 0
+            shape = problems, self._room, self._width
+            self._halves = torch.empty(shape, dtype=torch.float16, **on)
+            self._between = self._halves.stride(0) if problems == self._b else 0
         if self._marginals:
             self._tiles = self._described()
         self._kept = self._room == n
         if self._kept:
             with on_device(self._x):
                 self._round(0, n)
-        self._sums: torch.Tensor | None = None
-        self._graph: Callable[[], None] | None = None
 
     def _describable(self) -> bool:
-        """Return whether the rows of all problems, as they are, are a matrix that the GPU can fetch tiles of."""
+        """Return whether the rows of all problems, as they are or rounded, are a matrix that the GPU can fetch tiles of."""
+        if not self._direct:
+            return bool(self._b * self._n < 1 << 31)
         apart, across, _ = self._strides
         last = self._x.storage_offset() + (self._b - 1) * apart + (self._n - 1) * across + self._d
-        return (
+        return bool(
             across > 0
             and across % 8 == apart % across == self._x.data_ptr() % 16 == 0
+            and last // across < 1 << 31
             and 2 * last <= self._x.untyped_storage().nbytes()
         )
 
@@ -450,7 +465,7 @@ def about(x: Array) -> About:
     if not x.is_cuda:
         return About(4, _SHARED, described)
     card = torch.cuda.get_device_properties(x.device)
-    shared = getattr(card, "shared_memory_per_block_optin", _SHARED)  # old PyTorch does not tell
+    shared = getattr(card, "shared_memory_per_block_optin", _LEAST)  # old PyTorch does not tell
     return About(card.multi_processor_count, shared, described and card.major == 9)
 
 

@@ -32,9 +32,7 @@ COPIES = 64  # of the sums, at most: blocks that add to the same number wait for
 ROWS, WIDTH = 16, 64  # of a tile
 SPANS = (64, 1024)  # rows a block looks through: more where there are many, as most do not change
 MOVED = 32  # columns of a tile of rows that change label: for more there are not registers enough
-REGISTERS = (
-    200  # then; left alone, the compiler spills a few for one more block on a multiprocessor
-)
+REGISTERS = 200  # then; left alone, the compiler spills a few, for one more block
 HELD = 1024  # features up to which one block holds a mean
 # Added to a float64 of up to 2^51, it leaves a whole number in the last bits, halves to even.
 SHIFT = tl.constexpr(1.5 * 2.0**52)
