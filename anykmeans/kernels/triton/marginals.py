@@ -52,6 +52,13 @@ def errors(d: int, width: int) -> tuple[float, float]:
 
 
 @triton.jit
+def _place(marginal, lowest, length: tl.constexpr):
+    """Return the first place (m,) of a marginal (m, length) where each row's `lowest` is: rows that tie are not proven."""
+    places = tl.arange(0, length)[None, :]
+    return tl.min(tl.where(marginal == lowest[:, None], places, length), 1)
+
+
+@triton.jit
 def _least_beside(marginal, at, length: tl.constexpr):
     """Return each row's lowest of a marginal (m, length) but for the place `at` (m,)."""
     mine = tl.arange(0, length)[None, :] == at[:, None]
@@ -132,10 +139,11 @@ def screen_by_marginals(
         two = tl.minimum(two, tl.maximum(one, least))
         tile = tl.where(least < one, base, tile)
         one = tl.minimum(one, least)
-    neighbour = tl.argmin(one, 1)
+    lowest = tl.min(one, 1)
+    neighbour = _place(one, lowest, 8)
     of_run = tl.reshape(of_run, (ROWS, RUNS * 8))
     of_place = tl.reshape(of_place, (ROWS, PLACES * 8))
-    run, spot = tl.argmin(of_run, 1), tl.argmin(of_place, 1)
+    run, spot = _place(of_run, lowest, RUNS * 8), _place(of_place, lowest, PLACES * 8)
     mine = tl.arange(0, 8)[None, :] == neighbour[:, None]
     label = tl.sum(tl.where(mine, tile, 0), 1)
     label += (run // 8) * (PLACES * 8) + (spot // 8) * 8 + neighbour
@@ -143,7 +151,7 @@ def screen_by_marginals(
         _least_beside(of_run, run, RUNS * 8), _least_beside(of_place, spot, PLACES * 8)
     )
     runner = tl.minimum(runner, tl.min(two, 1)).to(tl.float32, bitcast=True) - shift
-    lowest = tl.min(one, 1).to(tl.float32, bitcast=True) - shift
+    lowest = lowest.to(tl.float32, bitcast=True) - shift
     tl.store(labels + problem * n + at, label, mask=valid)
     worst += problem * WORST
     farthest = tl.load(worst).to(tl.float32, bitcast=True)
