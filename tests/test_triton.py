@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -413,6 +414,33 @@ def test_a_stream_of_its_own():
     with torch.cuda.stream(torch.cuda.Stream()):
         ours = kmeans(there * 2, 9, rng=0)  # made on that stream, too
     assert referee.bits(ours, host) == referee.bits(kmeans(x * 2, 9, rng=0))
+
+
+@pytest.mark.skipif(not GPU, reason="no GPU: nothing to stream to")
+def test_two_problems_on_two_streams():
+    xs = [data(kind, 20_000, 32) for kind in ("blobs", "uniform")]
+    theirs = [referee.bits(kmeans(x, 90, rng=0, max_iter=20)) for x in xs]
+    there = [tensor(x) for x in xs]
+    torch.cuda.synchronize()
+
+    def clustered(x):
+        with torch.cuda.stream(torch.cuda.Stream()):
+            return referee.bits(kmeans(x, 90, rng=0, max_iter=20), host)
+
+    with ThreadPoolExecutor(2) as pool:
+        assert list(pool.map(clustered, there)) == theirs
+
+
+@pytest.mark.skipif(not GPU, reason="no GPU: `torch.compile` is tested on a CPU with its kernels")
+def test_called_by_what_is_compiled():
+    x = data("blobs", 3000, 16)
+
+    @torch.compile
+    def clustered(t):
+        return kmeans(t + 0.0, 9, rng=0).centroids
+
+    theirs = kmeans(x, 9, rng=0).centroids
+    np.testing.assert_array_equal(host(clustered(tensor(x))), theirs)
 
 
 @pytest.mark.skipif(not GPU or torch.cuda.device_count() < 2, reason="no second GPU")
