@@ -111,21 +111,61 @@ def plus_plus(rows: Rows, k: int, rng: Draws, trials: int | None = None) -> np.n
     proportional to weight times squared distance from the rows picked so far (Arthur and
     Vassilvitskii, "k-means++: the advantages of careful seeding", SODA 2007).
     """
+    return _picked(rows, *_drawn(rows, k, rng, trials))
+
+
+def _drawn(rows: Rows, k: int, rng: Draws, trials: int | None = None) -> tuple[int, np.ndarray]:
+    """Return the first pick, and draws (k - 1, trials) from 0 to 1 for all others: no draw depends on a pick."""
     trials = 2 + int(math.log(k)) if trials is None else trials
-    picks = np.empty(k, dtype=np.int64)
-    picks[0] = _first(rows, rng)
-    if k > 1:
-        draws = rng.uniform(size=(k - 1, trials))
+    first = _first(rows, rng)
+    return first, rng.uniform(size=(k - 1, trials)) if k > 1 else np.empty((0, trials))
+
+
+def _picked(rows: Rows, first: int, draws: np.ndarray) -> np.ndarray:
+    """Return all picks (k,) by draws (k - 1, trials)."""
+    picks = np.full(draws.shape[0] + 1, first, dtype=np.int64)
+    if picks.size > 1:
         if rows.kernel.seeds is not None:
             w = rows.relative_weight(slice(0, rows.shape[0]))
-            frame = Frame(rows.matrix, rows.largest)
-            found = rows.kernel.seeds(frame, rows.work, w, int(picks[0]), draws)
+            found = rows.kernel.seeds(Frame(rows.matrix, rows.largest), rows.work, w, first, draws)
             if found is not None:
                 return found
-        seeds = _Seeds(rows, int(picks[0]), k, trials)
-        for i in range(1, k):
+        seeds = _Seeds(rows, first, picks.size, draws.shape[1])
+        for i in range(1, picks.size):
             picks[i] = seeds.best(seeds.at(draws[i - 1]))
     return picks
+
+
+def start_together(sources: list[Rows], k: int, runs: int, rng: Draws) -> list[list[Array]] | None:
+    """Return centroids (k, d) by k-means++ for some runs of each source, in launches they share, or None if nothing does.
+
+    They are those of one `start` after the other.
+    """
+    one = sources[0]
+    together = one.kernel.seeds_together
+    if together is None or k == 1 or len(sources) * runs == 1:
+        return None
+    drawn = [_drawn(rows, k, rng) for rows in sources for _ in range(runs)]
+    every = [rows for rows in sources for _ in range(runs)]
+    # The sources of one run, or runs of one source, as many as the budget has room for: costs, owners, candidates won.
+    most = max(1, one.work.max_bytes // (16 * one.shape[0]))
+    groups = [slice(run, None, runs) for run in range(runs)]
+    if len(sources) == 1:
+        groups = [slice(run, run + most) for run in range(0, runs, most)]
+    starts: list[Any] = [None] * len(every)
+    for group in groups:
+        some = every[group]
+        frames = [Frame(rows.matrix, rows.largest) for rows in some]
+        w = [rows.relative_weight(slice(0, rows.shape[0])) for rows in some]
+        first, draws = zip(*drawn[group], strict=True)
+        picks: Any = together(
+            frames, w if one.weights is not None else None, first, np.stack(draws)
+        )
+        if picks is None:
+            picks = [_picked(*each) for each in zip(some, first, draws, strict=True)]
+        found = [rows.rows(rows.matrix.asarray(at)) for rows, at in zip(some, picks, strict=True)]
+        starts[group] = found
+    return [starts[i : i + runs] for i in range(0, len(starts), runs)]
 
 
 def _first(rows: Rows, rng: Draws) -> int:

@@ -29,7 +29,7 @@ from anykmeans._array import (
 from anykmeans._exact import squared_norms
 from anykmeans._fork import first_call
 from anykmeans._frame import BESIDE
-from anykmeans._init import Draws, Init, generator, given, plus_plus, start
+from anykmeans._init import Draws, Init, generator, given, plus_plus, start, start_together
 from anykmeans._lloyd import lloyd
 from anykmeans._rows import (
     Rows,
@@ -372,11 +372,17 @@ def _best(
 ) -> list[_Run]:
     """Return the best of the runs of each problem."""
     with contextlib.ExitStack() as stack:
-        starts = []
         for problem in problems:
             stack.enter_context(problem.rows.work)
-            with problem.named():
-                starts.append([start(problem.rows, k, problem.init, draws) for _ in range(runs)])
+        init, starts = problems[0].init, None
+        if isinstance(init, str) and init == "k-means++":
+            starts = start_together([problem.rows for problem in problems], k, runs, draws)
+        if starts is None:
+            starts = []
+            for problem in problems:
+                with problem.named():
+                    each = [start(problem.rows, k, problem.init, draws) for _ in range(runs)]
+                starts.append(each)
         run = functools.partial(_run, max_iter=max_iter, tol=tol, empty=empty, watch=watch)
         together = problems[0].rows.kernel.together is not None
         if together and len(problems) == 1 and runs > 1 and watch is None:

@@ -329,6 +329,30 @@ def test_a_batch_shares_its_launches(monkeypatch, launched, init):
     assert settled.count(len(x)) == (2 if init == "random" else 1)  # at the end of each run
 
 
+@pytest.mark.filterwarnings(EMPTY)
+@pytest.mark.parametrize(("b", "n_init"), [(3, 1), (3, 2), (1, 3)])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_picks_share_their_launches(monkeypatch, b, n_init, weighted):
+    from anykmeans.kernels.triton import seeding
+
+    x = np.stack([data(kind, 70, 3) * (1 + i) for i, kind in enumerate(KINDS[:b])])
+    w = np.random.default_rng(0).exponential(size=(b, 70)) if weighted else None
+    options = {"rng": 0, "n_init": n_init, "max_iter": 2}
+    theirs = kmeans(x, 6, kernel="cpu", sample_weight=w, **options)
+    made, run = [], seeding.Seeds.run
+    monkeypatch.setattr(seeding.Seeds, "run", lambda self: (made.append(self.b), run(self))[1])
+    there = tensor(x), None if w is None else tensor(w)
+    if b > 1:
+        ours = kmeans(there[0], 6, kernel="triton", sample_weight=there[1], **options)
+        assert each(ours) == each(theirs)
+        assert made == [b] * n_init
+    else:
+        own = None if w is None else there[1][0]
+        ours = kmeans(there[0][0], 6, kernel="triton", sample_weight=own, **options)
+        assert [referee.bits(ours, host)] == each(theirs)
+        assert made == [n_init]
+
+
 @pytest.mark.parametrize(("k", "shift"), [(4, -0.5), (4, 3), (70, -0.5)])  # as they are, or rounded
 def test_a_batch_in_half_precision_with_weights(k, shift):
     x = np.stack([data("uniform", 90 + i, 16)[:90] + shift for i in range(3)]).astype(np.float16)

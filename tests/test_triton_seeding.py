@@ -137,15 +137,18 @@ def test_what_a_tile_does_not_hold_is_picked_in_steps():
 @pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize(("n", "d", "t"), [(40, 2, 3), (1500, 1, 2), (50, 20, 5), (30, 70, 16)])
 def test_each_launch(n, d, t, weighted):
-    """What two picks leave behind, step by step."""
+    """What two picks leave behind, step by step, in the second of two problems that share launches."""
     rng = np.random.default_rng([n, d, t])
-    x = rng.normal(size=(n, d)) * 3
-    w = rng.exponential(size=n) if weighted else None
-    draws = rng.uniform(size=(3, t))
-    rows = Rows.over(tensor(x), None if w is None else tensor(w), kernel="triton")
-    on = None if w is None else rows.relative_weight(slice(0, n))
-    weights = None if w is None else on.cpu().numpy()
-    seeds = seeding.Seeds(Frame(rows.matrix, rows.largest), on, 5, draws)
+    x = rng.normal(size=(2, n, d)) * 3
+    w = rng.exponential(size=(2, n)) if weighted else None
+    draws = rng.uniform(size=(2, 3, t))
+    there, beside = tensor(x), [None, None] if w is None else tensor(w)
+    both = [Rows.over(there[i], beside[i], kernel="triton") for i in range(2)]
+    frames = [Frame(rows.matrix, rows.largest) for rows in both]
+    on = None if w is None else [rows.relative_weight(slice(0, n)) for rows in both]
+    seeds = seeding.Seeds(frames, on, [3, 5], draws)
+    x, draws = x[1], draws[1]
+    weights = None if w is None else on[1].cpu().numpy()
 
     closest, owner = np.full(n, np.inf), np.zeros(n, np.int32)
     picks, candidates, best = [5], [5], 0
@@ -153,27 +156,27 @@ def test_each_launch(n, d, t, weighted):
     for pick in range(3):
         c = x[candidates[best]][None, :]
         closest, owner = agnostic.settle(np, x, c, closest, owner, pick, None, 0)
-        np.testing.assert_array_equal(seeds.closest.cpu(), closest)
-        np.testing.assert_array_equal(seeds.owner.cpu(), owner)
-        assert seeds.picks[: pick + 1].tolist() == picks
+        np.testing.assert_array_equal(seeds.closest[1].cpu(), closest)
+        np.testing.assert_array_equal(seeds.owner[1].cpu(), owner)
+        assert seeds.picks[1][: pick + 1].tolist() == picks
 
         seeds.costs()
         high = (closest if weights is None else weights * closest).max()
-        scale = float(seeds.scale)
+        scale = float(seeds.scale[1])
         assert 2.0**51 < high * scale * 2 ** (n - 1).bit_length() <= 2.0**52
         sums, largest = agnostic.costs(np, closest, weights, scale, seeding.BLOCK)
-        assert seeds.sums.tolist() == sums.tolist()
-        assert seeds.state[2:].view(torch.float64).item() == largest
+        assert seeds.sums[1].tolist() == sums.tolist()
+        assert seeds.state[1][2:].view(torch.float64).item() == largest
 
         seeds.draw()
         cumulative = agnostic.whole(np, closest, weights, scale).cumsum()
         candidates = cumulative.searchsorted(draws[pick] * cumulative[-1])
-        assert seeds.candidates.tolist() == candidates.tolist()
-        np.testing.assert_array_equal(seeds.c.cpu(), x[candidates])
+        assert seeds.candidates[1].tolist() == candidates.tolist()
+        np.testing.assert_array_equal(seeds.c[1].cpu(), x[candidates])
 
         seeds.reach()
         free = ((x[picks][:, None] - x[candidates]) ** 2).sum(axis=2).min(axis=1) / 4
-        least = seeds.least[: pick + 1].view(torch.float64).cpu().numpy()
+        least = seeds.least[1][: pick + 1].view(torch.float64).cpu().numpy()
         assert (least <= free).all()
         np.testing.assert_allclose(least, free, rtol=2.0**-18)
 
@@ -183,9 +186,9 @@ def test_each_launch(n, d, t, weighted):
             agnostic.saved(np, x, x[j][None, :], closest, weights, scale, every, 0)
             for j in candidates
         ]
-        assert seeds.saved.tolist() == saved
+        assert seeds.saved[1].tolist() == saved
         found = np.stack([agnostic.squared_distances(np, x, x[j][None, :]) for j in candidates])
-        nearer = seeds.won.cpu().numpy()[None, :].astype(np.int32) >> np.arange(t)[:, None] & 1
+        nearer = seeds.won[1].cpu().numpy()[None, :].astype(np.int32) >> np.arange(t)[:, None] & 1
         np.testing.assert_array_equal(nearer, found < closest)
         best = int(np.argmax(saved))
         picks.append(int(candidates[best]))

@@ -39,6 +39,8 @@ A kernel is a module of this package. It may define
     cluster, and their weight; the cost of the labels last made. Each waits for the device as often as for one problem;
 ``seeds(frame, work, w, first, draws) -> picks``
     all picks of k-means++, or None if it cannot make them at once, in place of these six steps;
+``seeds_together(frames, w, first, draws) -> picks``
+    those of problems of one shape, whose rows follow each other in memory at one distance, in launches they share;
 ``magnitudes(matrix, select, w) -> high, largest, smallest``
     what the grid of the sums is planned from, by feature;
 ``accumulate(matrix, select, w, new, old, grid, k) -> sums``
@@ -200,6 +202,7 @@ class Kernel:
     variances_together: Callable[..., tuple[np.ndarray, np.ndarray]] | None
     costs_together: Callable[..., np.ndarray] | None
     seeds: Callable[..., np.ndarray | None] | None
+    seeds_together: Callable[..., np.ndarray | None] | None
     magnitudes: Callable[..., tuple[np.ndarray, ...]] | None
     accumulate: Callable[..., Array] | None
     by_label: Callable[..., Array] | None
@@ -289,6 +292,7 @@ def _made(name: str, module: str) -> Kernel:
         variances_together=getattr(own, "variances_together", None),
         costs_together=getattr(own, "costs_together", None),
         seeds=getattr(own, "seeds", None),
+        seeds_together=getattr(own, "seeds_together", None),
         magnitudes=getattr(own, "magnitudes", None),
         accumulate=getattr(own, "accumulate", None),
         by_label=getattr(own, "by_label", None),

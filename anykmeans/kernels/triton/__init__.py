@@ -8,7 +8,7 @@ Triton is imported when first called. With ``TRITON_INTERPRET=1`` they run on CP
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -184,11 +184,23 @@ def accumulate(
 
 def seeds(frame: Any, work: Any, w: Array | None, first: int, draws: np.ndarray) -> Any:
     """Return the rows that greedy k-means++ picks with `draws` (k - 1, t), or None where a tile is too small."""
+    found = seeds_together([frame], None if w is None else [w], [first], draws[None])
+    return None if found is None else found[0]
+
+
+def seeds_together(
+    frames: list[Any], w: list[Array] | None, first: Sequence[int], draws: np.ndarray
+) -> np.ndarray | None:
+    """Return the picks (b, k) that `seeds` makes of each problem's rows, with `draws` (b, k - 1, t), of launches all share."""
     from anykmeans.kernels.triton import seeding
 
-    if draws.shape[1] > seeding.LANES or frame.matrix.shape[1] > seeding.MOST:
+    if draws.shape[2] > seeding.LANES or frames[0].matrix.shape[1] > seeding.MOST:
         return None
-    return seeding.Seeds(frame, w, first, draws).run()
+    found = [
+        seeding.Seeds(frames[part], w and w[part], first[part], draws[part]).run()
+        for part in _parts(frames)
+    ]
+    return np.concatenate(found)
 
 
 def own_distances(

@@ -9,8 +9,7 @@ well, so that all picks are the same launches.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,7 +18,7 @@ import triton
 import triton.language as tl
 
 from anykmeans._array import Array
-from anykmeans.kernels.triton.passes import captured, on_device
+from anykmeans.kernels.triton.passes import about, captured, on_device, placed, strides
 from anykmeans.kernels.triton.resolve import halving_sum
 from anykmeans.kernels.triton.screen import LARGEST, centred
 
@@ -34,7 +33,8 @@ FEW = 16  # features up to which all distances cost less than to rule some out
 CHUNK = 64  # features of a product
 _BLOCKS = 64  # on each multiprocessor: far more than run at once, as some have more to do
 _REPLAYED = 8  # picks from which on launches are replayed as a graph
-# What `state` holds, int64: the pick at work, the last one done, and the bits of the largest cost of a row.
+# What the `state` of a problem holds, int64: the pick at work, the last one done, and the bits of the largest cost of a row.
+STATES = tl.constexpr(3)
 PICK, DONE, HIGH = (tl.constexpr(i) for i in range(3))
 
 
@@ -112,16 +112,31 @@ def draw(
     t,
     blocks,
     d,
+    apart,
     across,
     along,
     WEIGHTED: tl.constexpr,
     WIDE: tl.constexpr,
     BLOCK: tl.constexpr,
+    LANES: tl.constexpr,
     WIDTH: tl.constexpr,
     CHUNK: tl.constexpr,
 ):
     """Write a candidate: the row at its draw, from 0 to 1, of the cumulative cost; as it is, and centred."""
-    j = tl.program_id(0)
+    j, problem = tl.program_id(0), tl.program_id(1).to(tl.int64)
+    x += problem * apart
+    offset += problem * d
+    table += problem * 2
+    state += problem * STATES
+    scale += problem
+    sums += problem * blocks
+    closest += problem * n
+    c += problem * t * d
+    near += problem * (LANES * WIDTH)
+    norms += problem * LANES
+    saved += problem * t
+    if WEIGHTED:
+        w += problem * n
     done = tl.load(state + DONE)
     tl.store(state + PICK, done + 1)
     tl.store(state + HIGH, tl.zeros((), tl.int64))
@@ -131,7 +146,7 @@ def draw(
     for start in range(0, blocks, BLOCK):
         place = start + lanes
         total += tl.sum(tl.load(sums + place, mask=place < blocks, other=0), 0)
-    aim = tl.load(draws + done * t + j) * total.to(tl.float64)
+    aim = tl.load(draws + (done * tl.num_programs(1) + problem) * t + j) * total.to(tl.float64)
     # The first block, and in it the first row, up to which the costs are no less.
     block = tl.zeros((), tl.int64)
     passed = tl.zeros((), tl.int64)
@@ -147,7 +162,7 @@ def draw(
     cost = _whole(_cost(closest, w, rows, rows < n, WEIGHTED), tl.load(scale))
     short = (rows < n) & ((passed + tl.cumsum(cost, 0)).to(tl.float64) < aim)
     row = block * BLOCK + tl.sum(short.to(tl.int64), 0)
-    tl.store(candidates + j, row)
+    tl.store(candidates + problem * t + j, row)
     unit, zoom = tl.load(table), tl.load(table + 1)
     one = row + tl.zeros((1,), tl.int64)
     norm = tl.zeros((1,), tl.float32)
@@ -162,7 +177,7 @@ def draw(
     tl.store(norms + j + tl.arange(0, 1), norm)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["k"])
 def reach(
     x,
     table,
@@ -170,6 +185,8 @@ def reach(
     picks,
     c,
     least,
+    k,
+    apart,
     across,
     along,
     ROWS: tl.constexpr,
@@ -177,13 +194,19 @@ def reach(
     D: tl.constexpr,
 ):
     """Lower to what it leaves the squared distance from each pick within which no candidate is nearer."""
-    count = tl.load(state + PICK)
+    problem = tl.program_id(2).to(tl.int64)
+    x += problem * apart
+    table += problem * 2
+    picks += problem * k
+    least += problem * k
+    c += (problem * tl.num_programs(1) + tl.program_id(1)) * D
+    count = tl.load(state + problem * STATES + PICK)
     place = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     if tl.program_id(0) * ROWS < count:
         there = place < count
         rows = tl.load(picks + place, mask=there, other=0)
-        to, unit = c + tl.program_id(1) * D, tl.load(table)
-        found = _distances(x, rows, there, to, across, along, unit, PIECE, D)
+        unit = tl.load(table)
+        found = _distances(x, rows, there, c, across, along, unit, PIECE, D)
         # A quarter, less more than rounding takes. Nothing that may have underflowed is used.
         safe = tl.where(found > 2.0**-900, found * (0.25 - 2.0**-22), 0.0)
         # Numbers that are not negative are in the order of their bits.
@@ -228,7 +251,7 @@ def _maybe(
     return tl.sum(tl.where(lower > limit[:, None], 0, 1 << lanes[None, :]), 1)
 
 
-@triton.jit(do_not_specialize=["n", "t"])
+@triton.jit(do_not_specialize=["n", "t", "k"])
 def gains(
     x,
     w,
@@ -245,6 +268,8 @@ def gains(
     saved,
     n,
     t,
+    k,
+    apart,
     across,
     along,
     gamma,
@@ -259,8 +284,21 @@ def gains(
     D: tl.constexpr,
 ):
     """Add what each of `t` candidates saves to `saved`; write whom each row is nearer to, a bit for each."""
+    problem = tl.program_id(1).to(tl.int64)
+    x += problem * apart
+    offset += problem * D
+    table += problem * 2
+    c += problem * t * D
+    near += problem * (LANES * WIDTH)
+    norms += problem * LANES
+    least += problem * k
+    closest += problem * n
+    owner += problem * n
+    won += problem * n
+    if WEIGHTED:
+        w += problem * n
     lanes = tl.arange(0, LANES)
-    unit, zoom, grid = tl.load(table), tl.load(table + 1), tl.load(scale)
+    unit, zoom, grid = tl.load(table), tl.load(table + 1), tl.load(scale + problem)
     total = tl.zeros((LANES,), tl.int64)
     step = tl.num_programs(0).to(tl.int64) * ROWS
     for start in range(tl.program_id(0).to(tl.int64) * ROWS, n, step):
@@ -290,10 +328,10 @@ def gains(
                     total += tl.where(lanes == j, tl.sum(less, 0), 0)
                     nearer |= wins.to(tl.int32) << j
         tl.store(won + rows, nearer.to(tl.int16), mask=valid)
-    tl.atomic_add(saved + lanes, total, mask=total != 0, sem="relaxed")
+    tl.atomic_add(saved + problem * t + lanes, total, mask=total != 0, sem="relaxed")
 
 
-@triton.jit(do_not_specialize=["n", "t"])
+@triton.jit(do_not_specialize=["n", "t", "k"])
 def settle(
     x,
     w,
@@ -308,6 +346,8 @@ def settle(
     picks,
     n,
     t,
+    k,
+    apart,
     across,
     along,
     WEIGHTED: tl.constexpr,
@@ -318,11 +358,20 @@ def settle(
     D: tl.constexpr,
 ):
     """Pick the candidate that saves most, the first of equals, and count it in; note the largest cost."""
+    problem = tl.program_id(1).to(tl.int64)
+    x += problem * apart
+    state += problem * STATES
+    c += problem * t * D
+    closest += problem * n
+    owner += problem * n
+    won += problem * n
+    if WEIGHTED:
+        w += problem * n
     lanes = tl.arange(0, LANES)
-    best = tl.argmax(tl.load(saved + lanes, mask=lanes < t, other=-1), 0)
-    pick, unit = tl.load(state + PICK), tl.load(table)
+    best = tl.argmax(tl.load(saved + problem * t + lanes, mask=lanes < t, other=-1), 0)
+    pick, unit = tl.load(state + PICK), tl.load(table + problem * 2)
     if tl.program_id(0) == 0:
-        tl.store(picks + pick, tl.load(candidates + best))
+        tl.store(picks + problem * k + pick, tl.load(candidates + problem * t + best))
     first = tl.program_id(0).to(tl.int64) * SPAN
     for start in range(0, SPAN, ROWS):
         rows = first + start + tl.arange(0, ROWS)
@@ -352,16 +401,21 @@ def costs(
     BLOCK: tl.constexpr,
 ):
     """Write the whole-number cost of each block of rows, on the grid of the largest: `_exact.Grid.plan`."""
+    problem = tl.program_id(1).to(tl.int64)
+    state += problem * STATES
+    closest += problem * n
+    if WEIGHTED:
+        w += problem * n
     # A subnormal one gets the last grid, as well, and zero any: its multiples are zero.
     exponent = (tl.load(state + HIGH) >> 52) - 1022
     grid = ((tl.minimum(room - exponent, 1023) + 1023) << 52).to(tl.float64, bitcast=True)
     rows = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     cost = _whole(_cost(closest, w, rows, rows < n, WEIGHTED), grid)
-    tl.store(sums + tl.program_id(0), tl.sum(cost, 0))
+    tl.store(sums + problem * tl.num_programs(0) + tl.program_id(0), tl.sum(cost, 0))
     infinity = tl.full((BLOCK,), 0x7FF0000000000000, tl.int64)  # its bits
-    tl.store(least + rows, infinity, mask=rows < k)
+    tl.store(least + problem * k + rows, infinity, mask=rows < k)
     if tl.program_id(0) == 0:
-        tl.store(scale, grid)
+        tl.store(scale + problem, grid)
         tl.store(state + DONE, tl.load(state + PICK))
 
 
@@ -371,25 +425,28 @@ def gamma(d: int) -> float:
 
 
 class Seeds:
-    """The picks so far on the device, and each row's squared distance to the closest of them.
+    """The picks so far of b problems on the device, and each row's squared distance to the closest of them.
 
     Parameters
     ----------
-    frame : Frame
-        The rows, and the coordinates of distances.
-    w : tensor of shape (n,) or None
+    frames : list of Frame
+        The rows of each problem, of one shape, that follow each other in memory at one distance; and the coordinates of distances.
+    w : list of tensors of shape (n,), or None
         Weights, float64.
-    first : int
-        The first pick.
-    draws : ndarray of shape (k - 1, t)
+    first : sequence of int
+        The first picks.
+    draws : ndarray of shape (b, k - 1, t)
         Where the candidates of all further picks lie in the cumulative cost, from 0 to 1.
     """
 
-    def __init__(self, frame: Any, w: Array | None, first: int, draws: np.ndarray) -> None:
-        matrix = frame.matrix
+    def __init__(
+        self, frames: list[Any], w: list[Array] | None, first: Sequence[int], draws: np.ndarray
+    ) -> None:
+        matrix = frames[0].matrix
         (n, d), on = matrix.shape, {"device": matrix.data.device}
         self.x, self.n, self.d = matrix.data, n, d
-        self.k, self.t = draws.shape[0] + 1, draws.shape[1]
+        self.strides = strides([frame.matrix.data for frame in frames])
+        self.b, self.k, self.t = len(frames), draws.shape[1] + 1, draws.shape[2]
         padded = 1 << (d - 1).bit_length()
         piece = max(min(PIECE, padded), padded // PIECES)
         self._rows = max(16, TILE // piece)
@@ -398,31 +455,35 @@ class Seeds:
         self._chunk = {"CHUNK": min(CHUNK, max(16, padded))}
         self._width = -(-d // self._chunk["CHUNK"]) * self._chunk["CHUNK"]
         self._weighted = {"WEIGHTED": w is not None}
-        unit = float(frame.unit)
+        units = np.asarray([float(frame.unit) for frame in frames])
+        largest = np.asarray([frame.largest for frame in frames])
         # Differences of rows, twice as large as rows at most, are brought near 2^LARGEST: in float32 their
         # squares neither overflow nor, where they matter, underflow.
-        zoom = 2.0 ** (LARGEST - math.frexp(2.0 * frame.largest * unit)[1])
-        self._wide = {"WIDE": not (matrix.narrow and 2.0**-126 <= unit * zoom < 2.0**127)}
-        self.table = torch.as_tensor([unit, zoom], dtype=torch.float64, **on)
-        self.draws = torch.as_tensor(draws, **on)
-        self.w = self.table if w is None else w.contiguous()
-        self.closest = torch.full((n,), torch.inf, dtype=torch.float64, **on)
-        self.owner = torch.zeros(n, dtype=torch.int32, **on)
-        self.won = torch.ones(n, dtype=torch.int16, **on)
-        self.sums = torch.zeros(triton.cdiv(n, BLOCK), dtype=torch.int64, **on)
-        self.state = torch.zeros(3, dtype=torch.int64, **on)
-        self.scale = torch.zeros(1, dtype=torch.float64, **on)
-        self.picks = torch.zeros(self.k, dtype=torch.int64, **on)
-        self.least = torch.zeros(self.k, dtype=torch.int64, **on)
-        self.candidates = torch.full((self.t,), first, dtype=torch.int64, **on)
-        self.saved = torch.zeros(self.t, dtype=torch.int64, **on)
-        self.c = frame.wide(self.candidates).contiguous()
-        self.offset = self.c[0].clone()
-        self.near = torch.zeros((LANES, self._width), dtype=torch.float32, **on)
-        self.norms = torch.zeros(LANES, dtype=torch.float32, **on)
+        zooms = np.ldexp(1.0, LARGEST - np.frexp(2.0 * largest * units)[1])
+        exact = (units * zooms >= 2.0**-126) & (units * zooms < 2.0**127)
+        self._wide = {"WIDE": not (matrix.narrow and bool(exact.all()))}
+        b, k, t = self.b, self.k, self.t
+        self.table = placed(np.stack([units, zooms], axis=1), self.x)
+        self.draws = placed(np.ascontiguousarray(draws.swapaxes(0, 1)), self.x)
+        self.w = self.table if w is None else torch.stack(w)
+        self.closest = torch.full((b, n), torch.inf, dtype=torch.float64, **on)
+        self.owner = torch.zeros((b, n), dtype=torch.int32, **on)
+        self.won = torch.ones((b, n), dtype=torch.int16, **on)
+        self.sums = torch.zeros((b, triton.cdiv(n, BLOCK)), dtype=torch.int64, **on)
+        self.state = torch.zeros((b, STATES.value), dtype=torch.int64, **on)
+        self.scale = torch.zeros(b, dtype=torch.float64, **on)
+        self.picks = torch.zeros((b, k), dtype=torch.int64, **on)
+        self.least = torch.zeros((b, k), dtype=torch.int64, **on)
+        self.saved = torch.zeros((b, t), dtype=torch.int64, **on)
+        self.candidates = placed(np.repeat(np.asarray(first)[:, None], t, axis=1), self.x)
+        rows = [frame.wide(at) for frame, at in zip(frames, self.candidates[:, :1], strict=True)]
+        self.offset = torch.cat(rows)
+        self.c = self.offset[:, None, :].repeat(1, t, 1)
+        self.near = torch.zeros((b, LANES, self._width), dtype=torch.float32, **on)
+        self.norms = torch.zeros((b, LANES), dtype=torch.float32, **on)
 
     def run(self) -> np.ndarray:
-        """Return all picks (k,)."""
+        """Return all picks (b, k)."""
         with on_device(self.x):
             self.settle()
             self.costs()
@@ -435,7 +496,7 @@ class Seeds:
             return found
 
     def pick(self) -> None:
-        """Launch one pick."""
+        """Launch one pick of each problem."""
         self.draw()
         self.reach()
         self.gains()
@@ -444,11 +505,12 @@ class Seeds:
 
     def draw(self) -> None:
         """Launch what finds the candidates."""
-        draw[(self.t,)](
+        draw[(self.t, self.b)](
             *(self.x, self.w, self.offset, self.table, self.state, self.scale, self.draws),
             *(self.sums, self.closest, self.candidates, self.c, self.near, self.norms, self.saved),
-            *(self.n, self.t, self.sums.shape[0], self.d, *self.x.stride()),
+            *(self.n, self.t, self.sums.shape[1], self.d, *self.strides),
             BLOCK=BLOCK,
+            LANES=LANES,
             WIDTH=self._width,
             enable_fp_fusion=False,
             **self._weighted,
@@ -458,23 +520,20 @@ class Seeds:
 
     def reach(self) -> None:
         """Launch what finds how far around each pick no candidate is nearer."""
-        reach[(triton.cdiv(self.k, self._rows), self.t)](
+        reach[(triton.cdiv(self.k, self._rows), self.t, self.b)](
             *(self.x, self.table, self.state, self.picks, self.c, self.least),
-            *self.x.stride(),
+            *(self.k, *self.strides),
             enable_fp_fusion=False,
             **self._tile,
         )
 
     def gains(self) -> None:
         """Launch what finds how much each candidate saves."""
-        programs = 2
-        if self.x.is_cuda:
-            device = torch.cuda.get_device_properties(self.x.device)
-            programs = _BLOCKS * device.multi_processor_count
-        gains[(min(triton.cdiv(self.n, self._rows), programs),)](
+        programs = max(1, _BLOCKS * about(self.x).multiprocessors // self.b)
+        gains[(min(triton.cdiv(self.n, self._rows), programs), self.b)](
             *(self.x, self.w, self.offset, self.table, self.scale, self.c, self.near, self.norms),
             *(self.least, self.closest, self.owner, self.won, self.saved),
-            *(self.n, self.t, *self.x.stride(), gamma(self.d)),
+            *(self.n, self.t, self.k, *self.strides, gamma(self.d)),
             SCREENED=self.d > FEW,
             LANES=LANES,
             WIDTH=self._width,
@@ -487,10 +546,10 @@ class Seeds:
 
     def settle(self) -> None:
         """Launch what counts the best candidate in."""
-        settle[(triton.cdiv(self.n, SPAN),)](
+        settle[(triton.cdiv(self.n, SPAN), self.b)](
             *(self.x, self.w, self.table, self.state, self.candidates, self.c, self.saved),
             *(self.closest, self.owner, self.won, self.picks),
-            *(self.n, self.t, *self.x.stride()),
+            *(self.n, self.t, self.k, *self.strides),
             SPAN=SPAN,
             LANES=LANES,
             enable_fp_fusion=False,
@@ -500,7 +559,7 @@ class Seeds:
 
     def costs(self) -> None:
         """Launch what adds costs, to draw from."""
-        costs[(triton.cdiv(self.n, BLOCK),)](
+        costs[(triton.cdiv(self.n, BLOCK), self.b)](
             *(self.w, self.state, self.scale, self.closest, self.sums, self.least),
             *(self.n, self.k, 52 - (self.n - 1).bit_length()),
             BLOCK=BLOCK,
