@@ -100,10 +100,10 @@ def true_labels(x, c):
 @pytest.fixture
 def another_gpu(monkeypatch):
     """A GPU that fetches no tiles by descriptors."""
-    from anykmeans.kernels.triton import passes
+    from anykmeans.kernels.triton import device
 
-    about = passes.about
-    monkeypatch.setattr(passes, "about", lambda x: about(x)._replace(hopper=False))
+    about = device.about
+    monkeypatch.setattr(device, "about", lambda x: about(x)._replace(hopper=False))
 
 
 @pytest.mark.parametrize("kind", KINDS)

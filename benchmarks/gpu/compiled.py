@@ -18,7 +18,7 @@ import torch
 from benchmarks.gpu.rows import Row
 
 CARDS = {80: (108, 163 << 10, False), 90: (132, 227 << 10, True)}
-"""What `passes.about` tells of an A100, and of an H100 or H200: grids of lists are as large as the device."""
+"""What `device.about` tells of an A100, and of an H100 or H200: grids of lists are as large as the device."""
 
 FREE = 75 << 30
 """Bytes of its memory."""
@@ -81,7 +81,7 @@ def compile_only(capability: int = 90, cache: Path | None = None) -> Iterator[li
     """
     from triton.runtime.jit import JITFunction, driver
 
-    from anykmeans.kernels.triton import passes
+    from anykmeans.kernels.triton import device
 
     made: list[Launch] = []
     run = JITFunction.run
@@ -108,8 +108,8 @@ def compile_only(capability: int = 90, cache: Path | None = None) -> Iterator[li
         patch("anykmeans.kernels.triton", why_not=lambda x: None)
         # What no kernel has written must not be read as a label.
         patch(torch, empty=torch.zeros)
-        card = passes.About(*CARDS[capability])
-        patch(passes, about=lambda x: card, free=lambda x: FREE)
+        card = device.About(*CARDS[capability])
+        patch(device, about=lambda x: card, free=lambda x: FREE)
         if cache is not None:
             stack.enter_context(mock.patch.dict(os.environ, TRITON_CACHE_DIR=str(cache)))
         yield made

@@ -1,7 +1,7 @@
 """Triton kernels for CUDA tensors, and for CuPy arrays through DLPack: a pass without the host.
 
 `screen` scores rows in half precision and proves labels, `resolve` decides what is left in float64, `sums`
-adds by integer atomics and ends the pass; `passes` launches them. `seeding` is all of k-means++. Whatever needs
+adds by integer atomics and ends the pass; `passes` launches them, `looks` what comes before and after. `seeding` is all of k-means++. Whatever needs
 Triton is imported when first called. With ``TRITON_INTERPRET=1`` they run on CPU tensors, slowly, for tests.
 """
 
@@ -98,36 +98,36 @@ def settle_together(searches: list[Any], centroids: list[Array]) -> None:
 
 def magnitudes(matrix: Matrix, select: slice, w: Array | None) -> tuple[np.ndarray, ...]:
     """Return the largest |x| (d,), and the largest and smallest nonzero |w x| and w (d + 1,)."""
-    from anykmeans.kernels.triton import passes
+    from anykmeans.kernels.triton import looks
 
-    (found,) = passes.magnitudes([matrix.data[select]], None if w is None else w[None])
+    (found,) = looks.magnitudes([matrix.data[select]], None if w is None else w[None])
     return found[0, : matrix.shape[1]], found[1], found[2]
 
 
 def magnitudes_together(matrices: list[Matrix], w: list[Array] | None) -> tuple[np.ndarray, ...]:
     """Return what `magnitudes` of all rows of each matrix returns, stacked, of one launch and one look at what it found."""
-    from anykmeans.kernels.triton import passes
+    from anykmeans.kernels.triton import looks
 
     xs, d = [each.data for each in matrices], matrices[0].shape[1]
-    parts = [passes.magnitudes(xs[part], _stacked(w and w[part])) for part in _parts(xs)]
+    parts = [looks.magnitudes(xs[part], _stacked(w and w[part])) for part in _parts(xs)]
     found = np.concatenate(parts)
     return found[:, 0, :d], found[:, 1], found[:, 2]
 
 
 def cost(distances: Array, w: Array | None) -> float:
     """Return the exact sum of the weighted `distances` (n,): `anykmeans._exact.exact_sum`, bit for bit."""
-    from anykmeans.kernels.triton import passes
+    from anykmeans.kernels.triton import looks
 
-    return float(passes.costs(distances[None], None if w is None else w[None])[0])
+    return float(looks.costs(distances[None], None if w is None else w[None])[0])
 
 
 def costs_together(searches: list[Any], w: list[Array] | None) -> np.ndarray:
     """Return the exact sums (b,) of weighted distances in the frame of all rows, each to the centroid it is labelled by."""
-    from anykmeans.kernels.triton import passes
+    from anykmeans.kernels.triton import looks
 
     found = np.empty(len(searches))
     for shared, at in _sharing(searches):
-        found[at] = passes.costs(shared.distances(), _stacked(w and [w[i] for i in at]))
+        found[at] = looks.costs(shared.distances(), _stacked(w and [w[i] for i in at]))
     return found
 
 
@@ -135,13 +135,13 @@ def variances_together(
     frames: list[Any], w: list[Array] | None, grids: list[Grid]
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the weighted sums (b,) of all rows' squared distances, in the frame, to their mean, and the weights (b,)."""
-    from anykmeans.kernels.triton import passes
+    from anykmeans.kernels.triton import looks
 
     found = []
     for part in _parts(frames):
         xs = [frame.matrix.data for frame in frames[part]]
         units = np.asarray([frame.unit for frame in frames[part]])
-        found.append(passes.variances(xs, units, _stacked(w and w[part]), grids[part]))
+        found.append(looks.variances(xs, units, _stacked(w and w[part]), grids[part]))
     costs, weights = zip(*found, strict=True)
     return np.concatenate(costs), np.concatenate(weights)
 
@@ -176,10 +176,10 @@ def accumulate(
     k: int,
 ) -> Array:
     """Return the whole-number sums (k, columns) of the selected rows by label `new`, less by `old`."""
-    from anykmeans.kernels.triton import passes
+    from anykmeans.kernels.triton import looks
 
     xs, before = [matrix.data[select]], None if old is None else old[None]
-    return passes.accumulate(xs, None if w is None else w[None], new[None], before, [grid], k)[0]
+    return looks.accumulate(xs, None if w is None else w[None], new[None], before, [grid], k)[0]
 
 
 def seeds(frame: Any, work: Any, w: Array | None, first: int, draws: np.ndarray) -> Any:
@@ -207,7 +207,7 @@ def own_distances(
     matrix: Matrix, select: slice, unit: float, wide: Array, labels: Array, distances: Array
 ) -> None:
     """Write the squared `distances` (m,) of rows to their own centroids of `wide` (k, d)."""
-    from anykmeans.kernels.triton import passes
+    from anykmeans.kernels.triton import looks
 
     units = np.asarray([[unit, 1.0]])
-    passes.own_distances([matrix.data[select]], units, wide[None], labels[None], distances[None])
+    looks.own_distances([matrix.data[select]], units, wide[None], labels[None], distances[None])

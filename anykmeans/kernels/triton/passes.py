@@ -3,30 +3,20 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 from collections.abc import Callable
-from importlib.util import find_spec
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 import triton
 
 from anykmeans._array import Array
-from anykmeans._exact import FOLDS, Bounds, Grid
-from anykmeans.kernels.triton import marginals, resolve, screen, sums
+from anykmeans._exact import Bounds, Grid
+from anykmeans.kernels.triton import device, looks, marginals, resolve, screen, sums
 from anykmeans.kernels.triton.screen import COLUMNS, STATES
 
 _GRAPH = 4  # passes up to which launches are not worth replaying as a graph
-_QUEUES = 1 << 12  # copies of clusters, for atomics not to wait for each other
-_MANY = 1 << 19  # rows
-_SHARED, _LEAST = (
-    227 << 10,
-    99 << 10,
-)  # bytes of memory that a block can have on an H100, and anywhere
-_SUMMED = 1024  # costs that a block adds
-_LOOKS = 1024  # blocks that look at rows
 _BLOCKS = 2  # for a list of unknown length, on each multiprocessor
 
 
@@ -102,9 +92,9 @@ class Passes:
         self._x, self._k, self._exact = matrix.data, one.k, one.exact
         self._max_bytes = one.work.max_bytes
         self._b, (self._n, self._d) = len(searches), matrix.shape
-        self._on, self._about = {"device": self._x.device}, about(self._x)
+        self._on, self._about = {"device": self._x.device}, device.about(self._x)
         self._xs = [frame.matrix.data for frame in frames]
-        self._strides = strides(self._xs)
+        self._strides = device.strides(self._xs)
         self._width, self._chunk = _widths(self._d, self._about.shared)
         self._padded = 1 << (self._d - 1).bit_length()
         self._frame(frames)
@@ -145,7 +135,7 @@ class Passes:
         table = np.zeros((b, COLUMNS.value))
         table[:, screen.UNIT.value], table[:, screen.SCREEN.value] = unit, scale
         table[:, screen.TIE.value] = Bounds.of(d, 2.0**-53).tie
-        self._table, self._offset = placed(table, self._x), placed(offset, self._x)
+        self._table, self._offset = device.placed(table, self._x), device.placed(offset, self._x)
         self._state = torch.zeros((b, STATES.value), dtype=torch.int64, **self._on)
         self._worst = torch.zeros((b, screen.WORST.value), dtype=torch.int32, **self._on)
 
@@ -179,7 +169,7 @@ class Passes:
         if not self._direct:
             row, most = 2 * problems * self._width, self._max_bytes // 2
             if row * n > most and not bounded:
-                most = max(most, free(self._x) // 4)
+                most = max(most, device.free(self._x) // 4)
             self._room = min(n, max(1, most // row))
             shape = problems, self._room, self._width
             self._halves = torch.empty(shape, dtype=torch.float16, **on)
@@ -188,7 +178,7 @@ class Passes:
             self._tiles = self._described()
         self._kept = self._room == n
         if self._kept:
-            with on_device(self._x):
+            with device.on_device(self._x):
                 self._round(0, n)
 
     def _describable(self) -> bool:
@@ -223,7 +213,7 @@ class Passes:
 
     def settle(self, centroids: dict[int, Array]) -> None:
         """Label all rows of the problems whose `centroids` are given by their number."""
-        with on_device(self._x):
+        with device.on_device(self._x):
             self._begin(centroids)
             self._nearest()
 
@@ -238,13 +228,13 @@ class Passes:
         keep: bool,
     ) -> list[tuple[Array, int, float]]:
         """Return for the problems given what `Search.leap` does, of passes all problems make at once."""
-        with on_device(self._x):
+        with device.on_device(self._x):
             self._begin(centroids)
             if self._sums is None:
                 self._plan(grids, w)
             self._state[:, screen.MOST.value] = passes
-            at = placed(np.asarray(list(centroids)), self._x)
-            self._table[at, screen.TOL.value] = placed(np.asarray(tol, np.float64), self._x)
+            at = device.placed(np.asarray(list(centroids)), self._x)
+            self._table[at, screen.TOL.value] = device.placed(np.asarray(tol, np.float64), self._x)
             self._keep = keep
             self._run(passes)
             shifts = self._shifts.view(torch.int64)[:, None]
@@ -258,7 +248,7 @@ class Passes:
     def distances(self) -> Array:
         """Return the squared distances (b, n) of all rows to the centroids that they were last labelled by."""
         units = np.repeat(self._units[:, None], 2, axis=1)
-        return own_distances(self._xs, units, self._c, self.labels)
+        return looks.own_distances(self._xs, units, self._c, self.labels)
 
     def _plan(self, grids: list[Grid], w: list[Array | None]) -> None:
         """Make room for sums, and for what a pass ends with."""
@@ -266,10 +256,10 @@ class Passes:
         self._folds = max(grid.folds for grid in grids)  # more than needed change no sum
         width = self._folds * (d + 1)
         most = self._about.multiprocessors
-        self._copies = _copies(k, b * k * width, self._max_bytes, most)
+        self._copies = sums.copies(k, b * k * width, self._max_bytes, most)
         self._sums = torch.zeros((b, self._copies, k, width), dtype=torch.int64, **on)
         self._old = torch.full((b, n), -1, dtype=torch.int32, **on)
-        self._scale = placed(np.stack([grid.scale for grid in grids]), self._x)
+        self._scale = device.placed(np.stack([grid.scale for grid in grids]), self._x)
         self._table[:, screen.STEP.value] = grids[0].step
         weights = [each for each in w if each is not None]
         self._weighted = bool(weights)
@@ -311,7 +301,7 @@ class Passes:
         for turn in range(passes):
             (self._graph or self._pass)()
             if not self._graph and passes > _GRAPH and self._kept:
-                self._graph = captured(self._pass)
+                self._graph = device.captured(self._pass)
             now, before = turn % 2, 1 - turn % 2
             seen[now].copy_(self._state, non_blocking=True)
             events[now].record()
@@ -325,7 +315,7 @@ class Passes:
         self._nearest()
         b, n, k, d = self._b, self._n, self._k, self._d
         exact = {"enable_fp_fusion": False}  # the host rounds every product
-        span = sums.SPANS[b * n >= _MANY]
+        span = sums.span(b * n)
         sums.accumulate[(triton.cdiv(n, span), b)](
             *(self._x, self._w, self._scale, self._table, self._state, self._old, self.labels),
             *(self._again, self._sums, n, k, d, self._folds, self._copies, *self._strides),
@@ -440,44 +430,6 @@ class Passes:
         )
 
 
-class About(NamedTuple):
-    """What is to be known of a device.
-
-    Attributes
-    ----------
-    multiprocessors : int
-        Which lists of unknown length are spread over.
-    shared : int
-        Bytes of memory that a block can have.
-    hopper : bool
-        Whether tensor cores take both operands from shared memory, and tiles are fetched by descriptors that Triton makes.
-        Later GPUs have as much, but for them the compiler spills what these kernels keep in registers.
-    """
-
-    multiprocessors: int
-    shared: int
-    hopper: bool
-
-
-def about(x: Array) -> About:
-    """Return what is to be known of the device of `x`: on a CPU, which interprets, a small H100."""
-    described = find_spec("triton.tools.tensor_descriptor") is not None
-    if not x.is_cuda:
-        return About(4, _SHARED, described)
-    card = torch.cuda.get_device_properties(x.device)
-    shared = getattr(card, "shared_memory_per_block_optin", _LEAST)  # old PyTorch does not tell
-    return About(card.multi_processor_count, shared, described and card.major == 9)
-
-
-def free(x: Array) -> int:
-    """Return how many bytes of memory nobody uses on the device of `x`: on a CPU none."""
-    if not x.is_cuda:
-        return 0
-    unused, _ = torch.cuda.mem_get_info(x.device)
-    held = torch.cuda.memory_reserved(x.device) - torch.cuda.memory_allocated(x.device)
-    return int(unused + held)
-
-
 def _widths(d: int, shared: int) -> tuple[int, int]:
     """Return to how many features `d` are padded, and how many of them go into a product."""
     padded = max(16, 1 << (d - 1).bit_length())
@@ -485,163 +437,3 @@ def _widths(d: int, shared: int) -> tuple[int, int]:
     if padded <= screen.HELD and 2 * padded * (screen.ROWS + 3 * screen.LANES) <= shared:
         return padded, padded
     return -(-d // screen.CHUNK) * screen.CHUNK, screen.CHUNK
-
-
-def _copies(k: int, numbers: int, max_bytes: int, multiprocessors: int) -> int:
-    """Return how many copies to keep of sums of `k` clusters, so many numbers: more where they are few."""
-    most = max(1, min(sums.COPIES, _QUEUES // k, max_bytes // 64 // numbers, multiprocessors))
-    return 1 << (most.bit_length() - 1) // 2 * 2  # a power of four: kernels are compiled for each
-
-
-def placed(a: np.ndarray, x: Array) -> Array:
-    """Return a few numbers of the host where `x` is, without waiting for what is under way there."""
-    return torch.from_numpy(a).to(x.device, non_blocking=True)
-
-
-def strides(xs: list[Array]) -> tuple[int, int, int]:
-    """Return how many numbers apart problems `xs`, (n, d) each, their rows and their features are in memory.
-
-    Problems must be of one shape and follow each other in memory at one distance, which may be 0.
-    """
-    apart = 0
-    if len(xs) > 1:
-        apart = (xs[1].data_ptr() - xs[0].data_ptr()) // xs[0].element_size()
-    return (apart, *xs[0].stride())
-
-
-def accumulate(
-    xs: list[Array], w: Array | None, new: Array, old: Array | None, grids: list[Grid], k: int
-) -> Array:
-    """Return the sums (b, k, columns), float64, of rows of problems (m, d) by labels `new` (b, m), less by `old`."""
-    b, (m, d), on = len(xs), xs[0].shape, {"device": xs[0].device}
-    folds = max(grid.folds for grid in grids)  # more than needed change no sum
-    width = folds * (d + 1)
-    copies = _copies(k, b * k * width, 1 << 28, about(xs[0]).multiprocessors)
-    made = torch.zeros((b, copies, k, width), dtype=torch.int64, **on)
-    scale = placed(np.stack([grid.scale for grid in grids]), xs[0])
-    table = torch.zeros((b, COLUMNS.value), dtype=torch.float64, **on)
-    table[:, screen.STEP.value] = grids[0].step
-    state = torch.zeros((b, STATES.value), dtype=torch.int64, **on)
-    # The kernel notes there that rows are where they belong.
-    left = torch.full((b, m), -1, dtype=torch.int32, **on)
-    if old is not None:
-        left.copy_(old)
-    changed = torch.empty((b, m), dtype=torch.int32, **on)
-    with on_device(xs[0]):
-        span = sums.SPANS[b * m >= _MANY]
-        sums.accumulate[(triton.cdiv(m, span), b)](
-            *(xs[0], scale if w is None else w.contiguous(), scale, table, state, left),
-            *(new.to(torch.int32), changed, made, m, k, d, folds, copies, *strides(xs)),
-            WEIGHTED=w is not None,
-            SPAN=span,
-            ROWS=sums.ROWS,
-            WIDTH=min(1 << (d - 1).bit_length(), sums.MOVED),
-            maxnreg=sums.REGISTERS,
-            enable_fp_fusion=False,
-        )
-    return made.sum(dim=1).to(torch.float64)
-
-
-def magnitudes(xs: list[Array], w: Array | None) -> np.ndarray:
-    """Return the largest |x|, and the largest and smallest nonzero |w x|, of problems (n, d): (b, 3, d), or d + 1 with w (b, n)."""
-    b, (n, d) = len(xs), xs[0].shape
-    found = torch.zeros((b, 3, d + 1), dtype=torch.int64, device=xs[0].device)
-    found[:, 2] = 0x7FF0000000000000  # the bits of infinity
-    blocks = min(triton.cdiv(n, sums.ROWS), max(1, _LOOKS // b))
-    with on_device(xs[0]):
-        sums.magnitudes[(blocks, triton.cdiv(d + 1, sums.WIDTH), b)](
-            *(xs[0], found if w is None else w.contiguous(), found, n, d, *strides(xs)),
-            WEIGHTED=w is not None,
-            ROWS=sums.ROWS,
-            WIDTH=sums.WIDTH,
-            enable_fp_fusion=False,
-        )
-    made: np.ndarray = found.cpu().numpy().view(np.float64)
-    return made if w is not None else made[:, :, :d]
-
-
-def costs(distances: Array, w: Array | None) -> np.ndarray:
-    """Return the exact sums (b,) of the weighted `distances` (b, n), after one wait: the device plans their grids, too."""
-    (b, n), weighted = distances.shape, w is not None
-    weighed = distances if w is None else w * distances
-    smallest = torch.where(weighed > 0, weighed, math.inf).amin(1)
-    extents = torch.stack([distances.amax(1), weighed.amax(1), smallest], dim=1)
-    found = torch.zeros((b, FOLDS), dtype=torch.int64, device=distances.device)
-    bits = max((2 * n if weighted else n) - 1, 1).bit_length()
-    with on_device(distances):
-        sums.cost[(triton.cdiv(n, _SUMMED), b)](
-            *(distances, found if w is None else w.contiguous(), extents, found),
-            *(n, 52 - bits),
-            FOLDS=FOLDS,
-            WEIGHTED=weighted,
-            BLOCK=_SUMMED,
-            enable_fp_fusion=False,
-        )
-    both = torch.cat([extents.view(torch.int64), found], dim=1).cpu().numpy()
-    # The same grids, but that all folds are in use, which does not show.
-    grid = Grid.of_costs(both[:, :3].view(np.float64).T, n, weighted)
-    grid = Grid(grid.scale, grid.step, FOLDS)
-    whole = both[:, 3:].astype(np.float64).T.reshape(1, -1)
-    made: np.ndarray = grid.total(np, whole, grid.scale)[0]
-    return made
-
-
-def own_distances(
-    xs: list[Array], units: np.ndarray, c: Array, labels: Array, found: Array | None = None
-) -> Array:
-    """Return squared distances (b, m) of rows of problems (m, d) to the centroids, of `c` (b, ..., d), of their labels (b, m).
-
-    Coordinates of rows, and of centroids, are multiplied by `units` (b, 2). They are written to `found` if it is given.
-    """
-    b, (m, d), on = len(xs), xs[0].shape, {"device": xs[0].device}
-    if found is None:
-        found = torch.empty((b, m), dtype=torch.float64, **on)
-    padded = 1 << (d - 1).bit_length()
-    rows = max(1, resolve.TILE // padded)
-    with on_device(xs[0]):
-        resolve.own[(triton.cdiv(m, rows), b)](
-            *(xs[0], c.contiguous(), labels, found),
-            *(placed(units, xs[0]), m, d, c[0].numel(), *strides(xs)),
-            WIDTH=padded,
-            ROWS=rows,
-            enable_fp_fusion=False,
-        )
-    return found
-
-
-def variances(
-    xs: list[Array], units: np.ndarray, w: Array | None, grids: list[Grid]
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return the weighted sums (b,) of squared distances of rows of problems (n, d) to their mean, and the weights (b,)."""
-    b, (n, d) = len(xs), xs[0].shape
-    labels = torch.zeros((b, n), dtype=torch.int32, device=xs[0].device)
-    whole = accumulate(xs, w, labels, None, grids, 1).cpu().numpy()
-    folds = whole.shape[2] // (d + 1)
-    # The columns of all problems on one grid.
-    grid = Grid(np.concatenate([grid.scale for grid in grids]), grids[0].step, folds)
-    whole = whole.reshape(b, folds, d + 1).transpose(1, 0, 2).reshape(1, -1)
-    total = grid.total(np, whole, grid.scale).reshape(b, d + 1)
-    means = placed(total[:, None, :d] / total[:, None, d:], xs[0])
-    units = np.stack([units, units], axis=1)
-    return costs(own_distances(xs, units, means, labels), w), total[:, d]
-
-
-def captured(launch: Callable[[], None]) -> Callable[[], None]:
-    """Return what replays the launches that `launch` makes, all kernels of which have run before."""
-    graph = torch.cuda.CUDAGraph()
-    stream, current = torch.cuda.Stream(), torch.cuda.current_stream()
-    stream.wait_stream(current)
-    with torch.cuda.stream(stream):
-        graph.capture_begin(capture_error_mode="thread_local")
-        try:
-            launch()
-        finally:
-            graph.capture_end()
-    current.wait_stream(stream)
-    replay: Callable[[], None] = graph.replay
-    return replay
-
-
-def on_device(x: Array) -> Any:
-    """Return a context in which kernels are launched where `x` is."""
-    return torch.cuda.device(x.device) if x.is_cuda else contextlib.nullcontext()

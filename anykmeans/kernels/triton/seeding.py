@@ -18,7 +18,7 @@ import triton
 import triton.language as tl
 
 from anykmeans._array import Array
-from anykmeans.kernels.triton.passes import about, captured, on_device, placed, strides
+from anykmeans.kernels.triton import device
 from anykmeans.kernels.triton.resolve import halving_sum
 from anykmeans.kernels.triton.screen import LARGEST, centred
 
@@ -445,7 +445,7 @@ class Seeds:
         matrix = frames[0].matrix
         (n, d), on = matrix.shape, {"device": matrix.data.device}
         self.x, self.n, self.d = matrix.data, n, d
-        self.strides = strides([frame.matrix.data for frame in frames])
+        self.strides = device.strides([frame.matrix.data for frame in frames])
         self.b, self.k, self.t = len(frames), draws.shape[1] + 1, draws.shape[2]
         padded = 1 << (d - 1).bit_length()
         piece = max(min(PIECE, padded), padded // PIECES)
@@ -463,8 +463,8 @@ class Seeds:
         exact = (units * zooms >= 2.0**-126) & (units * zooms < 2.0**127)
         self._wide = {"WIDE": not (matrix.narrow and bool(exact.all()))}
         b, k, t = self.b, self.k, self.t
-        self.table = placed(np.stack([units, zooms], axis=1), self.x)
-        self.draws = placed(np.ascontiguousarray(draws.swapaxes(0, 1)), self.x)
+        self.table = device.placed(np.stack([units, zooms], axis=1), self.x)
+        self.draws = device.placed(np.ascontiguousarray(draws.swapaxes(0, 1)), self.x)
         self.w = self.table if w is None else torch.stack(w)
         self.closest = torch.full((b, n), torch.inf, dtype=torch.float64, **on)
         self.owner = torch.zeros((b, n), dtype=torch.int32, **on)
@@ -475,7 +475,7 @@ class Seeds:
         self.picks = torch.zeros((b, k), dtype=torch.int64, **on)
         self.least = torch.zeros((b, k), dtype=torch.int64, **on)
         self.saved = torch.zeros((b, t), dtype=torch.int64, **on)
-        self.candidates = placed(np.repeat(np.asarray(first)[:, None], t, axis=1), self.x)
+        self.candidates = device.placed(np.repeat(np.asarray(first)[:, None], t, axis=1), self.x)
         rows = [frame.wide(at) for frame, at in zip(frames, self.candidates[:, :1], strict=True)]
         self.offset = torch.cat(rows)
         self.c = self.offset[:, None, :].repeat(1, t, 1)
@@ -484,14 +484,14 @@ class Seeds:
 
     def run(self) -> np.ndarray:
         """Return all picks (b, k)."""
-        with on_device(self.x):
+        with device.on_device(self.x):
             self.settle()
             self.costs()
             step: Callable[[], None] = self.pick
             for turn in range(1, self.k):
                 step()
                 if turn == 1 and self.k > _REPLAYED and self.x.is_cuda:
-                    step = captured(self.pick)
+                    step = device.captured(self.pick)
             found: np.ndarray = self.picks.cpu().numpy()
             return found
 
@@ -529,7 +529,7 @@ class Seeds:
 
     def gains(self) -> None:
         """Launch what finds how much each candidate saves."""
-        programs = max(1, _BLOCKS * about(self.x).multiprocessors // self.b)
+        programs = max(1, _BLOCKS * device.about(self.x).multiprocessors // self.b)
         gains[(min(triton.cdiv(self.n, self._rows), programs), self.b)](
             *(self.x, self.w, self.offset, self.table, self.scale, self.c, self.near, self.norms),
             *(self.least, self.closest, self.owner, self.won, self.saved),

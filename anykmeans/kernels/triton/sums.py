@@ -30,13 +30,23 @@ from anykmeans.kernels.triton.screen import (
 
 COPIES = 64  # of the sums, at most: blocks that add to the same number wait for each other
 ROWS, WIDTH = 16, 64  # of a tile
-SPANS = (64, 1024)  # rows a block looks through: more where there are many, as most do not change
 MOVED = 32  # columns of a tile of rows that change label: for more there are not registers enough
 REGISTERS = 200  # then; left alone, the compiler spills a few, for one more block
 HELD = 1024  # features up to which one block holds a mean
 # Added to a float64 of up to 2^51, it leaves a whole number in the last bits, halves to even.
 SHIFT = tl.constexpr(1.5 * 2.0**52)
 SHIFTED = tl.constexpr(0x4338000000000000)  # the bits of 0 there
+
+
+def span(rows: int) -> int:
+    """Return how many of so many rows a block looks through: more where there are many, as most do not change."""
+    return 1024 if rows >= 1 << 19 else 64
+
+
+def copies(k: int, numbers: int, max_bytes: int, multiprocessors: int) -> int:
+    """Return how many copies to keep of sums of `k` clusters, so many numbers: more where they are few."""
+    most = max(1, min(COPIES, 4096 // k, max_bytes // 64 // numbers, multiprocessors))
+    return 1 << (most.bit_length() - 1) // 2 * 2  # a power of four: kernels are compiled for each
 
 
 @triton.jit

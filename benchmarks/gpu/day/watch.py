@@ -69,15 +69,14 @@ class Watch:
         from triton.runtime.interpreter import InterpretedFunction
         from triton.runtime.jit import JITFunction
 
-        from anykmeans.kernels.triton import passes
+        from anykmeans.kernels.triton import device, passes
 
         with contextlib.ExitStack() as stack:
             for kind in (JITFunction, InterpretedFunction):
                 stack.enter_context(mock.patch.object(kind, "run", self._timed(kind.run)))
             whole = self._watched(passes.Passes._pass)
             stack.enter_context(mock.patch.object(passes.Passes, "_pass", whole))
-            if hasattr(passes, "captured"):
-                stack.enter_context(mock.patch.object(passes, "captured", lambda launch: launch))
+            stack.enter_context(mock.patch.object(device, "captured", lambda launch: launch))
             yield
 
     def _timed(self, run: Any) -> Any:
