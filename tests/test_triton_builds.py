@@ -15,7 +15,7 @@ if os.environ.get("TRITON_INTERPRET") == "1":
     pytest.skip("TRITON_INTERPRET is 1: nothing is compiled", allow_module_level=True)
 
 from benchmarks.gpu import compiled, sass, static  # noqa: E402
-from benchmarks.gpu.day import described, scores, sweep, tables, warpgroups  # noqa: E402
+from benchmarks.gpu.day import described, held, scores, sweep, tables, warpgroups  # noqa: E402
 from benchmarks.gpu.rows import ROWS  # noqa: E402
 
 
@@ -196,17 +196,20 @@ def test_what_writes_a_factor_too_early_is_found(early, found):
 
 
 def test_candidates_fetch_by_descriptors(tmp_path):
-    """Those of the day with a GPU, of which the one for warpgroups cannot be interpreted."""
+    """Those of the day with a GPU, of which those for warpgroups cannot be interpreted."""
     x = torch.zeros((512, 128), dtype=torch.float16)
     numbers, labels = torch.zeros(512), torch.zeros(512, dtype=torch.int32)
     with compiled.compile_only(90, tmp_path) as made:
         described.launch(x, x, numbers, labels, numbers, **described.TILES[1])
         warpgroups.launch(x, x, numbers, labels, numbers, *warpgroups.TILES[1])
+        wide = torch.zeros((512, 768), dtype=torch.float16)
+        held.launch(wide, wide, numbers, labels, numbers, *held.TILES[0])
     for launch in made:
         for name in ("wgmma", "cp.async.bulk.tensor"):
             assert name in launch.kernel.asm["ptx"]
         assert sass.resources(launch.kernel).stack == 0
-    assert "setmaxnreg" in made[1].kernel.asm["ptx"]
+    assert all("setmaxnreg" in launch.kernel.asm["ptx"] for launch in made[1:])
+    assert sass.resources(made[2].kernel).shared <= 227 << 10
     tile = described.TILES[1]
     read = static.read(made[:1])
     assert read.tile == (tile["ROWS"], tile["LANES"], 128)

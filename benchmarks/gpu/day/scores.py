@@ -15,6 +15,9 @@ ROOM = 222 << 10
 SHAPES = {"4": (1 << 20, 128, 1024), "5": (1 << 20, 256, 4096), "d64": (1 << 20, 64, 1024)}
 """Rows, features and clusters: those of two rows of the table, and fewer features."""
 
+WIDE = {"9": (1 << 17, 768, 4032)}
+"""Some of the rows of row 9, with whole tiles of clusters."""
+
 SMALL = {"small": (140, 32, 128)}
 
 
@@ -79,9 +82,9 @@ class Case:
         return found | {name: getattr(kernel, name, None) for name in ("n_regs", "n_spills")}
 
 
-def cases(day: Day) -> Iterator[tuple[str, Case]]:
+def cases(day: Day, shapes: dict[str, tuple[int, int, int]] = SHAPES) -> Iterator[tuple[str, Case]]:
     """Make the shapes one after the other, while time lasts."""
-    for name, shape in (SMALL if day.small else SHAPES).items():
+    for name, shape in (SMALL if day.small else shapes).items():
         if day.left < 0:
             day.note(shape=name, skipped="no time is left")
             continue
@@ -125,6 +128,24 @@ def warpgroups(day: Day) -> None:
                     )
                 )
                 day.note(shape=shape, tile=tile, **found)
+
+
+def held(day: Day) -> None:
+    """Note the kernel whose rows of many features stay in shared memory, and the library's own; after an error the device is of no use."""
+    from benchmarks.gpu.day.held import TILES, launch
+
+    for shape, case in cases(day, WIDE):
+        c, norms = case.whole()
+        with day.guarded(shape=shape, kernel="own"):
+            day.note(shape=shape, kernel="own", **own(case, 3))
+        for lanes, stages, lines in TILES:
+            tile = {"N": lanes, "S": stages, "J": lines}
+            found = case.measured(
+                lambda labels, gaps, x=case.x, c=c, norms=norms, tile=tile: launch(
+                    x, c, norms, labels, gaps, **tile
+                )
+            )
+            day.note(shape=shape, tile=tile, **found)
 
 
 def fits(rows: int, lanes: int, stages: int, d: int) -> bool:
