@@ -460,7 +460,8 @@ class Seeds:
         # Differences of rows, twice as large as rows at most, are brought near 2^LARGEST: in float32 their
         # squares neither overflow nor, where they matter, underflow.
         zooms = np.ldexp(1.0, LARGEST - np.frexp(2.0 * largest * units)[1])
-        exact = (units * zooms >= 2.0**-126) & (units * zooms < 2.0**127)
+        power = np.frexp(units)[1] + np.frexp(zooms)[1] - 2  # of their product, which may overflow
+        exact = (power >= -126) & (power < 127)
         self._wide = {"WIDE": not (matrix.narrow and bool(exact.all()))}
         b, k, t = self.b, self.k, self.t
         self.table = device.placed(np.stack([units, zooms], axis=1), self.x)
