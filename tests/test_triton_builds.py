@@ -15,7 +15,7 @@ if os.environ.get("TRITON_INTERPRET") == "1":
     pytest.skip("TRITON_INTERPRET is 1: nothing is compiled", allow_module_level=True)
 
 from benchmarks.gpu import compiled, sass, static  # noqa: E402
-from benchmarks.gpu.day import described, held, scores, sweep, tables, warpgroups  # noqa: E402
+from benchmarks.gpu.day import described, scores, sweep, tables, warpgroups  # noqa: E402
 from benchmarks.gpu.rows import ROWS  # noqa: E402
 
 
@@ -203,7 +203,7 @@ def test_candidates_fetch_by_descriptors(tmp_path):
         described.launch(x, x, numbers, labels, numbers, **described.TILES[1])
         warpgroups.launch(x, x, numbers, labels, numbers, *warpgroups.TILES[1])
         wide = torch.zeros((512, 768), dtype=torch.float16)
-        held.launch(wide, wide, numbers, labels, numbers, *held.TILES[0])
+        warpgroups.launch(wide, wide, numbers, labels, numbers, *warpgroups.WIDE[0])
     for launch in made:
         for name in ("wgmma", "cp.async.bulk.tensor"):
             assert name in launch.kernel.asm["ptx"]

@@ -78,7 +78,7 @@ STAGES = {
     "sweep": Stage(2, 150, "sweep:run", "kernels"),
     "peers": Stage(2, 130, "others:peers"),
     "counters": Stage(2, 60, "others:counters", "cuda"),
-    "held": Stage(2, 30, "scores:held", "cuda"),  # it may hang, too
+    "wide": Stage(2, 30, "scores:wide", "cuda"),  # it may hang, too
     "fit": Stage(0, 60, "calls:fit", "kernels"),
 }
 """What is run, in this order."""

@@ -115,35 +115,28 @@ def described(day: Day) -> None:
 
 def warpgroups(day: Day) -> None:
     """Note the kernel for warpgroups that alternate, tile by tile; after an error the device is of no use."""
-    from benchmarks.gpu.day.warpgroups import TILES, launch
-
     for shape, case in cases(day):
-        c, norms = case.whole()
-        for lanes, stages, lines in TILES:
-            if fits(256, lanes, stages, case.x.shape[1]) and day.left > 0:
-                tile = {"N": lanes, "S": stages, "J": lines}
-                found = case.measured(
-                    lambda labels, gaps, x=case.x, c=c, norms=norms, tile=tile: launch(
-                        x, c, norms, labels, gaps, **tile
-                    )
-                )
-                day.note(shape=shape, tile=tile, **found)
+        _alternating(day, shape, case)
 
 
-def held(day: Day) -> None:
-    """Note the kernel whose rows of many features stay in shared memory, and the library's own; after an error the device is of no use."""
-    from benchmarks.gpu.day.held import TILES, launch
-
+def wide(day: Day) -> None:
+    """Note the same for many features, where rows stay in shared memory, and the library's own."""
     for shape, case in cases(day, WIDE):
-        c, norms = case.whole()
         with day.guarded(shape=shape, kernel="own"):
             day.note(shape=shape, kernel="own", **own(case, 3))
-        for lanes, stages, lines in TILES:
+        _alternating(day, shape, case)
+
+
+def _alternating(day: Day, shape: str, case: Case) -> None:
+    from benchmarks.gpu.day.warpgroups import HELD, TILES, WIDE, launch
+
+    c, norms = case.whole()
+    d = case.x.shape[1]
+    for lanes, stages, lines in TILES if d <= HELD else WIDE:
+        if (d > HELD or fits(256, lanes, stages, d)) and day.left > 0:
             tile = {"N": lanes, "S": stages, "J": lines}
             found = case.measured(
-                lambda labels, gaps, x=case.x, c=c, norms=norms, tile=tile: launch(
-                    x, c, norms, labels, gaps, **tile
-                )
+                lambda labels, gaps, tile=tile: launch(case.x, c, norms, labels, gaps, **tile)
             )
             day.note(shape=shape, tile=tile, **found)
 
