@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable
 from importlib.util import find_spec
 from typing import Any, NamedTuple
@@ -15,6 +16,12 @@ from anykmeans._array import Array
 
 # Bytes of memory that a block can have on an H100, and on any GPU that these kernels are for.
 _SHARED, _LEAST = 227 << 10, 99 << 10
+
+
+@functools.cache  # looking for a module takes longer than a launch
+def _describes() -> bool:
+    """Return whether Triton makes descriptors of tiles."""
+    return find_spec("triton.tools.tensor_descriptor") is not None
 
 
 class About(NamedTuple):
@@ -38,12 +45,11 @@ class About(NamedTuple):
 
 def about(x: Array) -> About:
     """Return what is to be known of the device of `x`: on a CPU, which interprets, a small H100."""
-    described = find_spec("triton.tools.tensor_descriptor") is not None
     if not x.is_cuda:
-        return About(4, _SHARED, described)
+        return About(4, _SHARED, _describes())
     card = torch.cuda.get_device_properties(x.device)
     shared = getattr(card, "shared_memory_per_block_optin", _LEAST)  # old PyTorch does not tell
-    return About(card.multi_processor_count, shared, described and card.major == 9)
+    return About(card.multi_processor_count, shared, card.major == 9 and _describes())
 
 
 def free(x: Array) -> int:
