@@ -22,17 +22,19 @@ __all__ = [
 # Loaded on first use (PEP 562): the estimators need scikit-learn, the functions SciPy, and neither
 # is worth waiting for at `import anykmeans`.
 _HOME = {
-    "KMeans": "anykmeans.estimator",
-    "MiniBatchKMeans": "anykmeans.estimator",
-    "KMeansResult": "anykmeans._kmeans",
+    "KMeans": "anykmeans.estimators",
+    "MiniBatchKMeans": "anykmeans.estimators",
+    "KMeansResult": "anykmeans._result",
     "assign": "anykmeans._kmeans",
     "kmeans": "anykmeans._kmeans",
     "kmeans_plusplus": "anykmeans._kmeans",
 }
 
 if TYPE_CHECKING:
-    from anykmeans._kmeans import KMeansResult, assign, kmeans, kmeans_plusplus
-    from anykmeans.estimator import KMeans, MiniBatchKMeans
+    from anykmeans._kmeans import assign, kmeans, kmeans_plusplus
+    from anykmeans._result import KMeansResult
+    from anykmeans.estimators.kmeans import KMeans
+    from anykmeans.estimators.minibatch import MiniBatchKMeans
 
 
 def __getattr__(name: str) -> object:

@@ -11,8 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from anykmeans import _array as arrays
-from anykmeans._array import Array
+from anykmeans import _libraries as arrays
+from anykmeans._inputs import as_array
+from anykmeans._libraries import Array
+from anykmeans._matrix import supported_dtype
 
 INITS = ("k-means++", "random", "k-means||")
 EMPTY = ("relocate", "keep", "error")
@@ -47,7 +49,7 @@ def matrix(x: Any, name: str = "x", *, batch: bool = False) -> Array:
     advice = "Reshape one feature to (n, 1), one row to (1, d)."
     if hasattr(x, "to_frame"):
         advice = f"Make one feature a frame with `{name}.to_frame()`."
-    x = arrays.as_array(x, name)
+    x = as_array(x, name)
     kind = getattr(getattr(x, "dtype", None), "kind", "")
     if kind == "O" and isinstance(x, np.ndarray):
         raise TypeError(
@@ -59,7 +61,7 @@ def matrix(x: Any, name: str = "x", *, batch: bool = False) -> Array:
             f"`{name}` must hold real numbers; got {arrays.dtype_name(x)}. Complex data not "
             f"supported: stack real and imaginary parts as features."
         )
-    if not arrays.supported_dtype(x):
+    if not supported_dtype(x):
         raise TypeError(
             f"`{name}` must hold real numbers (float64, float32, float16, bfloat16, integers or "
             f"booleans); got dtype {arrays.dtype_name(x)}. Convert it to one of these."
@@ -271,7 +273,7 @@ def squared_norms(norms: Any, x: Array, names: Names) -> None:
     """Raise if given squared norms are not one a row of `x` (n, d)."""
     if norms is None:
         return
-    shape, n = tuple(arrays.as_array(norms, "x_squared_norms").shape), x.shape[0]
+    shape, n = tuple(as_array(norms, "x_squared_norms").shape), x.shape[0]
     if shape[:1] != (n,):
         raise ValueError(
             f"`x_squared_norms` must have shape ({n},), one number a row of {names.x}; got shape {shape}. The length "
@@ -289,13 +291,13 @@ def start(init: Any, x: Array, k: int, names: Names = FUNCTIONS) -> Any:
 def _numbers(a: Any, name: str) -> tuple[Array, bool]:
     """Return `a` as an array of real numbers, and whether it has a place of its own, as lists and frames have not."""
     place = arrays.is_sparse(a) or arrays.is_array(a)
-    a = arrays.as_array(a, name)
+    a = as_array(a, name)
     if isinstance(a, np.ndarray) and a.dtype.kind == "O":
         try:
             a = a.astype(np.float64)
         except (TypeError, ValueError):
             raise TypeError(f"`{name}` must hold real numbers; got dtype object.") from None
-    if not arrays.supported_dtype(a):
+    if not supported_dtype(a):
         raise TypeError(f"`{name}` must hold real numbers; got dtype {arrays.dtype_name(a)}.")
     return a, place
 

@@ -6,12 +6,22 @@ from typing import Any
 
 import numpy as np
 
-from anykmeans._array import Array, Matrix, Namespace, Selection, to_numpy
-from anykmeans._exact import power_of_two
+from anykmeans._libraries import Array, Namespace, Selection, to_numpy
+from anykmeans._matrix import Matrix
 from anykmeans._sparse import SparseRows
 
 # How many times as large as another a number may be for both to show in a distance.
 BESIDE = 2.0**200
+
+
+def power_of_two(values: float) -> int:
+    """Return the exponent e that brings `values` (a largest magnitude) to about 1, 0 if near it.
+
+    Scaling by a power of two is exact. It is done only where squares would leave the range of the
+    scoring dtype.
+    """
+    exponent = max(int(np.frexp(values)[1]), -1000)  # 2**-exponent must be finite
+    return 0 if -20 <= exponent <= 20 or values == 0 else exponent
 
 
 def within_reach(c: np.ndarray, largest: float) -> tuple[np.ndarray, np.ndarray]:

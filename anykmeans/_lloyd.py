@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from typing import Protocol
 
-from anykmeans._array import Array
+from anykmeans._libraries import Array
 from anykmeans._stats import ClusterStats
 
 

@@ -14,18 +14,12 @@ from typing import Any
 import numpy as np
 
 from anykmeans import _check as check
-from anykmeans._array import Array, Matrix, Namespace, Selection, dtype_name, to_numpy
-from anykmeans._exact import (
-    Grid,
-    exact_sum,
-    extent_of_costs,
-    halving_sum,
-    merged_extent,
-    power_of_two,
-    significant_bits,
-)
-from anykmeans._frame import BESIDE, Frame, looks, within_reach
+from anykmeans._distance import halving_sum
+from anykmeans._frame import BESIDE, Frame, looks, power_of_two, within_reach
+from anykmeans._grid import Grid, exact_sum, extent_of_costs, merged_extent, significant_bits
 from anykmeans._groups import groups
+from anykmeans._libraries import Array, Namespace, Selection, dtype_name, to_numpy
+from anykmeans._matrix import Matrix
 from anykmeans._search import Search, moves, own_distances
 from anykmeans._stats import ClusterStats, means, seats
 from anykmeans._work import Work

@@ -12,17 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from anykmeans._array import (
-    Array,
-    Matrix,
-    Selection,
-    full_float32_products,
-    put,
-    take_rows,
-    to_numpy,
-)
-from anykmeans._exact import DOWN, GAP, TINY, UP, Bounds, squared_norms
+from anykmeans._bounds import DOWN, GAP, TINY, UP, Bounds, squared_norms
 from anykmeans._frame import Frame
+from anykmeans._libraries import Array, Selection, full_float32_products, put, to_numpy
+from anykmeans._matrix import Matrix, take_rows
 from anykmeans._sparse import coefficients
 from anykmeans._work import Work
 from anykmeans.kernels import Kernel

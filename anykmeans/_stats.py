@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from anykmeans._array import Array, Namespace
+from anykmeans._libraries import Array, Namespace
 
 if TYPE_CHECKING:
-    from anykmeans._exact import Grid
+    from anykmeans._grid import Grid
 
 
 @dataclass(frozen=True)

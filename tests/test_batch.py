@@ -9,7 +9,7 @@ from referee import bits
 from sklearn.exceptions import ConvergenceWarning
 
 from anykmeans import KMeansResult, assign, kernels, kmeans, kmeans_plusplus
-from anykmeans._array import namespace
+from anykmeans._libraries import namespace
 
 B, N, D, K = 4, 90, 3, 6
 

@@ -11,7 +11,7 @@ from anykmeans._rows import Rows
 if reason := kernels.why_not("numba", np.ones((1, 1))):
     pytest.skip(reason, allow_module_level=True)
 
-from anykmeans._array import Matrix
+from anykmeans._matrix import Matrix
 from anykmeans.kernels import numba as compiled
 from anykmeans.kernels.numba import grouped, near, seeding, simd, small, subspace, sums, sweep
 from anykmeans.kernels.numba.simd import LANES, ROWS, WIDTH

@@ -586,7 +586,7 @@ def test_an_interrupted_batch_leaves_its_generator_as_it_was(seed, x, monkeypatc
             raise KeyboardInterrupt
 
         with monkeypatch.context() as patch:
-            patch.setattr("anykmeans.estimator.like", interrupted)
+            patch.setattr("anykmeans.estimators.minibatch.like", interrupted)
             with pytest.raises(KeyboardInterrupt):
                 km.partial_fit(x)
         assert state(km) == before
@@ -860,7 +860,7 @@ def test_kernel_and_memory_are_those_asked_for(cls, name, x, monkeypatch):
             super().__init__(matrix, weights, kernel, **options)
 
     monkeypatch.setattr("anykmeans._rows.Rows", Spy)
-    for module in ("_kmeans", "_init", "estimator"):
+    for module in ("_kmeans", "_runs", "_evaluate", "_parallel", "estimators.minibatch"):
         monkeypatch.setattr(f"anykmeans.{module}.Rows", Spy)
     settings = {"kernel": name, "max_bytes": 123_456, "random_state": 0}
     if cls is MiniBatchKMeans:

@@ -10,9 +10,9 @@ import pytest
 import referee
 
 from anykmeans import assign, kernels, kmeans
-from anykmeans._array import np_compat
-from anykmeans._exact import Grid
 from anykmeans._frame import looks
+from anykmeans._grid import Grid
+from anykmeans._libraries import np_compat
 from anykmeans._rows import Rows
 from anykmeans._stats import ClusterStats
 

@@ -11,7 +11,7 @@ import sklearn.cluster
 from hypothesis import given
 from hypothesis import strategies as st
 
-from anykmeans import _init, _work, assign, kernels, kmeans, kmeans_plusplus
+from anykmeans import _plusplus, _work, assign, kernels, kmeans, kmeans_plusplus
 from anykmeans._rows import Rows
 
 
@@ -103,7 +103,7 @@ def test_kmeans_plusplus_never_picks_a_row_twice_while_others_are_left():
 def picks_by(x, k, seed, kernel, w=None, trials=None, **options):
     rows = Rows.over(x, w, kernel=kernel, **options)
     with rows.work:
-        return _init.plus_plus(rows, k, np.random.RandomState(seed), trials).tolist()
+        return _plusplus.plus_plus(rows, k, np.random.RandomState(seed), trials).tolist()
 
 
 def hostile(n, d, shape, seed):
@@ -160,7 +160,7 @@ def test_picks_do_not_depend_on_how_rows_are_cut(monkeypatch, kernel, d):
     wanted = {weighted: picks_by(x, 30, 0, kernel, w if weighted else None) for weighted in (0, 1)}
     monkeypatch.setattr(_work, "_SMALL", 0)
     cut = functools.partial(picks_by, threads=3)
-    monkeypatch.setattr(_init, "_LONG", 1)  # long tiles are short, too
+    monkeypatch.setattr(_plusplus, "_LONG", 1)  # long tiles are short, too
     for weighted, picks in wanted.items():
         weight = w if weighted else None
         assert cut(x, 30, 0, kernel, weight) == picks
@@ -182,7 +182,7 @@ def test_the_first_pick_is_the_generators_choice():
         for seed in range(30):
             for make in [np.random.RandomState, np.random.default_rng]:
                 ours, theirs = make(seed), make(seed)
-                assert _init._first(rows, ours) == theirs.choice(n, p=np.full(n, 1.0) / n)
+                assert _plusplus._first(rows, ours) == theirs.choice(n, p=np.full(n, 1.0) / n)
                 assert ours.random() == theirs.random()
 
 
@@ -203,7 +203,7 @@ def test_the_first_pick_where_the_draw_falls_on_a_bound():
         for at in bounds[:-1]:
             for value in [np.nextafter(at, 0), at, np.nextafter(at, 1)]:
                 wanted = np.searchsorted(bounds, value, side="right")
-                assert _init._first(rows, Draw(value)) == wanted
+                assert _plusplus._first(rows, Draw(value)) == wanted
 
 
 def test_rows_without_weight_are_never_picked():

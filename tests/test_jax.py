@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-import anykmeans._array as arrays
+import anykmeans._libraries as arrays
 from anykmeans import KMeans, MiniBatchKMeans, assign, kmeans, kmeans_plusplus
 
 pytestmark = pytest.mark.only("jax")

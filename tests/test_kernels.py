@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from anykmeans import kernels, kmeans
-from anykmeans._array import Matrix
 from anykmeans._frame import Frame
+from anykmeans._matrix import Matrix
 from anykmeans._work import Work
 
 SHAPES = [  # rows, features, clusters

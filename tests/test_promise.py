@@ -16,7 +16,7 @@ from referee import bits
 from sklearn.exceptions import ConvergenceWarning
 
 from anykmeans import KMeans, MiniBatchKMeans, _rows, _work, assign, kmeans, kmeans_plusplus
-from anykmeans._array import Matrix
+from anykmeans._matrix import Matrix
 from anykmeans.kernels import choose
 
 SHAPES = [  # n, d, k

@@ -10,9 +10,10 @@ import scipy.sparse as sp
 from referee import bits
 
 from anykmeans import KMeans, MiniBatchKMeans, assign, kernels, kmeans, kmeans_plusplus
-from anykmeans._array import Matrix
-from anykmeans._exact import Bounds, squared_distances
+from anykmeans._bounds import Bounds
+from anykmeans._distance import squared_distances
 from anykmeans._frame import Frame
+from anykmeans._matrix import Matrix
 from anykmeans._rows import Rows
 from anykmeans._sparse import SparseRows
 

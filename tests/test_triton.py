@@ -9,7 +9,7 @@ import pytest
 import referee
 
 from anykmeans import _rows, assign, kmeans
-from anykmeans._kmeans import evaluate
+from anykmeans._evaluate import evaluate
 from anykmeans.kernels import why_not
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed")

@@ -7,7 +7,7 @@ import re
 import numpy as np
 import pytest
 
-from anykmeans import _init, _rows
+from anykmeans import _plusplus, _rows
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed")
 triton = pytest.importorskip("triton", reason="Triton is not installed")
@@ -101,7 +101,7 @@ def test_a_batch_with_weights_that_keeps_its_clusters(built):
 def test_picks_of_two_problems(built, dtype, d, weighted):
     x, w = torch.rand(2, 500, d).to(getattr(torch, dtype)), torch.rand(2, 500)
     sources = [_rows.Rows.over(x[i], w[i] if weighted else None, kernel="triton") for i in range(2)]
-    _init.start_together(sources, 9, 1, np.random.default_rng(0))
+    _plusplus.start_together(sources, 9, 1, np.random.default_rng(0))
     picking = [one for one in built if one.name in ("draw", "reach", "gains", "settle", "costs")]
     assert len({one.name for one in picking}) == 5
     # A few bytes outside of loops are the price of one more block, which hides that memory is slow.

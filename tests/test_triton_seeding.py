@@ -6,7 +6,7 @@ from importlib.util import find_spec
 import numpy as np
 import pytest
 
-from anykmeans import _init, kernels
+from anykmeans import _init, _plusplus, kernels
 from anykmeans._frame import Frame
 from anykmeans._rows import Rows
 
@@ -34,7 +34,7 @@ def tensor(a, dtype=None):
 def picks_by(x, k, seed, kernel, w=None, trials=None):
     rows = Rows.over(x, w, kernel=kernel)
     with rows.work:
-        return _init.plus_plus(rows, k, np.random.RandomState(seed), trials).tolist()
+        return _plusplus.plus_plus(rows, k, np.random.RandomState(seed), trials).tolist()
 
 
 def same_picks(x, k, seed, w=None, trials=None, on=None):

@@ -13,6 +13,7 @@ from anykmeans import (
     KMeans,
     MiniBatchKMeans,
     _fork,
+    _threads,
     _work,
     assign,
     kernels,
@@ -25,7 +26,7 @@ from anykmeans._work import Work
 @pytest.fixture
 def four_cores(monkeypatch):
     """As many as the machine had, whatever it has."""
-    monkeypatch.setattr(_work, "_cores", lambda: 4)
+    monkeypatch.setattr(_work, "cores", lambda: 4)
 
 
 def work():
@@ -65,7 +66,7 @@ def test_one_thread_without_blas_leaves_blas_alone():
     for blas, users in [(True, 1), (False, 0)]:
         with Work(100, 4, host=True, max_bytes=None, blas=blas) as one:
             assert one.threads == 1
-            assert _work._one_blas_thread.users == users
+            assert _threads.one_blas_thread.users == users
 
 
 def test_an_error_in_any_thread_is_raised(four_cores):
@@ -103,7 +104,7 @@ def test_where_no_thread_can_be_started_the_caller_works(four_cores, monkeypatch
     def full(*_how):
         raise RuntimeError("can't start new thread")
 
-    monkeypatch.setattr(_work._thread, "start_new_thread", full)
+    monkeypatch.setattr(_threads._thread, "start_new_thread", full)
     with work() as one:
         assert threads_of(one) == 1
 
@@ -118,7 +119,7 @@ def test_waiting_for_a_thread_outlasts_interruptions():
                 raise KeyboardInterrupt
 
     busy, errors = Busy(), collections.deque()
-    _work._wait_for(busy, errors)
+    _threads._wait_for(busy, errors)
     assert busy.tries == 3
     assert list(map(type, errors)) == [KeyboardInterrupt] * 2
 
@@ -178,7 +179,7 @@ def of_size(n=1 << 20, **options):
 @pytest.fixture
 def four_cpus(monkeypatch):
     """A machine with four cores, and nobody who has said anything."""
-    monkeypatch.setattr(_work, "_quota", lambda: 99)
+    monkeypatch.setattr(_threads, "_quota", lambda: 99)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setattr(os, "process_cpu_count", lambda: 4, raising=False)
     with threadpoolctl.threadpool_limits(8):
@@ -193,7 +194,7 @@ def test_what_bounds_the_threads(four_cpus, monkeypatch):
         assert of_size().threads == wanted
     monkeypatch.delenv("OMP_NUM_THREADS")
     for quota, wanted in [(2, 2), (math.inf, 4)]:
-        monkeypatch.setattr(_work, "_quota", lambda quota=quota: quota)
+        monkeypatch.setattr(_threads, "_quota", lambda quota=quota: quota)
         assert of_size().threads == wanted
     monkeypatch.setattr(os, "process_cpu_count", lambda: 3, raising=False)
     assert of_size().threads == 3
@@ -234,9 +235,9 @@ def test_a_call_obeys(four_cpus, monkeypatch, name):
     monkeypatch.setattr(_work, "_CACHE", 1 << 10)  # that there be several tiles
     monkeypatch.setattr("anykmeans.kernels.numba.SMALL", 0)
     started = []
-    start = _work._thread.start_new_thread
+    start = _threads._thread.start_new_thread
     monkeypatch.setattr(
-        _work._thread, "start_new_thread", lambda *how: started.append(1) or start(*how)
+        _threads._thread, "start_new_thread", lambda *how: started.append(1) or start(*how)
     )
 
     def everything(threads):
@@ -268,7 +269,7 @@ def test_no_limit_is_read_for_small_work(monkeypatch):
     def cores():
         raise AssertionError("read")
 
-    monkeypatch.setattr(_work, "_cores", cores)
+    monkeypatch.setattr(_work, "cores", cores)
     assert of_size(n=1000).threads == 1
 
 
@@ -307,8 +308,8 @@ def test_the_share_of_a_container(tmp_path, case):
         path = tmp_path / "mounted" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text + "\n")
-    assert _work._quota(str(tmp_path / "cgroup"), str(tmp_path / "mounted")) == wanted
-    assert _work._quota(str(tmp_path / "none"), str(tmp_path / "mounted")) == math.inf
+    assert _threads._quota(str(tmp_path / "cgroup"), str(tmp_path / "mounted")) == wanted
+    assert _threads._quota(str(tmp_path / "none"), str(tmp_path / "mounted")) == math.inf
 
 
 @pytest.mark.parametrize(

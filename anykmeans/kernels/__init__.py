@@ -81,8 +81,8 @@ from typing import Any
 
 import numpy as np
 
-from anykmeans._array import Array, is_sparse
 from anykmeans._fork import first_call
+from anykmeans._libraries import Array, is_sparse
 from anykmeans._work import seconds
 
 TABLE = ("numba", "cpu", "triton", "torch", "cupy", "agnostic")  # in order of preference

@@ -7,16 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from anykmeans import _array as arrays
-from anykmeans._array import Array, Namespace, put, take_rows, to_numpy
-from anykmeans._exact import (
-    DOWN,
-    GAP,
-    UP,
-    Bounds,
-    squared_distances,
-    squared_norms,
-)
+from anykmeans import _libraries as arrays
+from anykmeans._bounds import DOWN, GAP, UP, Bounds, squared_norms
+from anykmeans._distance import squared_distances
+from anykmeans._libraries import Array, Namespace, put, to_numpy
+from anykmeans._matrix import take_rows
 from anykmeans._sparse import SparseRows
 
 __all__ = [

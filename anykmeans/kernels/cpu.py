@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from anykmeans import _array as arrays
-from anykmeans._array import Array, Namespace
+from anykmeans import _libraries as arrays
 from anykmeans._fork import first_call
+from anykmeans._libraries import Array, Namespace
 
 LIBRARY = "numpy"
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from anykmeans import _array as arrays
-from anykmeans._array import Array, Namespace
+from anykmeans import _libraries as arrays
+from anykmeans._libraries import Array, Namespace
 
 LIBRARY = None
 

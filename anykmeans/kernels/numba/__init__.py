@@ -14,10 +14,11 @@ from typing import Any
 
 import numpy as np
 
-from anykmeans import _array as arrays
-from anykmeans._array import Array, Matrix, Namespace, Selection
-from anykmeans._exact import Grid
+from anykmeans import _libraries as arrays
 from anykmeans._fork import first_call
+from anykmeans._grid import Grid
+from anykmeans._libraries import Array, Namespace, Selection
+from anykmeans._matrix import Matrix
 from anykmeans.kernels import broken, cpu
 
 LIBRARY, LEAN, WARY = "numpy", True, True
@@ -152,7 +153,7 @@ def own_distances(
 
 
 def cost(distances: np.ndarray, w: np.ndarray | None) -> float:
-    """Return the exact sum of the weighted `distances` (n,): `anykmeans._exact.exact_sum`, bit for bit."""
+    """Return the exact sum of the weighted `distances` (n,): `anykmeans._grid.exact_sum`, bit for bit."""
     from anykmeans.kernels.numba import sums
 
     weights = _weights(w)

@@ -11,7 +11,7 @@ import math
 
 import numpy as np
 
-from anykmeans._exact import DOWN, FAR, GAP, TINY, UP
+from anykmeans._bounds import DOWN, FAR, GAP, TINY, UP
 from anykmeans.kernels.numba.simd import BLOCK, LANES, ROWS, centre, tile
 from anykmeans.kernels.numba.steps import (
     any_minimum,

@@ -5,7 +5,7 @@ A `Sieve` keeps float32 coordinates of each row, in which distances are hardly l
 *edge*, beyond which no candidate is nearer than the row's pick. Of `few` features all are coordinates, so that distances in
 them estimate what candidates save. Of `many` features some directions are, which leave few pairs of a row and a candidate;
 these are measured in float64. Both tell candidates apart to within a bound on the error. Distances that are kept are
-`anykmeans._exact`'s bit for bit: no fused or reordered additions.
+`anykmeans._distance`'s bit for bit: no fused or reordered additions.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 """Small fits: all distances in float64, and as many passes or picks in one call as need no decision.
 
 Where little is to be computed, calls between steps are what costs. Rows are the lanes, and distances are
-`anykmeans._exact`'s bit for bit, so that labels need no certificate.
+`anykmeans._distance`'s bit for bit, so that labels need no certificate.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from anykmeans._exact import FAR, GAP, Bounds, Grid
+from anykmeans._bounds import FAR, GAP, Bounds
+from anykmeans._grid import Grid
 from anykmeans.kernels.numba import seeding, sums
 from anykmeans.kernels.numba.simd import SIDE
 from anykmeans.kernels.numba.steps import halve, inner, jit, quarter, side_by_side, squared_distance

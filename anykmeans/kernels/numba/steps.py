@@ -15,7 +15,7 @@ from numba import njit
 from numba.core import event as events
 from numba.core.caching import FunctionCache, NullCache
 
-from anykmeans._exact import DOWN, GAP, TINY, UP
+from anykmeans._bounds import DOWN, GAP, TINY, UP
 from anykmeans._fork import first_call
 from anykmeans.kernels.numba.simd import SIDE
 
@@ -131,7 +131,7 @@ def _high(pair):
 
 @inline
 def halve(t, d):
-    """Return the sum of ``t[:d]``, which is overwritten, in the order of `anykmeans._exact`, bit for bit."""
+    """Return the sum of ``t[:d]``, which is overwritten, in the order of `anykmeans._distance`, bit for bit."""
     half = 1
     while 2 * half < d:
         half *= 2
@@ -144,7 +144,7 @@ def halve(t, d):
 
 @inner
 def squared_distance(x, row, unit, c, j, t):
-    """Return the distance of `anykmeans._exact` of a row and a centroid, bit for bit; `t` is room (d,)."""
+    """Return the distance of `anykmeans._distance` of a row and a centroid, bit for bit; `t` is room (d,)."""
     for f in range(c.shape[1]):
         step = x[row, f] * unit - c[j, f]
         t[f] = step * step

@@ -7,7 +7,7 @@ import math
 
 import numpy as np
 
-from anykmeans._exact import FAR
+from anykmeans._bounds import FAR
 from anykmeans.kernels.numba.simd import LANES, ROWS, SIDE, tile
 from anykmeans.kernels.numba.steps import (
     any_minimum,
@@ -47,7 +47,7 @@ def weighted_magnitudes(x, w, largest, smallest):
 
 @inline
 def two_product(a, b):
-    """Return the rounded product, and exactly what the rounding took: `anykmeans._exact.two_product`."""
+    """Return the rounded product, and exactly what the rounding took: `anykmeans._grid.two_product`."""
     product = a * b
     scaled = a * _HALVING
     a_high = scaled - (scaled - a)

@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from anykmeans._array import Array, full_float32_products
-from anykmeans._exact import TINY, UP, Bounds
+from anykmeans._bounds import TINY, UP, Bounds
 from anykmeans._groups import groups
+from anykmeans._libraries import Array, full_float32_products
 from anykmeans.kernels.numba import grouped, near, steps, subspace
 from anykmeans.kernels.numba.simd import BLOCK, LANES, ROWS
 

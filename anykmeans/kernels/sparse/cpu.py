@@ -7,8 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from anykmeans._array import Matrix, Namespace, Selection
-from anykmeans._exact import Bounds, Grid, two_product
+from anykmeans._bounds import Bounds
+from anykmeans._grid import Grid, two_product
+from anykmeans._libraries import Namespace, Selection
+from anykmeans._matrix import Matrix
 from anykmeans._sparse import SparseRows, coefficients
 from anykmeans.kernels import agnostic, cpu
 

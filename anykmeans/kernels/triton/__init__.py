@@ -13,9 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from anykmeans import _array as arrays
-from anykmeans._array import Array, Matrix, Selection
-from anykmeans._exact import Grid
+from anykmeans import _libraries as arrays
+from anykmeans._grid import Grid
+from anykmeans._libraries import Array, Selection
+from anykmeans._matrix import Matrix
 from anykmeans.kernels import broken
 
 LIBRARY = "torch"
@@ -115,7 +116,7 @@ def magnitudes_together(matrices: list[Matrix], w: list[Array] | None) -> tuple[
 
 
 def cost(distances: Array, w: Array | None) -> float:
-    """Return the exact sum of the weighted `distances` (n,): `anykmeans._exact.exact_sum`, bit for bit."""
+    """Return the exact sum of the weighted `distances` (n,): `anykmeans._grid.exact_sum`, bit for bit."""
     from anykmeans.kernels.triton import looks
 
     return float(looks.costs(distances[None], None if w is None else w[None])[0])

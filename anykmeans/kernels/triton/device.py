@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from anykmeans._array import Array
+from anykmeans._libraries import Array
 
 # Bytes of memory that a block can have on an H100, and on any GPU that these kernels are for.
 _SHARED, _LEAST = 227 << 10, 99 << 10

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 import triton
 
-from anykmeans._array import Array
-from anykmeans._exact import FOLDS, Grid
+from anykmeans._grid import FOLDS, Grid
+from anykmeans._libraries import Array
 from anykmeans.kernels.triton import device, resolve, sums
 from anykmeans.kernels.triton.screen import COLUMNS, STATES, STEP
 

@@ -11,8 +11,9 @@ import numpy as np
 import torch
 import triton
 
-from anykmeans._array import Array
-from anykmeans._exact import Bounds, Grid
+from anykmeans._bounds import Bounds
+from anykmeans._grid import Grid
+from anykmeans._libraries import Array
 from anykmeans.kernels.triton import device, looks, marginals, resolve, screen, sums
 from anykmeans.kernels.triton.screen import COLUMNS, STATES
 

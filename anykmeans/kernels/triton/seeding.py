@@ -17,7 +17,7 @@ import torch
 import triton
 import triton.language as tl
 
-from anykmeans._array import Array
+from anykmeans._libraries import Array
 from anykmeans.kernels.triton import device
 from anykmeans.kernels.triton.resolve import halving_sum
 from anykmeans.kernels.triton.screen import LARGEST, centred
@@ -400,7 +400,7 @@ def costs(
     WEIGHTED: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Write the whole-number cost of each block of rows, on the grid of the largest: `_exact.Grid.plan`."""
+    """Write the whole-number cost of each block of rows, on the grid of the largest: `_grid.Grid.plan`."""
     problem = tl.program_id(1).to(tl.int64)
     state += problem * STATES
     closest += problem * n

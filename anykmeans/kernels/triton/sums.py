@@ -63,7 +63,7 @@ def _whole(a):
 
 @triton.jit
 def _two_product(a, b):
-    """Return the rounded product, and exactly what the rounding took: `anykmeans._exact.two_product`."""
+    """Return the rounded product, and exactly what the rounding took: `anykmeans._grid.two_product`."""
     product = a * b
     scaled = a * 134217728.0 + a
     a_high = scaled - (scaled - a)
@@ -207,7 +207,7 @@ def _part(sums, between, cols, stop, fold, d, COPIES: tl.constexpr):
 
 @triton.jit
 def _total(sums, between, cols, stop, folds, d, step, COPIES: tl.constexpr):
-    """Return what whole numbers of all folds mean, times their scale: `anykmeans._exact.Grid.total`."""
+    """Return what whole numbers of all folds mean, times their scale: `anykmeans._grid.Grid.total`."""
     found = tl.zeros((cols.shape[0],), tl.float64)
     low = tl.zeros((cols.shape[0],), tl.float64)
     after = tl.zeros((cols.shape[0],), tl.float64)
@@ -429,7 +429,7 @@ def cost(
 ):
     """Add weighted distances (b, n), split on the grid of their `extents` (b, 3), to whole numbers `found` (b, FOLDS).
 
-    A summand has at most `room` bits on the coarsest, and one more on the others: `anykmeans._exact.Grid.plan`.
+    A summand has at most `room` bits on the coarsest, and one more on the others: `anykmeans._grid.Grid.plan`.
     """
     problem = tl.program_id(1).to(tl.int64)
     distances += problem * n

@@ -13,8 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from anykmeans._array import Array
-from anykmeans._exact import DOWN, GAP, TINY, UP, Bounds, Grid, halving_sum
+from anykmeans._bounds import DOWN, GAP, TINY, UP, Bounds
+from anykmeans._distance import halving_sum
+from anykmeans._grid import Grid
+from anykmeans._libraries import Array
 from anykmeans.kernels.numba.simd import EIGHT, combine
 from anykmeans.kernels.numba.steps import any_order, decide, inline, jit
 from anykmeans.kernels.numba.sums import total, total_part

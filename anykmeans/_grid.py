@@ -1,12 +1,6 @@
-"""Numbers whose bits do not depend on order: the grid, the distance, and the error bounds.
+"""Exact sums (R3): summands split on power-of-two grids, whose parts add without rounding, in any order.
 
-Three ideas, each proven in ``docs/design.md``:
-
-* *Sums.* A summand is split on power-of-two grids and every part is added where addition makes no
-  rounding error, so threads, tiles, ranks and retries cannot change a bit (pre-rounding as in
-  Demmel and Nguyen, "Fast reproducible floating-point summation", ARITH 2013).
-* *Distances.* The squared distance of two rows is one fixed sequence of float64 operations.
-* *Bounds.* A score from a matrix product is turned into an interval that surely holds the distance.
+Pre-rounding as in Demmel and Nguyen, "Fast reproducible floating-point summation", ARITH 2013. The proof is in ``docs/design.md``.
 """
 
 from __future__ import annotations
@@ -20,16 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from anykmeans._array import Array, Namespace, to_numpy
-from anykmeans._sparse import SparseRows
+from anykmeans._libraries import Array, Namespace, to_numpy
 
 FOLDS = 8  # grids a summand may be split on; at n = 10^6 they hold 263 bits below the maximum
-# Bounds are kept as float32 distances, rounded outwards by more than float32 rounding takes, and by
-# more than underflow does in a frame whose largest row is near 1.
-UP, DOWN, TINY = 1 + 2.0**-22, 1 - 2.0**-22, 2.0**-120
-GAP = 1 + 2.0**-20  # the factor between bounds that prove a label: more than any tie
-FAR = 2.0**80  # a squared norm beyond which rows are out of the range of a frame, or not finite
-_FEW = 16  # features up to which it pays to have them first
 DOUBLE = (
     53,
     -1074,
@@ -208,99 +195,3 @@ def exact_sum(xp: Namespace, parts: Iterable[tuple[Array, Array | None]], grid: 
     scale = float(grid.scale[0])
     sums = [xp.sum(grid.split(xp, v[:, None], scale, w), axis=0) for v, w in parts]
     return float(grid.total(xp, functools.reduce(operator.add, sums)[None, :], scale)[0, 0])
-
-
-def squared_distances(xp: Namespace, a: Array, b: Array) -> Array:
-    """Return the squared distances (m,) of the rows of `a` (m, d) and `b` (m, d) or (1, d), float64.
-
-    The squared differences are added by halving along the features, always in the same order and
-    by elementwise operations alone: the same bits from every library, and zero for equal rows.
-    """
-    t = a - b
-    return halving_sum(xp, t * t)
-
-
-def halving_sum(xp: Namespace, t: Array) -> Array:
-    """Return the sums (m,) of the rows of `t` (m, d) in the one order every kernel keeps."""
-    m, d = int(t.shape[0]), int(t.shape[1])
-    few = d <= _FEW
-    if few:  # written out with the features first, so that operations are not as short as a row
-        t = xp.reshape(xp.reshape(xp.permute_dims(t, (1, 0)), (d * m,)), (d, m))
-
-    def part(start: int, stop: int) -> Array:
-        return t[start:stop, :] if few else t[:, start:stop]
-
-    half = 1 << max(0, (d - 1).bit_length() - 1)  # the largest power of two below d
-    while d > 1:
-        low = part(0, d - half) + part(half, d)
-        t = low if d == 2 * half else xp.concat([low, part(d - half, half)], axis=0 if few else 1)
-        d, half = half, half // 2
-    return t[0, :] if few else t[:, 0]
-
-
-@dataclass(frozen=True)
-class Bounds:
-    """How far a score can be from the truth, for rows of `d` features scored with roundoff `unit`.
-
-    A score is ``s = fl(|c|^2 - 2 y.c)`` in any order of addition, and ``a = |y|^2 + s`` estimates
-    the squared distance. With ``beta = (d + 8) unit <= 1/50`` the true squared distance D obeys
-    ``lower(a) <= D <= upper(a)`` (proof in docs/design.md).
-    """
-
-    beta: float
-    eta: float
-    tie: float
-
-    @classmethod
-    def of(cls, d: int, unit: float, terms: int | None = None) -> Bounds:
-        """Return the bounds for `d` features; `eta` covers underflow in the scaled frame.
-
-        `terms`, by default `d`, is how many roundings a product passes through at most.
-        """
-        gamma = ((d - 1).bit_length() + 4) * 2.0**-53  # error of squared_distances
-        terms = d if terms is None else terms
-        return cls(
-            8 * (terms + 8) * unit, d * (2.0**-100 if unit > 2.0**-30 else 2.0**-900), 4 * gamma
-        )
-
-    @property
-    def sound(self) -> bool:
-        """Whether the proof's premise holds; beyond it a wider dtype must do the scoring."""
-        return self.beta <= 8 / 50
-
-    def upper(self, xp: Namespace, a: Array, norm: Array) -> Array:
-        """Return a value that no squared distance estimated as `a` exceeds; `norm` is ``|y|^2``."""
-        return xp.where(a > 0, a * (1 + self.beta), a) + norm * self.beta + self.eta
-
-    def lower(self, xp: Namespace, a: Array, norm: Array) -> Array:
-        """Return a value that every squared distance estimated as `a` reaches."""
-        return xp.where(a > 0, a * (1 - self.beta), a) - norm * self.beta - self.eta
-
-    def at_most(self, xp: Namespace, norm: Array, scores: Array) -> Array:
-        """Return float32 distances (m,) that the true ones of rows with these scores do not exceed."""
-        squared = self.upper(xp, norm + xp.astype(scores, xp.float64), norm)
-        root = xp.sqrt(xp.where(squared > 0, squared, xp.zeros_like(squared)))
-        return xp.astype(root * UP + TINY, xp.float32)
-
-    def at_least(self, xp: Namespace, norm: Array, scores: Array) -> Array:
-        """Return float32 distances (m,) that the true ones of rows with these scores reach."""
-        squared = self.lower(xp, norm + xp.astype(scores, xp.float64), norm)
-        root = xp.sqrt(xp.where(squared > 0, squared, xp.zeros_like(squared)))
-        return xp.astype(root * DOWN - TINY, xp.float32)
-
-
-def squared_norms(xp: Namespace, y: Array | SparseRows) -> Array:
-    """Return the squared norms (m,), float64, of rows `y` (m, d), as `Bounds` takes them."""
-    if isinstance(y, SparseRows):
-        return y.squared_norms()
-    return xp.astype(xp.vecdot(y, y), xp.float64)
-
-
-def power_of_two(values: float) -> int:
-    """Return the exponent e that brings `values` (a largest magnitude) to about 1, 0 if near it.
-
-    Scaling by a power of two is exact. It is done only where squares would leave the range of the
-    scoring dtype.
-    """
-    exponent = max(int(np.frexp(values)[1]), -1000)  # 2**-exponent must be finite
-    return 0 if -20 <= exponent <= 20 or values == 0 else exponent

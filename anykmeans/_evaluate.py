@@ -1,0 +1,229 @@
+"""Rows against given centroids: labels, squared distances and inertia, bit for bit as a fit ends with; all distances."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from anykmeans import _check as check
+from anykmeans._bounds import squared_norms
+from anykmeans._frame import BESIDE
+from anykmeans._libraries import (
+    Array,
+    is_sparse,
+    like,
+    namespace,
+    on_cpu,
+    put,
+    take,
+    to_numpy,
+)
+from anykmeans._rows import (
+    Rows,
+)
+from anykmeans._search import own_distances
+
+
+def nearest(
+    x: Any,
+    centroids: Any,
+    *,
+    max_bytes: int | None = None,
+    threads: int | None = None,
+    kernel: str = "auto",
+    names: check.Names = check.FUNCTIONS,
+) -> Array:
+    """Return labels (n,), int64: of the nearest centroids."""
+    how = _how(max_bytes, threads, kernel, names)
+    for glance in (True, False):
+        rows, host = _against(x, centroids, glance=glance, **how)
+        with rows.work:
+            c = _begun(rows, host)
+            labels = rows.label(c)
+            near = rows.near()
+        if labels is not None:
+            break
+    labels = rows.matrix.give(rows.xp.astype(labels, rows.xp.int64))
+    if near.size:
+        labels = _replaced(labels, near, nearest(take(rows.matrix.source, near), centroids, **how))
+    return labels
+
+
+def evaluate(
+    x: Any,
+    centroids: Any,
+    *,
+    sample_weight: Any = None,
+    max_bytes: int | None = None,
+    threads: int | None = None,
+    kernel: str = "auto",
+    names: check.Names = check.FUNCTIONS,
+) -> tuple[Array, Array, float]:
+    """Return labels (n,), squared distances (n,) and the inertia, bit for bit as a fit ends with."""
+    rows, host = _against(x, centroids, sample_weight, **_how(max_bytes, threads, kernel, names))
+    with rows.work:
+        labels, distances, inertia = evaluated(rows, host)
+    give = rows.matrix.give
+    return give(rows.xp.astype(labels, rows.xp.int64)), give(distances), inertia
+
+
+def evaluated(rows: Rows, host: np.ndarray) -> tuple[Array, Array, float]:
+    """Return what `evaluate` does, where the work is done, for centroids (k, columns) in NumPy."""
+    c = _begun(rows, host)
+    labels, distances, inertia = rows.finish(c)
+    near = rows.near()
+    if near.size:
+        w = rows.relative_weight(rows.matrix.asarray(near))
+        weighs = w is None or bool(rows.xp.any(w > 0))
+        few = rows.take(near, weighted=weighs)
+        with few.work:
+            others = evaluated(few, host)
+        labels, distances = (
+            _replaced(*each) for each in ((labels, near, others[0]), (distances, near, others[1]))
+        )
+        # All others are far beyond these, or have no weight to speak of.
+        inertia = max(inertia, others[2]) if weighs else inertia
+    return labels, distances, inertia
+
+
+def _replaced(found: Array, at: np.ndarray, others: Array, axis: int = 0) -> Array:
+    """Return `found` with `others` in the places `at` (m,) along an axis."""
+    if on_cpu(found):  # not by JAX, which would compile it for each shape
+        a = np.array(to_numpy(found))
+        a[(slice(None),) * axis + (at,)] = to_numpy(others)
+        return like(a, found)
+    xp, n = namespace(found), found.shape[axis]
+    source = np.arange(n)
+    source[at] = n + np.arange(at.size)
+    return xp.take(xp.concat([found, others], axis=axis), like(source, found), axis=axis)
+
+
+def _how(
+    max_bytes: int | None, threads: int | None, kernel: str, names: check.Names
+) -> dict[str, Any]:
+    """Return how to compute and to speak, for functions that hand it on."""
+    return {"max_bytes": max_bytes, "threads": threads, "kernel": kernel, "names": names}
+
+
+def _against(
+    x: Any,
+    centroids: Any,
+    sample_weight: Any = None,
+    *,
+    max_bytes: int | None,
+    threads: int | None,
+    kernel: str,
+    names: check.Names,
+    glance: bool = False,
+) -> tuple[Rows, np.ndarray]:
+    """Return checked rows, and the centroids (k, columns) to compare them with, in NumPy."""
+    x = check.matrix(x, names.x)
+    c = check.centroids(centroids, x, names.centroids, names=names)
+    sample_weight = check.weights(sample_weight, x, names)
+    max_bytes = check.budget(max_bytes, 64 * (x.shape[1] + c.shape[0]))
+    host, other = check.host(c), None
+    if glance and not is_sparse(x):
+        host = np.asarray(host, np.float64)
+        other = max(float(host.max()), -float(host.min()))
+        # Rows beside the first may be as tiny as centroids.
+        if (
+            float(np.abs(host).min()) * BESIDE < 1
+            and int(np.count_nonzero(np.abs(host).max(axis=1) * BESIDE < 1)) > 1
+        ):
+            other = None
+    rows = Rows.over(
+        x,
+        sample_weight,
+        kernel=kernel,
+        max_bytes=max_bytes,
+        threads=check.threads(threads),
+        names=names,
+        glance=other,
+        given=host if is_sparse(x) else None,
+    )
+    return rows, rows.matrix.columns_of(host)
+
+
+def _begun(rows: Rows, host: np.ndarray) -> Array:
+    """Return the centroids that rows are ready to make one pass with: those in NumPy, in a float dtype that holds them."""
+    xp = rows.xp
+    narrow = rows.matrix.narrow and max(float(host.max()), -float(host.min())) < 1e38
+    if narrow and host.dtype != np.float32:
+        narrow = bool((host.astype(np.float32) == host).all())
+    # One pass: bounds would not pay.
+    host = host.astype(np.float32 if narrow else np.float64, copy=False)
+    c = rows.matrix.asarray(host, xp.float32 if narrow else xp.float64)
+    return rows.begin(c, "off", host=host)
+
+
+def distances(
+    x: Any,
+    centroids: Any,
+    *,
+    max_bytes: int | None = None,
+    threads: int | None = None,
+    kernel: str = "auto",
+    names: check.Names = check.FUNCTIONS,
+) -> Array:
+    """Return Euclidean distances (n, k) of rows to centroids, in the dtype of centroids of `x`.
+
+    In up to 64 features compiled code takes differences. Elsewhere they come from products, but those of
+    nearly equal rows, where products lose digits, from differences: last bits may differ between libraries.
+    """
+    how = _how(max_bytes, threads, kernel, names)
+    for glance in (True, False):
+        rows, host = _against(x, centroids, glance=glance, **how)
+        with rows.work:
+            c = _begun(rows, host)
+            found, lost = _all_distances(rows, c)
+            near = rows.near()
+        if not (rows.glanced and lost):
+            break
+    x, found = rows.matrix.source, rows.matrix.give(found)
+    if (far := rows.cut).size:
+        cut = take(check.centroids(centroids, x, names.centroids), far)
+        found = _replaced(found, far, distances(x, cut, **how), axis=1)
+    if near.size:
+        found = _replaced(found, near, distances(take(x, near), centroids, **how))
+    return found
+
+
+def _all_distances(rows: Rows, c: Array) -> tuple[Array, int]:
+    """Return the distances (n, k) that show beside the largest, and of how many rows they mean nothing."""
+    if (pairwise := rows.kernel.pairwise) is not None:
+        return _written(pairwise, rows, c)
+    xp, wide = rows.xp, rows.frame.widen(c)
+    centred = rows.frame.centre(wide)
+    norms = squared_norms(xp, centred)
+    minus_2c = xp.permute_dims(centred * -2.0, (1, 0))
+
+    def tile_distances(tile: slice) -> Array:
+        y = rows.frame.centred(tile, narrow=False)
+        norm = squared_norms(xp, y)[:, None]
+        squared = (y @ minus_2c + norms) + norm
+        near = squared < (norm + norms) * 1e-6
+        (pairs,) = xp.nonzero(xp.reshape(near, (-1,)))
+        if pairs.shape[0]:
+            k = int(norms.shape[0])
+            found = own_distances(rows.frame, rows.kernel, pairs // k + tile.start, wide, pairs % k)
+            flat = put(xp, xp.reshape(squared, (-1,)), pairs, found)
+            squared = xp.reshape(flat, squared.shape)
+        result = xp.sqrt(xp.where(squared > 0, squared, xp.zeros_like(squared)))
+        if rows.frame.exponent:
+            result = result * 2.0**rows.frame.exponent
+        return xp.astype(result, rows.matrix.state_dtype)
+
+    step = max(1, rows.work.tile // (rows.work.d + 2 * int(c.shape[0])))
+    return xp.concat(rows.work.map(tile_distances, rows.work.tiles(step=step))), 0
+
+
+def _written(pairwise: Callable[..., Any], rows: Rows, c: Array) -> tuple[Array, int]:
+    """Return the distances (n, k) that a kernel writes, and of how many rows they mean nothing."""
+    n, threads = rows.shape[0], rows.work.threads
+    found = rows.xp.empty((n, c.shape[0]), dtype=rows.matrix.state_dtype)
+    step = min(rows.work.readable(rows.matrix), -(-n // (4 * threads if threads > 1 else 1)))
+    write = pairwise(rows.frame, rows.frame.widen(c), rows.work.room)
+    lost = rows.work.map(lambda tile: write(tile, found[tile]), rows.work.tiles(step=step))
+    return found, sum(lost)

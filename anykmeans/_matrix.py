@@ -1,0 +1,285 @@
+"""The rows a user gave, read a few at a time and never written to.
+
+A :class:`Matrix` knows the namespace in which the work is done. On a CPU that is NumPy for every library whose
+arrays share memory with it; elsewhere it is the library's own.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from anykmeans._libraries import (
+    Array,
+    Namespace,
+    Selection,
+    device_of,
+    dtype_name,
+    is_of,
+    is_sparse,
+    like,
+    namespace,
+    np_compat,
+    on_cpu,
+    take,
+)
+from anykmeans._sparse import SparseRows
+
+_SPARSE_BYTES = 1 << 28  # for a copy of sparse rows, unless the user says otherwise
+# Dtypes whose every value is a float32, so that float32 arithmetic starts from exact numbers.
+_NARROW = {"float32", "float16", "bfloat16", "bool", "int8", "uint8", "int16", "uint16"}
+_WIDE = {"float64", "int32", "uint32", "int64", "uint64"}
+# Half and single precision stay single; integers and booleans promote to double, as in scikit-learn.
+_SINGLE_STATE = {"float32", "float16", "bfloat16"}
+_PRECISION = {
+    "bfloat16": (8, -133),
+    "float16": (11, -24),
+    "float32": (24, -149),
+    "float64": (53, -1074),
+}
+
+
+def take_rows(xp: Namespace, y: Array | SparseRows, at: Array) -> Array | SparseRows:
+    """Return the rows of `y` (m, d) whose numbers are `at`."""
+    return y[at] if isinstance(y, SparseRows) else xp.take(y, at, axis=0)
+
+
+class _Alias:
+    """The memory of `x`, said to be writable, as Numba compiles everything once more for read-only arrays."""
+
+    def __init__(self, x: np.ndarray) -> None:
+        self.x = x  # not to be freed
+        about = x.__array_interface__
+        self.__array_interface__ = about | {"data": (about["data"][0], False)}
+
+
+def _aliased(x: Array) -> Array:
+    """Return `x`, or a view that is said to be writable of a NumPy array of numbers that is not."""
+    if isinstance(x, np.ndarray) and not x.flags.writeable and x.dtype.kind in "biuf":
+        return np.asarray(_Alias(x))
+    return x
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """The rows a user gave, read a few at a time in floating point; nothing is ever written.
+
+    JAX's arrays on a CPU are always NumPy's here: XLA divides by multiplying, takes the smallest
+    numbers for zero, may have no float64, and compiles each operation for each shape.
+
+    Attributes
+    ----------
+    source : array of shape (n, d)
+        The array as given (detached, CSR), for the library and device of results.
+    data : array of shape (n, d), or SparseRows
+        The same memory as the work sees it: a view of another library, or `source` itself.
+    xp : namespace
+        Where the work is done.
+    device : object
+        The device of `data`.
+    dtype : str
+        Bare name of the dtype of `source`.
+    """
+
+    source: Array
+    data: Array
+    xp: Namespace
+    device: Any
+    dtype: str
+
+    @classmethod
+    def of(
+        cls,
+        x: Array,
+        library: str | None,
+        *,
+        given: np.ndarray | None = None,
+        max_bytes: int | None = None,
+    ) -> Matrix:
+        """Return a Matrix over `x` as `library`, which must be able to reach its memory, sees it.
+
+        An `x` (n,) is one column. Sparse rows, if the budget has room for a copy, keep columns alone that have entries, or that the
+        centroids `given` (k, d) are not zero in.
+        """
+        dtype = dtype_name(x)
+        data = x
+        host = library == "numpy" or (is_of(x, "jax") and on_cpu(x))
+        if is_sparse(x):
+            rows = SparseRows.of(x, given, (max_bytes or _SPARSE_BYTES) // 2)
+            begins, ends = _aliased(rows.begins), _aliased(rows.ends)
+            features, values = _aliased(rows.features), _aliased(rows.values)
+            data = SparseRows(begins, ends, features, values, rows.halving)
+            return cls(x, data, np_compat, "cpu", dtype)
+        if host and not isinstance(x, np.ndarray):
+            if is_of(x, "torch"):
+                import torch
+
+                # NumPy has no bfloat16; its bits are the upper half of a float32's.
+                data = (x.view(torch.int16) if dtype == "bfloat16" else x).numpy()
+            else:
+                data = np.asarray(x)
+        elif library == "torch" and is_of(x, "cupy"):
+            import torch
+
+            # A tensor has no strides below 0; rows that do are not sent here, but weights may be.
+            data = torch.from_dlpack(x if min(x.strides) >= 0 else x.copy())
+        data = _aliased(data)
+        if len(data.shape) == 1:
+            data = data[:, None]
+        xp = np_compat if host else namespace(data)
+        return cls(x, data, xp, "cpu" if host else device_of(data), dtype)
+
+    def problem(self, i: int) -> Matrix:
+        """Return problem `i` of a batch, (b, n, d) or columns (b, n), as a matrix of its own."""
+        data = self.data[i, ...]
+        data = data[:, None] if len(data.shape) == 1 else data
+        source = data if self.source is self.data else take(self.source, i)
+        return Matrix(source, data, self.xp, self.device, self.dtype)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows and columns."""
+        return int(self.data.shape[0]), int(self.data.shape[1])
+
+    @property
+    def narrow(self) -> bool:
+        """Whether every value is a float32."""
+        return self.dtype in _NARROW
+
+    @property
+    def precision(self) -> tuple[int, int]:
+        """How many bits a value has at most, and the exponent of the last that any value has."""
+        narrow = _PRECISION["float32" if self.narrow else "float64"]  # integers, as they are read
+        return _PRECISION.get(self.dtype, narrow)
+
+    @property
+    def integral(self) -> bool:
+        """Whether every value is an integer; dense ones are asked for their dtype only."""
+        return "int" in self.dtype or self.dtype == "bool" or (self.sparse and self.data.integral)
+
+    @property
+    def float_dtype(self) -> Any:
+        """The smallest of float32 and float64 that holds every value (int64 rounds past 2^53)."""
+        return self.xp.float32 if self.narrow else self.xp.float64
+
+    @property
+    def state_dtype(self) -> Any:
+        """The dtype of centroids."""
+        return self.xp.float32 if self.dtype in _SINGLE_STATE else self.xp.float64
+
+    def rows(self, select: Selection, dtype: Any = None) -> Array:
+        """Return the selected rows (m, d), dense, in `dtype` (default: `float_dtype`)."""
+        xp = self.xp
+        dtype = self.float_dtype if dtype is None else dtype
+        if isinstance(select, slice) or xp is np_compat:
+            block = self.data[select, :] if isinstance(select, slice) else self.data[select]
+        else:
+            block = xp.take(self.data, select, axis=0)
+        if isinstance(block, SparseRows):
+            block = block.dense()
+        if self.dtype == "bfloat16" and isinstance(block, np.ndarray) and block.dtype == np.int16:
+            block = (block.astype(np.int32) << 16).view(np.float32)
+        if block.dtype == dtype:
+            return block
+        if self.dtype == "bool" and xp is not np_compat:
+            return xp.where(block, xp.ones((), dtype=dtype), xp.zeros((), dtype=dtype))
+        return xp.astype(block, dtype)
+
+    def tile(self, select: Selection, dtype: Any = None) -> Array | SparseRows:
+        """Return what `rows` does; sparse ones stay sparse."""
+        if not self.sparse:
+            return self.rows(select, dtype)
+        rows: SparseRows = self.data[select]
+        return rows.astype(self.float_dtype if dtype is None else dtype)
+
+    def take(self, at: Array) -> Matrix:
+        """Return the rows numbered `at` (m,) as a matrix of their own, a copy in the dtype of centroids."""
+        data = self.tile(at, self.state_dtype)
+        return Matrix(data, data, self.xp, self.device, dtype_name(data))
+
+    @property
+    def sparse(self) -> bool:
+        """Whether rows are sparse."""
+        return isinstance(self.data, SparseRows)
+
+    @property
+    def width(self) -> int:
+        """How many numbers a row takes: its features, or, if they are sparse, entries in the mean."""
+        if not self.sparse:
+            return self.shape[1]
+        return 1 + int(self.data.entries) // self.shape[0]
+
+    @property
+    def features(self) -> int:
+        """How many features the user's rows have: sparse ones may have columns for some of them only."""
+        return int(self.data.halving.d) if self.sparse else self.shape[1]
+
+    @property
+    def terms(self) -> int:
+        """How many terms a product with a row has at most."""
+        return max(1, self.data.longest) if self.sparse else self.shape[1]
+
+    @property
+    def direct(self) -> bool:
+        """Whether compiled code can read the rows where they are."""
+        x = self.data.values if self.sparse else self.data
+        return (
+            isinstance(x, np.ndarray)
+            and x.dtype in (np.float32, np.float64)
+            and x.dtype.isnative
+            and x.flags.c_contiguous
+            and x.flags.aligned
+        )
+
+    def readable(self, select: Selection) -> tuple[Any, np.ndarray]:
+        """Return float rows that compiled code can read, and the numbers of the selected ones in it.
+
+        Without a copy where the user's array is one, for work in NumPy alone.
+        """
+        number = np.int32 if self.shape[0] < 1 << 31 else np.int64
+        if not self.direct:
+            rows = self.tile(select)
+            rows = rows if self.sparse else np.ascontiguousarray(rows)
+            return rows, np.arange(rows.shape[0], dtype=number)
+        if isinstance(select, slice):
+            return self.data, np.arange(*select.indices(self.shape[0]), dtype=number)
+        return self.data, select.astype(number, copy=False)
+
+    def asarray(self, a: Any, dtype: Any = None) -> Array:
+        """Return host numbers as an array where the work is done."""
+        return self.xp.asarray(a, dtype=dtype, device=self.device)
+
+    def arange(self, stop: int) -> Array:
+        """Return 0, 1, ..., stop - 1 where the work is done."""
+        return self.xp.arange(stop, dtype=self.xp.int64, device=self.device)
+
+    def columns_of(self, c: np.ndarray) -> np.ndarray:
+        """Return the columns of a user's centroids `c` (k, d) that rows here have, in their order."""
+        if not self.sparse or self.data.halving.complete:
+            return c
+        found: np.ndarray = np.take(c, self.data.halving.columns, axis=1)
+        return found
+
+    def spread(self, c: Array) -> Array:
+        """Return centroids (k, d) with all of the user's columns, in their order."""
+        if not self.sparse or self.data.halving.complete:
+            return c
+        halving = self.data.halving
+        found = np.zeros((c.shape[0], halving.d), c.dtype)
+        found[:, halving.columns] = c
+        return found
+
+    def give(self, a: Array) -> Array:
+        """Return a result in the library and on the device of the user's array."""
+        if self.data is self.source:
+            return a
+        if is_of(self.source, "cupy"):
+            return namespace(self.source).from_dlpack(a)
+        return like(a, self.source)
+
+
+def supported_dtype(x: Array) -> bool:
+    """Return whether `x` holds real numbers or booleans of a kind the package computes with."""
+    return dtype_name(x) in _NARROW | _WIDE

@@ -1,0 +1,52 @@
+"""What a clustering is returned as."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from anykmeans._libraries import (
+    Array,
+)
+
+
+@dataclass(frozen=True, eq=False)  # arrays have no single truth to compare by
+class KMeansResult:
+    """A clustering, or one of each problem of a batch. It unpacks: ``centroids, labels, *_ = kmeans(x, 3)``.
+
+    Of a batch of b problems all but `kernel` and `precision` have b entries. Counts and inertia stay with
+    the host, as Python's numbers do: in NumPy arrays, whatever the library of `x`.
+
+    Attributes
+    ----------
+    centroids : array of shape (k, d) or (b, k, d)
+        Means of their rows, from exact sums, in the library and on the device of `x`; float32 for
+        half and single precision, float64 otherwise.
+    labels : array of shape (n,) or (b, n), int64
+        The nearest centroid of each row, of the centroids returned.
+    inertia : float, or NumPy array of shape (b,), float64
+        Weighted sum of the rows' squared distances to their centroid, in squared units of `x`
+        (infinite where float64 cannot hold it).
+    n_iter : int, or NumPy array of shape (b,), int64
+        Passes of the best run.
+    converged : bool, or NumPy array of shape (b,), bool
+        Whether that run stopped by itself rather than at `max_iter`.
+    kernel : str
+        The kernel that did the work.
+    precision : str
+        ``"exact"``, or ``"fast"`` where labels were not certified.
+    """
+
+    centroids: Array
+    labels: Array
+    inertia: float | np.ndarray
+    n_iter: int | np.ndarray
+    converged: bool | np.ndarray
+    kernel: str
+    precision: str
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(getattr(self, name) for name in self.__dataclass_fields__)
