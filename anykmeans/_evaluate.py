@@ -2,28 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from anykmeans import _check as check
-from anykmeans._bounds import squared_norms
-from anykmeans._frame import BESIDE
 from anykmeans._libraries import (
     Array,
     is_sparse,
     like,
     namespace,
     on_cpu,
-    put,
     take,
     to_numpy,
 )
-from anykmeans._rows import (
-    Rows,
-)
-from anykmeans._search import own_distances
+from anykmeans.sources.descent import InMemory
+from anykmeans.sources.rows import Rows
 
 
 def nearest(
@@ -37,14 +31,11 @@ def nearest(
 ) -> Array:
     """Return labels (n,), int64: of the nearest centroids."""
     how = _how(max_bytes, threads, kernel, names)
-    for glance in (True, False):
-        rows, host = _against(x, centroids, glance=glance, **how)
-        with rows.work:
-            c = _begun(rows, host)
-            labels = rows.label(c)
-            near = rows.near()
-        if labels is not None:
-            break
+    rows, host = _against(x, centroids, glance=True, **how)
+    with rows.work:
+        run = _begun(rows, host)
+        labels = run.labels(run.c)
+        near = run.near()
     labels = rows.matrix.give(rows.xp.astype(labels, rows.xp.int64))
     if near.size:
         labels = _replaced(labels, near, nearest(take(rows.matrix.source, near), centroids, **how))
@@ -71,9 +62,10 @@ def evaluate(
 
 def evaluated(rows: Rows, host: np.ndarray) -> tuple[Array, Array, float]:
     """Return what `evaluate` does, where the work is done, for centroids (k, columns) in NumPy."""
-    c = _begun(rows, host)
-    labels, distances, inertia = rows.finish(c)
-    near = rows.near()
+    run = _begun(rows, host)
+    found = run.label(run.c)
+    labels, distances, inertia = found.labels, found.distances, found.inertia
+    near = run.near()
     if near.size:
         w = rows.relative_weight(rows.matrix.asarray(near))
         weighs = w is None or bool(rows.xp.any(w > 0))
@@ -123,16 +115,7 @@ def _against(
     c = check.centroids(centroids, x, names.centroids, names=names)
     sample_weight = check.weights(sample_weight, x, names)
     max_bytes = check.budget(max_bytes, 64 * (x.shape[1] + c.shape[0]))
-    host, other = check.host(c), None
-    if glance and not is_sparse(x):
-        host = np.asarray(host, np.float64)
-        other = max(float(host.max()), -float(host.min()))
-        # Rows beside the first may be as tiny as centroids.
-        if (
-            float(np.abs(host).min()) * BESIDE < 1
-            and int(np.count_nonzero(np.abs(host).max(axis=1) * BESIDE < 1)) > 1
-        ):
-            other = None
+    host = check.host(c)
     rows = Rows.over(
         x,
         sample_weight,
@@ -140,14 +123,16 @@ def _against(
         max_bytes=max_bytes,
         threads=check.threads(threads),
         names=names,
-        glance=other,
         given=host if is_sparse(x) else None,
+        look=not glance,
     )
+    if glance:
+        rows.glance(host)
     return rows, rows.matrix.columns_of(host)
 
 
-def _begun(rows: Rows, host: np.ndarray) -> Array:
-    """Return the centroids that rows are ready to make one pass with: those in NumPy, in a float dtype that holds them."""
+def _begun(rows: Rows, host: np.ndarray) -> InMemory:
+    """Return a run of one pass with the centroids in NumPy, in a float dtype that holds them."""
     xp = rows.xp
     narrow = rows.matrix.narrow and max(float(host.max()), -float(host.min())) < 1e38
     if narrow and host.dtype != np.float32:
@@ -155,7 +140,7 @@ def _begun(rows: Rows, host: np.ndarray) -> Array:
     # One pass: bounds would not pay.
     host = host.astype(np.float32 if narrow else np.float64, copy=False)
     c = rows.matrix.asarray(host, xp.float32 if narrow else xp.float64)
-    return rows.begin(c, "off", host=host)
+    return rows.start(c, bounds="off", host=host)
 
 
 def distances(
@@ -173,57 +158,15 @@ def distances(
     nearly equal rows, where products lose digits, from differences: last bits may differ between libraries.
     """
     how = _how(max_bytes, threads, kernel, names)
-    for glance in (True, False):
-        rows, host = _against(x, centroids, glance=glance, **how)
-        with rows.work:
-            c = _begun(rows, host)
-            found, lost = _all_distances(rows, c)
-            near = rows.near()
-        if not (rows.glanced and lost):
-            break
+    rows, host = _against(x, centroids, glance=True, **how)
+    with rows.work:
+        run = _begun(rows, host)
+        found = run.pairwise(run.c)
+        near = run.near()
     x, found = rows.matrix.source, rows.matrix.give(found)
-    if (far := rows.cut).size:
+    if (far := run.cut).size:
         cut = take(check.centroids(centroids, x, names.centroids), far)
         found = _replaced(found, far, distances(x, cut, **how), axis=1)
     if near.size:
         found = _replaced(found, near, distances(take(x, near), centroids, **how))
     return found
-
-
-def _all_distances(rows: Rows, c: Array) -> tuple[Array, int]:
-    """Return the distances (n, k) that show beside the largest, and of how many rows they mean nothing."""
-    if (pairwise := rows.kernel.pairwise) is not None:
-        return _written(pairwise, rows, c)
-    xp, wide = rows.xp, rows.frame.widen(c)
-    centred = rows.frame.centre(wide)
-    norms = squared_norms(xp, centred)
-    minus_2c = xp.permute_dims(centred * -2.0, (1, 0))
-
-    def tile_distances(tile: slice) -> Array:
-        y = rows.frame.centred(tile, narrow=False)
-        norm = squared_norms(xp, y)[:, None]
-        squared = (y @ minus_2c + norms) + norm
-        near = squared < (norm + norms) * 1e-6
-        (pairs,) = xp.nonzero(xp.reshape(near, (-1,)))
-        if pairs.shape[0]:
-            k = int(norms.shape[0])
-            found = own_distances(rows.frame, rows.kernel, pairs // k + tile.start, wide, pairs % k)
-            flat = put(xp, xp.reshape(squared, (-1,)), pairs, found)
-            squared = xp.reshape(flat, squared.shape)
-        result = xp.sqrt(xp.where(squared > 0, squared, xp.zeros_like(squared)))
-        if rows.frame.exponent:
-            result = result * 2.0**rows.frame.exponent
-        return xp.astype(result, rows.matrix.state_dtype)
-
-    step = max(1, rows.work.tile // (rows.work.d + 2 * int(c.shape[0])))
-    return xp.concat(rows.work.map(tile_distances, rows.work.tiles(step=step))), 0
-
-
-def _written(pairwise: Callable[..., Any], rows: Rows, c: Array) -> tuple[Array, int]:
-    """Return the distances (n, k) that a kernel writes, and of how many rows they mean nothing."""
-    n, threads = rows.shape[0], rows.work.threads
-    found = rows.xp.empty((n, c.shape[0]), dtype=rows.matrix.state_dtype)
-    step = min(rows.work.readable(rows.matrix), -(-n // (4 * threads if threads > 1 else 1)))
-    write = pairwise(rows.frame, rows.frame.widen(c), rows.work.room)
-    lost = rows.work.map(lambda tile: write(tile, found[tile]), rows.work.tiles(step=step))
-    return found, sum(lost)

@@ -38,7 +38,7 @@ def within_reach(c: np.ndarray, largest: float) -> tuple[np.ndarray, np.ndarray]
     return np.clip(c, -limit, limit), np.minimum(magnitudes, limit)
 
 
-def looks(
+def largest_and_offsets(
     xp: Namespace, c: Array, *, alike: bool = False
 ) -> tuple[list[float], list[np.ndarray | None]]:
     """Return the largest magnitude of the centroids of each problem, `c` (b, k, d), and an offset (d,) or none for each.

@@ -13,12 +13,13 @@ import numpy as np
 
 from anykmeans import _check as check
 from anykmeans import _libraries as arrays
+from anykmeans import _plusplus
 from anykmeans._eager import users_errors
 from anykmeans._libraries import Array
 from anykmeans._matrix import Matrix
 from anykmeans._parallel import parallel
-from anykmeans._plusplus import Draws, _probabilities, plus_plus
-from anykmeans._rows import Rows
+from anykmeans._plusplus import Draws, plus_plus, probabilities
+from anykmeans.sources.rows import Rows
 
 Init = str | Array | Callable[..., Array]  # an array may be a Matrix already
 
@@ -74,13 +75,25 @@ def start(rows: Rows, k: int, init: Init, rng: Draws) -> Array:
         c = matrix.columns_of(check.host(init)) if matrix.sparse else init
         init = Matrix.of(c, rows.kernel.library)
     # By float64, where that holds more; whether they fit will be seen with all that `begin` looks for.
-    copied = rows.kernel.together is None  # else it makes room for its own
-    return xp.astype(init.rows(slice(0, k)), matrix.state_dtype, copy=copied)
+    return xp.astype(init.rows(slice(0, k)), matrix.state_dtype, copy=rows.kernel.host)
+
+
+def starts(
+    all_rows: list[Rows], k: int, inits: list[Init], runs: int, rng: Draws
+) -> list[list[Array]]:
+    """Return initial centroids (k, d) for some runs of each source, drawn as one `start` after the other does."""
+    if isinstance(inits[0], str) and inits[0] == "k-means++":
+        return _plusplus.starts(all_rows, k, runs, rng)
+    found = []
+    for rows, init in zip(all_rows, inits, strict=True):
+        with rows.named():
+            found.append([start(rows, k, init, rng) for _ in range(runs)])
+    return found
 
 
 def _random(rows: Rows, k: int, rng: Draws) -> np.ndarray:
     """Return `k` different row numbers, drawn by weight."""
-    p = _probabilities(rows)
+    p = probabilities(rows)
     if np.count_nonzero(p) < k:
         raise ValueError(
             f"`sample_weight` must be positive for at least {rows.names.k}={k} rows with init='random'; got "

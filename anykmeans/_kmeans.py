@@ -20,11 +20,9 @@ from anykmeans._libraries import (
 )
 from anykmeans._plusplus import Draws, plus_plus
 from anykmeans._result import KMeansResult
-from anykmeans._rows import (
-    Rows,
-)
 from anykmeans._runs import _problems, cluster
 from anykmeans.kernels import choose
+from anykmeans.sources.rows import Rows
 
 
 @eager

@@ -1,58 +1,137 @@
 """The loop of Lloyd, "Least squares quantization in PCM", 1982.
 
-It knows nothing of libraries, devices, tiles or bounds: a source answers what the rows are.
+It knows nothing of libraries, devices, tiles or bounds. A source says what the rows are; a `Descent` is one run over them.
 """
 
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
 from typing import Protocol
 
+from anykmeans._extent import Extent
 from anykmeans._libraries import Array
-from anykmeans._stats import ClusterStats
+from anykmeans._stats import ClusterStats, Farthest, means_of, update
+
+
+class Descent(ABC):
+    """One run from given centroids. What it remembers of the passes before is its own business."""
+
+    @abstractmethod
+    def sweep(self, c: Array) -> ClusterStats:
+        """Return the stats of all rows, each with its nearest centroid of `c` (k, d)."""
+
+    @abstractmethod
+    def farthest(self, c: Array, most: int) -> Farthest:
+        """Return the rows farthest from their centroid of `c`, those last swept with."""
+
+    @abstractmethod
+    def label(self, c: Array) -> Labelled:
+        """Return what a run ends with: labels, distances and inertia for the centroids `c` returned."""
+
+    @abstractmethod
+    def move(self, c_new: Array, c: Array) -> float:
+        """Return the sum of squared moves, in the run's own unit."""
+
+    def means(self, stats: ClusterStats, c: Array) -> tuple[Array, Array]:
+        """Return the means (k, d) in the dtype of `c`, an empty cluster's row of `c`, and the weights (k,)."""
+        return means_of(stats, c)
+
+    def step(self, c: Array, empty: str) -> tuple[Array, float]:
+        """Return the centroids after one pass, and how far they moved: the algorithm."""
+        stats = self.sweep(c)  # distance, argmin, segment sum
+        c_new = update(stats, c, empty=empty, farthest=self.farthest, means=self.means)
+        return c_new, self.move(c_new, c)
+
+    def steps(self, c: Array, most: int, tol: float, empty: str) -> tuple[Array, int, float]:
+        """Return the centroids after the next passes, how many, from 1 to `most`, and the last squared move.
+
+        Who can make several at once stops after a move of at most `tol`.
+        """
+        c, moved = self.step(c, empty)
+        return c, 1, moved
+
+    def progress(self, n_iter: int, c: Array, moved: float, tol: float) -> Progress:
+        """Return what a `Watch` is told, in the user's unit."""
+        return Progress(n_iter, c, moved, tol)
+
+
+@dataclass(frozen=True, eq=False)
+class Labelled:
+    """Labels (n,), squared distances (n,) and inertia for some centroids."""
+
+    labels: Array
+    distances: Array
+    inertia: float
 
 
 class Source(Protocol):
-    """Rows in memory, blocks of a stream, a cluster's workers: anything that can be swept."""
+    """Rows, wherever they are: in memory, stored, streamed, on a cluster."""
 
-    def leap(self, c: Array, passes: int, tol: float, empty: str) -> tuple[Array, int, float]:
-        """Return the centroids after the next passes of the loop, how many, and the last shift.
+    shape: tuple[int, int]
 
-        At most `passes`, and as many as the source can make at once: often none.
-        """
+    @property
+    def extent(self) -> Extent:
+        """What one look at all rows tells."""
 
-    def sweep(self, c: Array) -> ClusterStats:
-        """Return the stats of the rows, each with its nearest centroid of `c` (k, d)."""
+    def rows(self, numbers: Array) -> Array:
+        """Return the rows of these numbers, in the dtype of centroids."""
 
-    def update(self, stats: ClusterStats, c: Array, empty: str) -> Array:
-        """Return the new centroids (k, d), empty clusters served as `empty` says."""
+    def start(self, c: Array) -> Descent:
+        """Return a run over these rows from the centroids `c` (k, d)."""
 
-    def shift(self, c_new: Array, c: Array) -> float:
-        """Return the sum of squared moves, in the source's own unit."""
+
+@dataclass(frozen=True, eq=False)
+class Progress:
+    """How far a run has come.
+
+    Attributes
+    ----------
+    n_iter : int
+        Passes made.
+    centroids : array of shape (k, d)
+        After them.
+    move, tol : float
+        Sum of squared moves of the last, NaN before the first; and that at which to stop.
+    """
+
+    n_iter: int
+    centroids: Array
+    move: float
+    tol: float
+
+
+class Watch(Protocol):
+    """Who is told between passes, of which there are up to `every` at a time."""
+
+    every: int
+
+    def __call__(self, at: Progress) -> bool | None:
+        """Take note, before the first pass too; return True to stop."""
 
 
 def lloyd(
-    source: Source,
+    run: Descent,
     c: Array,
     *,
     max_iter: int,
     tol: float,
     empty: str,
+    watch: Watch | None = None,
     done: int = 0,
-    shift: float = math.nan,
+    moved: float = math.nan,
 ) -> tuple[Array, int, bool]:
-    """Return the centroids (k, d) that Lloyd's loop reaches from `c`, its passes, and whether it stopped.
+    """Return the centroids (k, d) that Lloyd's loop reaches from `c`, its passes, and whether it converged.
 
-    `tol` is the squared move at which to stop, in the source's unit. As sums are exact, labels that
-    repeat give centroids that repeat: zero shift is scikit-learn's strict convergence. If passes are `done`
-    already, they ended with the last `shift`.
+    `tol` is the squared move at which to stop, in the run's unit. As sums are exact, labels that
+    repeat give centroids that repeat: a move of zero is scikit-learn's strict convergence. If passes are `done`
+    already, they ended with the last `moved`.
     """
-    while done < max_iter and not shift <= tol:
-        c, made, shift = source.leap(c, max_iter - done, tol, empty)
+    stop = watch is not None and watch(run.progress(done, c, moved, tol))
+    while done < max_iter and not (stop or moved <= tol):
+        most = max_iter - done if watch is None else min(watch.every, max_iter - done)
+        c, made, moved = run.steps(c, most, tol, empty)
         done += made
-        if done < max_iter and not shift <= tol:
-            stats = source.sweep(c)
-            c_new = source.update(stats, c, empty)
-            shift = source.shift(c_new, c)
-            c, done = c_new, done + 1
-    return c, done, shift <= tol
+        stop = watch is not None and watch(run.progress(done, c, moved, tol))
+    return c, done, moved <= tol

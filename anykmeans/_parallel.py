@@ -7,8 +7,8 @@ import numpy as np
 from anykmeans._libraries import Array, to_numpy
 from anykmeans._lloyd import lloyd
 from anykmeans._matrix import Matrix
-from anykmeans._plusplus import Draws, _probabilities, plus_plus
-from anykmeans._rows import Rows
+from anykmeans._plusplus import Draws, plus_plus, probabilities
+from anykmeans.sources.rows import Rows
 
 _ROUNDS = 5  # passes of k-means||; Bahmani et al. saw no gain from more
 
@@ -21,17 +21,19 @@ def parallel(rows: Rows, k: int, rng: Draws) -> Array:
     its number alone, so tiles and ranks are free.
     """
     xp, matrix = rows.xp, rows.matrix
-    n = rows.shape[0]
+    n, kernel = rows.shape[0], rows.kernel
     if isinstance(rng, np.random.Generator):
         seed = int(rng.integers(1 << 63))
     else:
         seed = int(rng.randint(0, (1 << 63) - 1, dtype=np.int64))
-    picked = np.asarray([rng.choice(n, p=_probabilities(rows))])
+    picked = np.asarray([rng.choice(n, p=probabilities(rows))])
     for turn in range(_ROUNDS):
-        distances = _distances(rows, picked)
-        w = rows.relative_weight(slice(0, n))
+        c = rows.rows(matrix.asarray(picked))
+        run = rows.start(c, bounds="off")
+        run.labels(run.c)
+        distances, w = run.distances(run.c), rows.relative_weight(rows.every)
         cost = distances if w is None else w * distances
-        total = rows.cost(distances)
+        total = kernel.cost(rows, distances)
         if total == 0:
             break
 
@@ -39,7 +41,7 @@ def parallel(rows: Rows, k: int, rng: Draws) -> Array:
             skip = tile.start % 4
             bits = np.random.Philox(key=[seed, turn]).advance(tile.start // 4)
             u = np.random.Generator(bits).random(skip + tile.stop - tile.start)[skip:]
-            share = cost[tile] * (2.0 * k) / xp.full_like(cost[tile], total)  # see `means`
+            share = cost[tile] * (2.0 * k) / xp.full_like(cost[tile], total)  # see `segment_mean`
             chosen = matrix.asarray(u) < share
             return xp.nonzero(chosen)[0] + tile.start
 
@@ -48,21 +50,9 @@ def parallel(rows: Rows, k: int, rng: Draws) -> Array:
     if picked.size <= k:  # hardly more distinct rows than clusters
         return rows.rows(matrix.asarray(plus_plus(rows, k, rng)))
     c = rows.rows(matrix.asarray(picked))
-    rows.begin(c, "off")
-    mass = rows.masses(rows.label(c), int(c.shape[0]))
-    weights = Matrix.of(mass[:, None], rows.kernel.library)
-    candidates = matrix.take(matrix.asarray(picked))
-    max_bytes, threads = rows.work.max_bytes, rows.work.most
-    few = Rows(candidates, weights, rows.kernel, max_bytes=max_bytes, threads=threads)
+    run = rows.start(c, bounds="off")
+    mass = rows.masses(run.labels(run.c), int(c.shape[0]))
+    few = rows.of(matrix.take(matrix.asarray(picked)), Matrix.of(mass[:, None], kernel.library))
     with few.work:
-        c = few.rows(matrix.asarray(plus_plus(few, k, rng)))
-        few.begin(c)
-        return lloyd(few, c, max_iter=100, tol=0.0, empty="relocate")[0]
-
-
-def _distances(rows: Rows, picked: np.ndarray) -> Array:
-    """Return squared distances (n,) to the nearest of the picked rows."""
-    c = rows.rows(rows.matrix.asarray(picked))
-    rows.begin(c, "off")
-    rows.label(c)
-    return rows.distances(c)[0]
+        run = few.start(few.rows(matrix.asarray(plus_plus(few, k, rng))))
+        return lloyd(run, run.c, max_iter=100, tol=0.0, empty="relocate")[0]

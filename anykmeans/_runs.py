@@ -5,15 +5,15 @@ from __future__ import annotations
 import contextlib
 import functools
 import itertools
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from anykmeans import _check as check
 from anykmeans._fork import first_call
-from anykmeans._init import Init, generator, given, start
+from anykmeans._init import Init, generator, given, starts
 from anykmeans._libraries import (
     Array,
     Namespace,
@@ -22,25 +22,15 @@ from anykmeans._libraries import (
     take,
     to_numpy,
 )
-from anykmeans._lloyd import lloyd
+from anykmeans._lloyd import Watch
 from anykmeans._matrix import Matrix
-from anykmeans._plusplus import Draws, start_together
+from anykmeans._plusplus import Draws
 from anykmeans._result import KMeansResult
-from anykmeans._rows import (
-    Rows,
-    finish_together,
-    frames_together,
-    leap_together,
-    plan_together,
-    variances_together,
-)
 from anykmeans.kernels import choose
+from anykmeans.sources.rows import Rows, look_at, plan, vary
 
 # Inertia, centroids, labels, passes and whether it stopped: of one run, or stacked.
 _Run = tuple[Any, Array, Array, Any, Any]
-# Told before a run, with 0, and after each pass, with its number: the centroids it began with, in NumPy, the squared
-# shift, and that at which to stop.
-Watch = Callable[[int, np.ndarray, float, float], None]
 
 
 def cluster(
@@ -74,36 +64,27 @@ def cluster(
     draws = generator(rng)
     init = check.start(init, x, k, names)
     runs = _runs(n_init, init)
-
-    best = functools.partial(
-        _best,
-        k=k,
-        runs=runs,
-        draws=draws,
-        max_iter=max_iter,
-        tol=tol,
-        empty=empty,
-        watch=watch,
-    )
+    batch = len(x.shape) == 3
+    chosen = choose(x, kernel)  # once, as what pays depends on how many problems there are
     how: dict[str, Any] = {"max_bytes": max_bytes, "threads": threads, "precision": precision}
-    if len(x.shape) == 2:
-        columns = given(init, x)
-        rows = Rows.over(x, sample_weight, kernel=kernel, names=names, given=columns, **how)
-        ((inertia, c, labels, n_iter, converged),) = best([_Problem("", rows, init)])
-    else:
-        chosen = choose(x, kernel)  # once, as what pays depends on how many problems there are
+    problems: Iterator[tuple[Rows, Init]]
+    if batch:
         problems = (
-            _Problem(own.x, Rows(one, w, chosen, names=own, plan=False, **how), first)
+            (Rows(one, w, chosen, names=own, problem=own.x, look=False, **how), first)
             for own, one, w, first in _matrices(x, sample_weight, init, names, chosen.library)
         )
-        # Those that can share launches are clustered together; others one after the other, as they need room.
-        groups = ([each] for each in problems) if chosen.together is None else [list(problems)]
-        found = []
-        for group in groups:
-            plan_together([problem.rows for problem in group])
-            found += best(group)
-            rows = group[0].rows
-        inertia, c, labels, n_iter, converged = _stacked(rows.xp, found)
+    else:
+        columns = given(init, x)
+        rows = Rows.over(x, sample_weight, kernel=chosen, names=names, given=columns, **how)
+        problems = iter([(rows, init)])
+    found: list[_Run] = []
+    for group in chosen.together(problems):
+        all_rows, inits = map(list, zip(*group, strict=True))
+        rows = all_rows[0]
+        if batch:
+            look_at(all_rows)
+        found += _best(all_rows, inits, k, runs, draws, tol, max_iter, empty, watch)
+    inertia, c, labels, n_iter, converged = _stacked(rows.xp, found) if batch else found[0]
     give = rows.matrix.give
     labels = rows.xp.astype(labels, rows.xp.int64)
     _warn_if_few(labels, k, names)
@@ -157,142 +138,60 @@ def _stacked(xp: Namespace, runs: list[_Run]) -> _Run:
     return np.asarray(inertia), xp.stack(c), xp.stack(labels), passes, np.asarray(converged)
 
 
-@dataclass(frozen=True)
-class _Problem:
-    """Rows to cluster, where to start, and what they are called if they are not all of `x`."""
-
-    name: str
-    rows: Rows
-    init: Init
-
-    @contextlib.contextmanager
-    def named(self) -> Iterator[None]:
-        """Tell of an error, that of a callable too, which problem it was."""
-        try:
-            yield
-        except Exception as error:
-            if self.name:
-                error.add_note(f"This was while clustering `{self.name}`.")
-            raise
-
-
 def _best(
-    problems: list[_Problem],
+    all_rows: list[Rows],
+    inits: list[Init],
     k: int,
     runs: int,
     draws: Draws,
-    max_iter: int,
     tol: float,
+    max_iter: int,
     empty: str,
     watch: Watch | None,
 ) -> list[_Run]:
-    """Return the best of the runs of each problem."""
+    """Return the best of the runs of each source."""
     with contextlib.ExitStack() as stack:
-        for problem in problems:
-            stack.enter_context(problem.rows.work)
-        init, starts = problems[0].init, None
-        if isinstance(init, str) and init == "k-means++":
-            starts = start_together([problem.rows for problem in problems], k, runs, draws)
-        if starts is None:
-            starts = []
-            for problem in problems:
-                with problem.named():
-                    each = [start(problem.rows, k, problem.init, draws) for _ in range(runs)]
-                starts.append(each)
-        run = functools.partial(_run, max_iter=max_iter, tol=tol, empty=empty, watch=watch)
-        together = problems[0].rows.kernel.together is not None
-        if together and len(problems) == 1 and runs > 1 and watch is None:
-            found = _restarts(problems[0], starts[0], run)
-        else:
-            found = [run(problems, list(c)) for c in zip(*starts, strict=True)]
-    return [min(each, key=lambda run: run[0]) for each in zip(*found, strict=True)]
+        for rows in all_rows:
+            stack.enter_context(rows.work)
+        begins = starts(all_rows, k, inits, runs, draws)
+        run = functools.partial(_ended, tol=tol, max_iter=max_iter, empty=empty, watch=watch)
+        if len(all_rows) > 1:
+            found = [run(all_rows, list(c)) for c in zip(*begins, strict=True)]
+            return [min(each, key=lambda run: run[0]) for each in zip(*found, strict=True)]
+        # As many runs of one source at once as the budget has room for: labels, lists, distances; and centroids.
+        (rows,), (cs,) = all_rows, begins
+        bytes_ = rows.shape[0] * (32 if rows.weights is None else 40) + 100 * k * rows.shape[1]
+        some = max(1, rows.work.max_bytes // bytes_)
+        ends: list[_Run] = []
+        for part in rows.kernel.together(cs):
+            for i in range(0, len(part), some):
+                ends += run([rows] * len(part[i : i + some]), part[i : i + some])
+        return [min(ends, key=lambda run: run[0])]
 
 
-def _restarts(
-    problem: _Problem, starts: list[Array], run: Callable[..., list[_Run]]
-) -> list[list[_Run]]:
-    """Return the runs of one problem from all its `starts`: as many at once as share launches, and fit the budget."""
-    rows, (k, d) = problem.rows, starts[0].shape
-    # Labels, lists and distances; and what a pass makes of centroids.
-    bytes_ = rows.shape[0] * (32 if rows.weights is None else 40) + 100 * k * d
-    most = max(1, rows.work.max_bytes // bytes_)
-    found = []
-    for first in range(0, len(starts), most):
-        some = starts[first : first + most]
-        copies = [replace(problem, rows=each) for each in rows.copies(len(some))]
-        found += [[each] for each in run(copies, some)]
-    return found
-
-
-def _run(
-    problems: list[_Problem],
-    starts: list[Array],
-    max_iter: int,
+def _ended(
+    all_rows: list[Rows],
+    c: list[Array],
+    *,
     tol: float,
+    max_iter: int,
     empty: str,
     watch: Watch | None,
 ) -> list[_Run]:
-    """Return inertia, centroids, labels, passes and whether it stopped, of one run of each problem."""
-    sources = [problem.rows for problem in problems]
-    frames = frames_together(sources, starts)
-    for i, problem in enumerate(problems):
-        with problem.named():
-            starts[i] = problem.rows.begin(starts[i], frame=frames[i])
-    stops = [0.0] * len(problems)
+    """Return inertia, centroids, labels, passes and whether it stopped, of one run of each source from its `c` (k, d)."""
+    kernel = all_rows[0].kernel
+    runs = kernel.start(all_rows, c)
+    plan(all_rows)
+    tols = [0.0] * len(runs)
     if tol:
-        variances_together(sources)
-        for i, problem in enumerate(problems):
-            with problem.named():
-                stops[i] = tol * problem.rows.variance()
-    run = lloyd if watch is None else functools.partial(_watched, watch)
-    begun = leap_together(sources, starts, max_iter, stops, empty)
-    ends = []
-    for problem, stop, (c, done, shift) in zip(problems, stops, begun, strict=True):
-        with problem.named():
-            ends.append(
-                run(
-                    problem.rows,
-                    c,
-                    max_iter=max_iter,
-                    tol=stop,
-                    empty=empty,
-                    done=done,
-                    shift=shift,
-                )
-            )
-    found = []
-    finished = finish_together(sources, [c for c, _, _ in ends])
-    for rows, (c, n_iter, converged), (labels, inertia) in zip(
-        sources, ends, finished, strict=True
-    ):
-        found.append((inertia, rows.restored(c), labels, n_iter, converged))
-    return found
-
-
-def _watched(
-    watch: Watch,
-    rows: Rows,
-    c: Array,
-    *,
-    max_iter: int,
-    tol: float,
-    empty: str,
-    done: int,
-    shift: float,
-) -> tuple[Array, int, bool]:
-    """Return what `lloyd` does, one pass at a time, each told to `watch`."""
-
-    def tell(done: int, c: Array, shift: float) -> None:
-        squares = np.ldexp([shift, tol], 2 * rows.frame.exponent).tolist()
-        watch(done, to_numpy(rows.matrix.spread(c)), *squares)
-
-    tell(done, c, shift)
-    converged = False
-    while done < max_iter and not converged:
-        before = c
-        c, done, converged = lloyd(rows, c, max_iter=done + 1, tol=tol, empty=empty, done=done)
-        tell(done, before, rows.shift(c, before))
-    return c, done, converged
+        vary(all_rows)
+        tols = [tol * run.variance for run in runs]
+    ends = kernel.descend(runs, tols, max_iter, empty, watch)
+    labelled = kernel.label(runs, [c for c, _, _ in ends])
+    return [
+        (inertia, run.restored(c), labels, n_iter, converged)
+        for run, (c, n_iter, converged), (labels, inertia) in zip(runs, ends, labelled, strict=True)
+    ]
 
 
 def _runs(n_init: int | str, init: Init) -> int:

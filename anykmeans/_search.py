@@ -7,22 +7,64 @@ unchanged, so a search that skips gives the labels of one that does not.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from anykmeans._bounds import DOWN, GAP, TINY, UP, Bounds, squared_norms
+from anykmeans._certify import Scored, interval, resolve, unproven
 from anykmeans._frame import Frame
-from anykmeans._libraries import Array, Selection, full_float32_products, put, to_numpy
+from anykmeans._groups import groups
+from anykmeans._libraries import Array, Namespace, Selection, full_float32_products, put, to_numpy
 from anykmeans._matrix import Matrix, take_rows
 from anykmeans._sparse import coefficients
 from anykmeans._work import Work
-from anykmeans.kernels import Kernel
 
+if TYPE_CHECKING:
+    from anykmeans._lloyd import Descent
+    from anykmeans.kernels.agnostic import Kernel
+    from anykmeans.sources.rows import Rows
+
+_GROUP = 12  # centroids a group: 8 to 16 skipped most on real data
+_MANY = 256  # centroids from which on groups beat one bound a row, in more than 12 dimensions
 _ENOUGH = 0.35  # of all distances: groups that leave more to do cost more than they save
 
-Change = tuple[Array, Array, Array]
+Change = tuple[Array, Array, Array]  # rows (m,), their old labels and their new ones
+
+
+class Search(ABC):
+    """How the labels of all rows are found, and kept up to date as centroids move.
+
+    Attributes
+    ----------
+    labels : array of shape (n,)
+        Of the last centroids.
+    lost : bool
+        Whether a row was out of the frame's range, or not finite: then labels mean nothing. Who does not look is never lost.
+    """
+
+    labels: Array
+    lost = False
+
+    @abstractmethod
+    def relabel(self, c: Array) -> tuple[list[Change], int]:
+        """Give every row its nearest centroid of `c`; return changes, and how many rows may have changed.
+
+        Where that is all of them, changes need not be told.
+        """
+
+    def steps(
+        self, run: Descent, c: Array, most: int, tol: float, empty: str
+    ) -> tuple[Array, int, float]:
+        """Return what `run.steps` does: here by one step; who can make several in one call does so."""
+        c, moved = run.step(c, empty)
+        return c, 1, moved
+
+    def distances(self, rows: Rows, frame: Frame, c: Array) -> Array:
+        """Return the squared distances (n,), in the frame, of all rows to their labels' centroids of `c`."""
+        return rows.kernel.distances(rows, frame, frame.widen(c), self.labels)
 
 
 @dataclass
@@ -41,36 +83,56 @@ class Block:
 
 
 @dataclass(frozen=True)
-class Screen:
-    """Centroids prepared for one sweep.
+class Pass:
+    """Centroids prepared for one pass.
 
     Attributes
     ----------
-    wide : array of shape (k, d), float64
-        Centroids in the scaled frame, for distances.
+    scored : Scored
+        All of them in their own order.
     centred : array of shape (k, d)
         Less the offset, in the scoring dtype.
     groups : list of (ids (g,), minus_2c (d, g), norms (g,))
         What a kernel scores with; the groups are disjoint.
-    minus_2c, norms : array of shape (d, k), (k,)
-        The same for all centroids in their own order.
     group_of : array of shape (k,)
         The group of each centroid.
     drift : array of shape (k,), float32, or None
-        How far each centroid moved since the last sweep.
+        How far each centroid moved since the last pass.
     drifts : array of shape (groups, k), float32
         By label, how far the centroids of each group moved at most, the row's own centroid left out.
     """
 
-    wide: Array
+    scored: Scored
     centred: Array
     groups: list[tuple[Array, Array, Array]]
-    minus_2c: Array
-    norms: Array
     group_of: Array
     drift: Array | None
     drifts: Array | None
-    bounds: Bounds
+
+
+def members(matrix: Matrix, work: Work, c: Array, bounds: str) -> list[np.ndarray]:
+    """Return the numbers of the centroids `c` (k, d) by group, near ones together: one group is Hamerly's bound."""
+    (n, d), k = matrix.shape, int(c.shape[0])
+    everything = [np.arange(k)]
+    if matrix.sparse or bounds in ("off", "hamerly") or k <= _GROUP:
+        return everything
+    if bounds == "auto" and (d <= 12 or k < _MANY):
+        return everything
+    found = groups(to_numpy(c).astype(np.float64, copy=False), _GROUP)
+    return found if 4 * (2 + len(found)) * n <= work.max_bytes // 2 else everything
+
+
+def _wear(
+    xp: Namespace, upper: Array, lower: Array, labels: Array, drift: Array, drifts: Array
+) -> tuple[Array, Array, Array]:
+    """Return bounds upper (m,) and lower (groups, m) after centroids moved, and rows now in doubt.
+
+    `drift` (k,) is how far each centroid moved, `drifts` (groups, k) how far the others of each
+    group did at most, by label. What is given may be written to.
+    """
+    upper = (upper + xp.take(drift, labels)) * UP
+    lower = (lower - xp.take(drifts, labels, axis=1)) * DOWN
+    return upper, lower, unproven(xp, upper, lower)
 
 
 def _joined(xp: Any, parts: list[tuple[Any, ...]]) -> tuple[Array, Array, Array]:
@@ -81,27 +143,8 @@ def _joined(xp: Any, parts: list[tuple[Any, ...]]) -> tuple[Array, Array, Array]
     return xp.concat(labels), xp.concat(upper), xp.concat(lower, axis=1)
 
 
-def own_distances(
-    frame: Frame, kernel: Kernel, select: Selection, wide: Array, labels: Array
-) -> Array:
-    """Return the squared distances (m,), by R5, of selected rows to their labels' centroids of `wide` (k, d)."""
-    xp, matrix = frame.xp, frame.matrix
-    if kernel.own_distances is not None:
-        found = xp.empty(labels.shape[0], dtype=xp.float64, device=matrix.device)
-        kernel.own_distances(matrix, select, frame.unit, wide, labels, found)
-        return found
-    return kernel.squared_distances(xp, frame.wide(select), xp.take(wide, labels, axis=0))
-
-
-def moves(kernel: Kernel, matrix: Matrix, a: Array, b: Array) -> Array:
-    """Return the squared distances (k,), by R5, of centroids `a` to centroids `b` (k, d), float64."""
-    if kernel.moves is not None:
-        return kernel.moves(matrix, a, b)
-    return kernel.squared_distances(matrix.xp, a, b)
-
-
-class Search:
-    """Labels of all rows, kept up to date as centroids move.
+class Tiled(Search):
+    """The search of the Array API: a tile of rows at a time, its blocks spread over threads.
 
     Parameters
     ----------
@@ -150,7 +193,7 @@ class Search:
 
     @property
     def labels(self) -> Array:
-        """The labels (n,) of the centroids last settled for."""
+        """The labels (n,) of the last centroids."""
         return self.xp.concat([block.labels for block in self._blocks])
 
     def _tile_rows(self) -> int:
@@ -165,7 +208,7 @@ class Search:
             rows = min((1 << 20) // widest, (1 << 21) // d)
         return max(1, min(rows, self.work.room // (widest + groups + d)))
 
-    def _screen(self, c: Array) -> Screen:
+    def _prepared(self, c: Array) -> Pass:
         xp, asarray = self.xp, self.matrix.asarray
         wide = self.frame.widen(c)
         dtype = xp.float32 if self._narrow else xp.float64
@@ -191,12 +234,12 @@ class Search:
         drift = drifts = None
         if self._centroids is not None:
             before = self.frame.widen(self._centroids)
-            moved = to_numpy(xp.sqrt(moves(self.kernel, self.matrix, wide, before)))
+            moved = to_numpy(xp.sqrt(self.kernel.moves(self.matrix, wide, before)))
             drift, drifts = (asarray(a, xp.float32) for a in self._drifts(moved * UP))
         group_of = asarray(group_of, number)
         unit = 2.0**-24 if self._narrow else 2.0**-53
         bounds = Bounds.of(self.matrix.features, unit, self.matrix.terms)
-        return Screen(wide, centred, groups, minus_2c, norms, group_of, drift, drifts, bounds)
+        return Pass(Scored(wide, minus_2c, norms, bounds), centred, groups, group_of, drift, drifts)
 
     def _drifts(self, moved: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return moves (k,), and by own centroid the most that each group's others moved (groups, k)."""
@@ -207,18 +250,20 @@ class Search:
             table[g, order[-1]] = moved[order[-2]] if len(order) > 1 else 0.0
         return moved * UP + TINY, table * UP + TINY
 
-    def settle(self, c: Array) -> list[Change]:
-        """Give every row its nearest centroid of `c`; return changed rows, old and new labels."""
-        screen = self._screen(c)
-        found = self.work.map(lambda block: self._settle_block(block, screen), self._blocks)
+    def relabel(self, c: Array) -> tuple[list[Change], int]:
+        """Give every row its nearest centroid of `c`; return changes, and how many rows changed."""
+        turn, n = self._prepared(c), self.shape[0]
+        first = self._centroids is None
+        found = self.work.map(lambda block: self._relabel_block(block, turn), self._blocks)
         self._centroids = c
-        if self._narrow and sum(hard for _, hard, _ in found) > self.shape[0] // 5:
+        if self._narrow and sum(hard for _, hard, _ in found) > n // 5:
             self._narrow = False  # float32 cannot tell these centroids apart: score in float64
-        scored = sum(scored for _, _, scored in found) / self.shape[0] / int(c.shape[0])
+        scored = sum(scored for _, _, scored in found) / n / int(c.shape[0])
         self._passes += 1
         if self._drop and self._passes > 3 and scored > _ENOUGH:
             self._drop_groups()
-        return [change for change, _, _ in found if change is not None]
+        changes = [change for change, _, _ in found if change is not None]
+        return changes, n if first else sum(int(rows.shape[0]) for rows, _, _ in changes)
 
     def _drop_groups(self) -> None:
         """Go on with one bound a row: the lowest of its groups' is one."""
@@ -227,16 +272,16 @@ class Search:
             block.lower = self.xp.min(block.lower, axis=0)[None, :]
         self._tile = self._tile_rows()
 
-    def _settle_block(self, block: Block, screen: Screen) -> tuple[Change | None, int, int]:
+    def _relabel_block(self, block: Block, turn: Pass) -> tuple[Change | None, int, int]:
         """Bring the block up to date; return what changed, rows not proven, distances scored."""
         xp = self.xp
         first = block.labels is None
         old = block.labels
-        if first or not self._skip or screen.drift is None:
+        if first or not self._skip or turn.drift is None:
             active = None
         else:
-            block.upper, block.lower, active = self.kernel.wear(
-                xp, block.upper, block.lower, old, screen.drift, screen.drifts
+            block.upper, block.lower, active = _wear(
+                xp, block.upper, block.lower, old, turn.drift, turn.drifts
             )
             if active.shape[0] == 0:
                 return None, 0, 0
@@ -251,7 +296,7 @@ class Search:
             if active is not None:
                 at = active[tile]
                 select = at + block.start
-            parts.append(self._assign(select, screen, None if first else self._state(block, at)))
+            parts.append(self._assign(select, turn, None if first else self._state(block, at)))
         labels, upper, lower = _joined(xp, parts)
         hard, scored = (sum(part[i] for part in parts) for i in (3, 4))
         if active is None:
@@ -282,60 +327,60 @@ class Search:
         )
 
     def _assign(
-        self, select: Selection, screen: Screen, state: tuple[Array, Array, Array] | None
+        self, select: Selection, turn: Pass, state: tuple[Array, Array, Array] | None
     ) -> tuple[Array, Array, Array, int, int]:
         """Return certified labels (m,), upper (m,), lower (groups, m), rows not proven, scores made."""
         xp = self.xp
-        y = self.frame.centred(select, screen.norms.dtype == xp.float32)
-        if len(screen.groups) == 1:
-            labels, best, second = self.kernel.nearest(xp, y, *screen.groups[0][1:])
-            upper, lower = self.kernel.interval(xp, y, best, second, screen.bounds)
+        y = self.frame.centred(select, turn.scored.norms.dtype == xp.float32)
+        if len(turn.groups) == 1:
+            labels, best, second = self.kernel.nearest(xp, y, *turn.groups[0][1:])
+            upper, lower = interval(xp, y, best, second, turn.scored.bounds)
             lower, scored = lower[None, :], 0  # what is scored matters only where there are groups
         else:
-            labels, upper, lower, scored = self._assign_groups(y, screen, state)
-        labels = xp.astype(labels, screen.group_of.dtype)
+            labels, upper, lower, scored = self._assign_groups(y, turn, state)
+        labels = xp.astype(labels, turn.group_of.dtype)
         hard = 0
         if self._exact:
-            unproven = ~(upper * GAP < xp.min(lower, axis=0))
-            (at,) = xp.nonzero(unproven)
+            at = unproven(xp, upper, lower)
             hard = int(at.shape[0])
             if hard:
                 rows = at + select.start if isinstance(select, slice) else xp.take(select, at)
-                found, above, far = self._resolve(
-                    take_rows(xp, y, at), rows, xp.take(labels, at), screen
-                )
+                found, above, far = resolve(
+                    self.frame, self.kernel, self.work, turn.scored,
+                    take_rows(xp, y, at), rows, xp.take(labels, at),
+                )  # fmt: skip
                 upper = put(xp, upper, at, above)
                 distance = put(xp, xp.full_like(upper, xp.inf), at, far)
                 after = put(xp, xp.asarray(labels, copy=True), at, found)
-                lower = self._left_behind(screen, lower, labels, after, distance)
+                lower = self._left_behind(turn, lower, labels, after, distance)
                 labels = after
         return labels, upper, lower, hard, scored
 
     def _assign_groups(
         self,
         y: Array,
-        screen: Screen,
+        turn: Pass,
         state: tuple[Array, Array, Array] | None,
     ) -> tuple[Array, Array, Array, int]:
         """Return labels (m,), upper (m,), lower (groups, m) and scores made: of groups in doubt."""
         xp = self.xp
-        m, groups = int(y.shape[0]), len(screen.groups)
-        bounds, norm = screen.bounds, squared_norms(xp, y)
+        m, groups = int(y.shape[0]), len(turn.groups)
+        bounds, norm = turn.scored.bounds, squared_norms(xp, y)
         on = {"device": self.matrix.device}
         if state is None:
-            labels = xp.full((m,), -1, dtype=screen.group_of.dtype, **on)
+            labels = xp.full((m,), -1, dtype=turn.group_of.dtype, **on)
             best = xp.full((m,), xp.inf, dtype=y.dtype, **on)
             need = xp.ones((groups, m), dtype=xp.bool, **on)
             bound = [xp.full((m,), xp.inf, dtype=xp.float32, **on) for _ in range(groups)]
         else:
             old, _, lower = state
-            own = xp.vecdot(y, xp.take(screen.centred, old, axis=0)) * -2.0
-            own = own + xp.take(screen.norms, old)
+            own = xp.vecdot(y, xp.take(turn.centred, old, axis=0)) * -2.0
+            own = own + xp.take(turn.scored.norms, old)
             need = lower <= (bounds.at_most(xp, norm, own) * GAP)[None, :]
             labels, best = xp.asarray(old, copy=True), xp.asarray(own, copy=True)
             bound = [xp.asarray(lower[g, :], copy=True) for g in range(groups)]
         scored = []
-        for g, (ids, minus_2c, norms) in enumerate(screen.groups):
+        for g, (ids, minus_2c, norms) in enumerate(turn.groups):
             (at,) = xp.nonzero(need[g, :])
             if at.shape[0] == 0:
                 continue
@@ -357,79 +402,16 @@ class Search:
         lower = xp.stack(bound, axis=0)
         if state is not None:
             far = bounds.at_least(xp, norm, own)
-            lower = self._left_behind(screen, lower, old, labels, far)
-        made = sum(int(at.shape[0]) * int(screen.groups[g][0].shape[0]) for g, at, *_ in scored)
+            lower = self._left_behind(turn, lower, old, labels, far)
+        made = sum(int(at.shape[0]) * int(turn.groups[g][0].shape[0]) for g, at, *_ in scored)
         return labels, bounds.at_most(xp, norm, best), lower, made
 
-    def _left_behind(
-        self, screen: Screen, lower: Array, old: Array, new: Array, far: Array
-    ) -> Array:
+    def _left_behind(self, turn: Pass, lower: Array, old: Array, new: Array, far: Array) -> Array:
         """Return `lower` (groups, m) with the centroid a row left, at least `far`, counted as another's."""
         xp = self.xp
         (at,) = xp.nonzero(old != new)
         if at.shape[0] == 0:
             return lower
         numbers = self.matrix.arange(lower.shape[0])[:, None]
-        left = (numbers == xp.take(screen.group_of, old)[None, :]) & (old != new)[None, :]
+        left = (numbers == xp.take(turn.group_of, old)[None, :]) & (old != new)[None, :]
         return xp.where(left & (far[None, :] < lower), far[None, :], lower)
-
-    def _resolve(
-        self, y: Array, rows: Array, guess: Array, screen: Screen
-    ) -> tuple[Array, Array, Array]:
-        """Return labels (m,), upper (m,) and a lower bound (m,) for the label guessed.
-
-        Float64 differences decide among the centroids that may be the nearest; equal distances go
-        to the lowest label.
-        """
-        k = int(screen.norms.shape[0])
-        step = max(1, self.work.tile // (k + self.work.d))
-        parts = [
-            self._resolve_tile(y[t, :], rows[t], guess[t], screen)
-            for t in self.work.tiles(0, int(rows.shape[0]), step)
-        ]
-        labels, upper, lower = (
-            parts[0][i] if len(parts) == 1 else self.xp.concat([part[i] for part in parts])
-            for i in range(3)
-        )
-        return labels, upper, lower
-
-    def _resolve_tile(
-        self, y: Array, rows: Array, guess: Array, screen: Screen
-    ) -> tuple[Array, Array, Array]:
-        xp, bounds, norm = self.xp, screen.bounds, squared_norms(self.xp, y)
-        k = int(screen.norms.shape[0])
-        scores = xp.astype(y @ screen.minus_2c + screen.norms, xp.float64)
-        estimates = norm[:, None] + scores  # (m, k)
-        least = bounds.lower(xp, estimates, norm[:, None])
-        most = bounds.upper(xp, norm + xp.min(scores, axis=1), norm) * (1 + 3 * bounds.tie)
-        who, candidates = xp.nonzero(least <= most[:, None])
-        pairs = int(who.shape[0])
-        step = max(1, self.work.tile // self.work.d)
-        found = xp.concat(
-            [
-                own_distances(
-                    self.frame, self.kernel, xp.take(rows, who[t]), screen.wide, candidates[t]
-                )
-                for t in self.work.tiles(0, pairs, step)
-            ]
-        )
-        # The pairs come row by row: line each row's up, padded with infinity.
-        count = xp.sum(xp.astype(least <= most[:, None], xp.int64), axis=1)
-        start = xp.cumulative_sum(count) - count
-        numbers = self.matrix.arange(int(xp.max(count)))[None, :]
-        used = numbers < count[:, None]
-        place = xp.where(used, start[:, None] + numbers, xp.zeros_like(start)[:, None])
-        flat = xp.reshape(place, (-1,))
-        distance = xp.where(used, xp.reshape(xp.take(found, flat), place.shape), xp.inf)
-        number = xp.reshape(xp.take(candidates, flat), place.shape)
-        shortest = xp.min(distance, axis=1)
-        tied = distance <= (shortest * (1 + bounds.tie))[:, None]
-        labels = xp.min(xp.where(tied, number, xp.full_like(number, k)), axis=1)
-        left = xp.take_along_axis(least, xp.astype(guess, number.dtype)[:, None], axis=1)[:, 0]
-        left = xp.sqrt(xp.where(left > 0, left, xp.zeros_like(left))) * DOWN - TINY
-        upper = xp.sqrt(shortest) * UP + TINY
-        return (
-            xp.astype(labels, guess.dtype),
-            xp.astype(upper, xp.float32),
-            xp.astype(left, xp.float32),
-        )

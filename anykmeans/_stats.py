@@ -1,16 +1,14 @@
-"""ClusterStats: what a pass over rows leaves behind, exact and addable in any order."""
+"""ClusterStats: what a pass over rows leaves behind, exact and addable in any order; and what follows from it."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-from anykmeans._libraries import Array, Namespace
-
-if TYPE_CHECKING:
-    from anykmeans._grid import Grid
+from anykmeans._grid import Grid
+from anykmeans._libraries import Array, Namespace, like, namespace, to_numpy
 
 
 @dataclass(frozen=True)
@@ -35,12 +33,112 @@ class ClusterStats:
         if self.grid != other.grid:
             raise ValueError(
                 "ClusterStats can be added on one grid only; got two, whose whole numbers mean different steps. "
-                "Plan one grid for all rows."
+                "Plan one grid for all rows, of their merged `Extent`, or put one `on` the other's grid."
             )
         return ClusterStats(self.sums + other.sums, self.grid)
 
+    def on(self, grid: Grid) -> ClusterStats:
+        """Return the same stats on another `grid`, which must be planned for these rows and all to be added."""
+        if grid == self.grid:
+            return self
+        xp, columns = namespace(self.sums), self.grid.scale.shape[0]
+        scale, to = (like(each.scale, self.sums) for each in (self.grid, grid))
+        found, unit = xp.zeros((self.sums.shape[0], grid.folds * columns), dtype=xp.float64), 1.0
+        for fold in range(self.grid.folds):
+            part = self.sums[:, fold * columns : (fold + 1) * columns]
+            found = found + grid.split(xp, part * unit / scale, to)
+            unit /= self.grid.step
+        return ClusterStats(found, grid)
 
-def means(xp: Namespace, sums: Array, mass: Array, c: Array) -> Array:
+    def totals(self) -> tuple[Array, Array]:
+        """Return the sums (k, d) and weights (k,) that these mean, float64, each rounded once."""
+        total = self.grid.total(namespace(self.sums), self.sums, like(self.grid.scale, self.sums))
+        return total[:, :-1], total[:, -1]
+
+
+@dataclass(frozen=True, eq=False)
+class Farthest:
+    """The rows farthest from their centroid, the farthest first and equal ones as they are numbered.
+
+    Attributes
+    ----------
+    most : int
+        How many are wanted; there are fewer where distances are zero.
+    distances : ndarray of shape (m,), float64
+        Squared, none of them zero.
+    labels : ndarray of shape (m,)
+        The clusters they are in.
+    summands : ndarray of shape (m, folds * (d + 1)), float64
+        What each adds to the sums of its cluster.
+    """
+
+    most: int
+    distances: np.ndarray
+    labels: np.ndarray
+    summands: np.ndarray
+
+    def __add__(self, other: Farthest) -> Farthest:
+        """Return the farthest of both parts' rows; those of `self` come first where equal."""
+        parts = zip(self._arrays, other._arrays, strict=True)
+        distances, labels, summands = map(np.concatenate, parts)
+        order = np.argsort(-distances, kind="stable")[: self.most]
+        return Farthest(self.most, distances[order], labels[order], summands[order])
+
+    @property
+    def _arrays(self) -> tuple[np.ndarray, ...]:
+        return self.distances, self.labels, self.summands
+
+    def moved(self, stats: ClusterStats, vacant: np.ndarray) -> ClusterStats:
+        """Return the `stats` after these rows have left their clusters, to be the first of the `vacant` ones."""
+        change = np.zeros(stats.sums.shape)
+        change[vacant[: self.labels.size]] = self.summands
+        np.subtract.at(change, self.labels, self.summands)
+        return stats + ClusterStats(like(change, stats.sums), stats.grid)
+
+
+Means = Callable[[ClusterStats, Array], tuple[Array, Array]]
+
+
+def update(
+    stats: ClusterStats,
+    c: Array,
+    *,
+    empty: str,
+    farthest: Callable[[Array, int], Farthest],
+    means: Means | None = None,
+) -> Array:
+    """Return the means (k, d) in the dtype of `c` (k, d), empty clusters served as `empty` says.
+
+    `farthest` tells the rows farthest from their centroid of `c`; `means` may know a faster way to them.
+
+    Raises
+    ------
+    ValueError
+        If a cluster is empty and `empty` is ``"error"``.
+    """
+    means = means_of if means is None else means
+    c_new, mass = means(stats, c)
+    vacant = np.flatnonzero(to_numpy(mass == 0))
+    if vacant.size and empty == "error":
+        raise ValueError(
+            f"`empty`='error' and cluster {int(vacant[0])} has no rows. Use fewer clusters, "
+            f"other initial centroids, or empty='relocate'."
+        )
+    if vacant.size and empty == "relocate":
+        # The farthest rows leave their clusters and become clusters of their own.
+        far = farthest(c, vacant.size)
+        if far.labels.size:
+            c_new, _ = means(far.moved(stats, vacant), c)
+    return c_new
+
+
+def means_of(stats: ClusterStats, c: Array) -> tuple[Array, Array]:
+    """Return the means (k, d) of clusters in the dtype of `c` (k, d), and their weights (k,)."""
+    sums, mass = stats.totals()
+    return segment_mean(namespace(sums), sums, mass, c), mass
+
+
+def segment_mean(xp: Namespace, sums: Array, mass: Array, c: Array) -> Array:
     """Return the mean of each cluster in the dtype of `c` (k, d); an empty one keeps its row of `c`."""
     empty = (mass == 0)[:, None]
     # Of the full shape, as XLA multiplies by the reciprocal of what it broadcasts in a division.
@@ -48,12 +146,9 @@ def means(xp: Namespace, sums: Array, mass: Array, c: Array) -> Array:
     return xp.where(empty, c, xp.astype(mean, c.dtype))
 
 
-def seats(distances: np.ndarray, wanted: int) -> np.ndarray:
-    """Return which of the rows given by their squared `distances` take the empty clusters' seats.
-
-    The farthest first, ties by row number; fewer than `wanted` where distances are zero.
-    """
-    least = np.partition(distances, -wanted)[-wanted]  # as sorting all takes longer
+def farthest_rows(distances: np.ndarray, most: int) -> np.ndarray:
+    """Return the numbers (m,) of the rows that have the largest squared `distances` (n,), for `Farthest`."""
+    least = np.partition(distances, -most)[-most]  # as sorting all takes longer
     (far,) = np.nonzero(distances >= least)
-    order = far[np.argsort(-distances[far], kind="stable")][:wanted]
+    order = far[np.argsort(-distances[far], kind="stable")][:most]
     return order[distances[order] > 0]

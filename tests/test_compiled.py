@@ -6,7 +6,7 @@ import scipy.sparse
 
 from anykmeans import KMeans, MiniBatchKMeans, assign, kernels, kmeans
 from anykmeans._groups import groups
-from anykmeans._rows import Rows
+from anykmeans.sources.rows import Rows
 
 if reason := kernels.why_not("numba", np.ones((1, 1))):
     pytest.skip(reason, allow_module_level=True)
@@ -143,10 +143,9 @@ def test_bounds_hold_and_labels_are_nearest(many, case, dtype, offset):
     x[n // 2 :][:k] = x[:k]  # duplicates, and rows on centroids
     rows = Rows.over(x, kernel="numba", max_bytes=max_bytes)
     c = x[:k].copy()
-    rows.begin(c, bounds)
-    search = rows._search
+    search = rows.start(c, bounds=bounds).search
     for turn in range(6):
-        search.settle(c)
+        search.relabel(c)
         assert (search._subspace is not None) == (case == "a first look" and turn > 2)
         check(search, x, c)
         assert not search._every or case.startswith("near")
@@ -183,9 +182,9 @@ def test_a_first_look_is_between_the_bounds(many, scale):
     rng = np.random.default_rng(0)
     x = (rng.normal(size=(400, 100)) * np.geomspace(1, 0.02, 100) * scale).astype(np.float32)
     rows = Rows.over(x, kernel="numba")
-    rows.begin(x[:5])
-    y = rows.frame.centre(rows.frame.wide(slice(0, 400)))
-    q, few = subspace.of_rows(rows.frame, rows.work, y[:20])
+    frame = rows.start(x[:5]).frame
+    y = frame.centre(frame.wide(slice(0, 400)))
+    q, few = subspace.of_rows(frame, rows.work, y[:20])
     assert few.shape == (400, q.shape[1] + 1)
     assert (
         few[:20, -1] <= 1e-6 * np.sqrt((y[:20] ** 2).sum(axis=1))
@@ -203,19 +202,19 @@ def test_all_centroids_are_searched_where_few_rows_share_one(many):
     x = rng.normal(size=(2000, 8)).astype(np.float32)
     x[:1000, :2] += 40 * rng.integers(5, size=(1000, 2))  # half of them in 25 places
     for k, x_k, wanted in [(50, x[:1000], False), (500, x[1000:], True)]:
-        rows, c = Rows.over(x_k, kernel="numba"), x_k[:k]
-        rows.begin(c)
+        c = x_k[:k]
+        run = Rows.over(x_k, kernel="numba").start(c)
         for _ in range(4):
-            c = rows.update(rows.sweep(c), c, "keep")
-        assert rows._search._every is wanted
+            c, _ = run.step(c, "keep")
+        assert run.search._every is wanted
 
 
 def test_centroids_in_all_directions_get_no_first_look(many):
     x = np.random.default_rng(0).normal(size=(500, 200)).astype(np.float32)
     rows = Rows.over(x, kernel="numba")
-    rows.begin(x[:5])
-    c = rows.frame.centre(rows.frame.wide(slice(0, 500)))
-    assert subspace.of_rows(rows.frame, rows.work, c) is None
+    frame = rows.start(x[:5]).frame
+    c = frame.centre(frame.wide(slice(0, 500)))
+    assert subspace.of_rows(frame, rows.work, c) is None
 
 
 @pytest.mark.parametrize("folds", [1, 2, 3])
@@ -233,7 +232,9 @@ def test_sums_are_those_of_the_grid(folds):
     select = rng.permutation(200)
     for change in [(labels, 4), (labels, 4, select, old)]:
         for a, b in zip(
-            rows.totals(rows.stats(*change)), plain.totals(plain.stats(*change)), strict=True
+            rows.kernel.total(rows, rows.stats(*change)),
+            plain.kernel.total(plain, plain.stats(*change)),
+            strict=True,
         ):
             assert a.tobytes() == b.tobytes()
 
@@ -273,14 +274,15 @@ def test_magnitudes_see_the_smallest_and_largest(dtype, n_d):
     x = (rng.normal(size=n_d) * 2.0 ** rng.integers(-60, 60, size=n_d)).astype(dtype)
     x[rng.random(n_d) < 0.3] = -0.0
     x[:, 0] = 0
-    matrix, select = Matrix.of(x, "numpy"), slice(0, len(x))
-    high, largest, smallest = compiled.magnitudes(matrix, select, None)
-    np.testing.assert_array_equal(high, np.abs(x).max(axis=0))
-    np.testing.assert_array_equal(largest, high)
-    np.testing.assert_array_equal(smallest, np.where(x != 0, np.abs(x), np.inf).min(axis=0))
+    rows = Rows(Matrix.of(x, "numpy"), None, compiled.KERNEL, look=False)
+    seen = rows.extent
+    np.testing.assert_array_equal(seen.high, np.abs(x).max(axis=0))
+    np.testing.assert_array_equal(seen.largest, seen.high)
+    np.testing.assert_array_equal(seen.smallest, np.where(x != 0, np.abs(x), np.inf).min(axis=0))
     for bad in [np.inf, -np.inf, np.nan]:
         x[-1, -1] = bad
-        np.testing.assert_array_equal(compiled.magnitudes(matrix, select, None)[0][-1], abs(bad))
+        (seen,) = compiled.KERNEL.extents([rows])
+        np.testing.assert_array_equal(seen.high[-1], abs(bad))
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])

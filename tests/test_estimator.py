@@ -18,8 +18,8 @@ from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-import anykmeans
 from anykmeans import KMeans, MiniBatchKMeans, kmeans
+from anykmeans.sources.rows import Rows
 
 BOTH = pytest.mark.parametrize("cls", [KMeans, MiniBatchKMeans])
 
@@ -854,13 +854,13 @@ def test_words_are_no_rows(cls):
 def test_kernel_and_memory_are_those_asked_for(cls, name, x, monkeypatch):
     asked = []
 
-    class Spy(anykmeans._rows.Rows):
+    class Spy(Rows):
         def __init__(self, matrix, weights, kernel, **options):
             asked.append((kernel.name, options["max_bytes"]))
             super().__init__(matrix, weights, kernel, **options)
 
-    monkeypatch.setattr("anykmeans._rows.Rows", Spy)
-    for module in ("_kmeans", "_runs", "_evaluate", "_parallel", "estimators.minibatch"):
+    monkeypatch.setattr("anykmeans.sources.rows.Rows", Spy)
+    for module in ("_kmeans", "_runs", "_evaluate", "estimators.minibatch"):
         monkeypatch.setattr(f"anykmeans.{module}.Rows", Spy)
     settings = {"kernel": name, "max_bytes": 123_456, "random_state": 0}
     if cls is MiniBatchKMeans:

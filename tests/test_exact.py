@@ -4,17 +4,19 @@ import itertools
 import math
 from fractions import Fraction
 from importlib.util import find_spec
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import referee
 
 from anykmeans import assign, kernels, kmeans
-from anykmeans._frame import looks
+from anykmeans._frame import largest_and_offsets
 from anykmeans._grid import Grid
 from anykmeans._libraries import np_compat
-from anykmeans._rows import Rows
 from anykmeans._stats import ClusterStats
+from anykmeans.kernels import Kernel
+from anykmeans.sources.rows import Rows
 
 EMPTY = "ignore:Number of distinct clusters"  # "keep" may leave clusters empty, and says so
 
@@ -272,22 +274,20 @@ def test_a_sum_is_rounded_once():
         sums = np.ascontiguousarray(parts.reshape(1, -1))
         for name in ("agnostic", *(["numba"] if find_spec("numba") else [])):
             kernel = kernels.choose(np.zeros((2, 2)), name)
-            total = grid.total if kernel.total is None else None
-            got = total(np, sums, grid.scale) if total else kernel.total(grid, sums)
+            rows = SimpleNamespace(xp=np_compat, scale=grid.scale)
+            got = kernel.total(rows, ClusterStats(sums, grid))
             assert got[0].tolist() == exact, (name, n, folds)
 
 
 def test_a_search_that_does_not_know_what_changed():
     """Its sums are made anew, not taken for those of before."""
     x, one, other = np.arange(8.0)[:, None], np.array([[0.0], [1]]), np.array([[1.0], [6]])
-    rows = Rows.over(x)
-    rows.begin(one)
-    before = rows.sweep(one)
-    settle = rows._search.settle
-    rows._search.settle = lambda c: (settle(c), None)[1]
-    fresh = Rows.over(x)
-    fresh.begin(other)
-    found = rows.sweep(other)
+    run = Rows.over(x).start(one)
+    before = run.sweep(one)
+    relabel = run.search.relabel
+    run.search.relabel = lambda c: (relabel(c), ([], len(x)))[1]
+    fresh = Rows.over(x).start(other)
+    found = run.sweep(other)
     assert not np.array_equal(found.sums, before.sums)
     np.testing.assert_array_equal(found.sums, fresh.sweep(other).sums)
 
@@ -304,11 +304,13 @@ def test_a_grid_holds_small_whole_numbers_beside_large_ones(by):
 @pytest.mark.parametrize("weighted", [False, True])
 def test_the_variance_is_found_once_for_all_starts(monkeypatch, weighted):
     x, w = lognormal(200, 2, "float64"), np.linspace(1, 2, 200) if weighted else None
-    made, variance, plan = [], Rows._variance, Rows._plan
-    monkeypatch.setattr(Rows, "_variance", lambda self: made.append("variance") or variance(self))
-    monkeypatch.setattr(Rows, "_plan", lambda self: made.append("plan") or plan(self))
-    kmeans(x, 3, sample_weight=w, init="random", n_init=5, rng=0)
-    assert sorted(made) == ["plan", "variance"]
+    made = []
+    for name in ("extents", "variances"):
+        found = getattr(Kernel, name)
+        spy = lambda *how, name=name, found=found: made.append(name) or found(*how)  # noqa: E731
+        monkeypatch.setattr(Kernel, name, spy)
+    kmeans(x, 3, sample_weight=w, init="random", n_init=5, rng=0, kernel="cpu")
+    assert sorted(made) == ["extents", "variances"]
 
 
 def test_stats_of_two_grids_do_not_add():
@@ -412,12 +414,12 @@ def test_offsets_of_centroids_have_few_digits():
     """So that rows of few digits, less an offset, have no more."""
     c = np.random.default_rng(0).random((3, 50, 4))
     c[1], c[2] = c[1] * 3 + 100, c[2] - 0.5
-    largest, (_, far, near) = looks(np_compat, c)
+    largest, (_, far, near) = largest_and_offsets(np_compat, c)
     assert largest == np.abs(c).max(axis=(1, 2)).tolist()
     assert near is None
     assert (far * 16 == np.round(far * 16)).all()  # a 64th of the box, which is between 2 and 4
     np.testing.assert_allclose(far, c[1].mean(axis=0), atol=1 / 32, rtol=0)
-    largest, offsets = looks(np_compat, c[1:], alike=True)
+    largest, offsets = largest_and_offsets(np_compat, c[1:], alike=True)
     assert (offsets[0] == offsets[1]).all()
 
 

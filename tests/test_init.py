@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from anykmeans import _plusplus, _work, assign, kernels, kmeans, kmeans_plusplus
-from anykmeans._rows import Rows
+from anykmeans.sources.rows import Rows
 
 
 def blobs(n=400, d=3, seed=0):
@@ -160,7 +160,7 @@ def test_picks_do_not_depend_on_how_rows_are_cut(monkeypatch, kernel, d):
     wanted = {weighted: picks_by(x, 30, 0, kernel, w if weighted else None) for weighted in (0, 1)}
     monkeypatch.setattr(_work, "_SMALL", 0)
     cut = functools.partial(picks_by, threads=3)
-    monkeypatch.setattr(_plusplus, "_LONG", 1)  # long tiles are short, too
+    monkeypatch.setattr("anykmeans.kernels.numba.seeding.LONG", 1)  # long tiles are short, too
     for weighted, picks in wanted.items():
         weight = w if weighted else None
         assert cut(x, 30, 0, kernel, weight) == picks

@@ -1,6 +1,5 @@
 """Each kernel's steps against plain loops, and the seam that chooses between kernels."""
 
-import functools
 import os
 import pathlib
 import shutil
@@ -11,9 +10,9 @@ import numpy as np
 import pytest
 
 from anykmeans import kernels, kmeans
-from anykmeans._frame import Frame
 from anykmeans._matrix import Matrix
-from anykmeans._work import Work
+from anykmeans.kernels import compiled
+from anykmeans.sources.rows import Rows
 
 SHAPES = [  # rows, features, clusters
     (1, 1, 1),
@@ -111,35 +110,40 @@ def test_steps_of_seeding(steps, m, d, max_bytes, t, dtype, weighted):
     for each in steps:
         name, kernel = each.kernel.name, each.kernel
         matrix = Matrix.of(each.backend.make(y, dtype), kernel.library)
-        xp, rows, frame = matrix.xp, matrix.data, Frame(matrix, float(np.abs(y).max()))
-        first, second, wide, old = (
-            each.see(a, "float64")[1] for a in (picks[:1], picks[1:], c, np.full(m, np.inf))
-        )
-        heavy = None if w is None else each.see(w, "float64")[1]
-        work = Work(m, d, host=kernel.host, max_bytes=max_bytes)
-        sieve = kernel.sieve(frame, work, first, 3)
-        kept = sieve.rows(rows)
-        for pick in (first, second):
-            old, kept = kernel.settle(xp, rows, pick, old, kept, sieve.add(pick), None, 0)
-        np.testing.assert_array_equal(each.read(old), closest, name)
-        against = sieve.against(wide)
-        read = functools.partial(matrix.rows, slice(0, m))
-        got, doubt, won = kernel.gains(xp, read, wide, old, kept, against, heavy, scale)
-        assert (np.abs(each.read(got) - free) <= doubt).all(), name  # nothing was rounded
+        heavy = None if w is None else Matrix.of(each.backend.make(w), kernel.library)
+        rows = Rows(matrix, heavy, kernel, max_bytes=max_bytes)
+        first, second, wide = (each.see(a, "float64")[1] for a in (picks[:1], picks[1:], c))
+        seeds = kernel.seeds(rows, first, 3, t)
+        seeds.count_in(second, 0)
+        old = np.concatenate([each.read(tile.closest) for tile in seeds.tiles])
+        np.testing.assert_array_equal(old, closest, name)
+        against, seeds.scale = seeds.against(wide), scale
+        got, doubt = map(sum, zip(*gained(each, seeds, wide, against), strict=True))
+        assert (np.abs(got - free) <= doubt).all(), name  # nothing was rounded
         assert doubt <= 1e-4 * scale * (weights * (closest + (y**2).sum(axis=1))).sum() + 1e-9, name
         exact = [
-            float(kernel.saved(xp, rows, wide[j : j + 1, :], old, heavy, scale, won, j))
+            sum(float(seeds.saved(tile, wide[j : j + 1, :], j)) for tile in seeds.tiles)
             for j in range(t)
         ]
         assert exact == saved.tolist(), name
-        found, largest = kernel.costs(xp, old, heavy, scale, 64)
-        wanted = [np.rint(cost[i : i + 64] * scale).sum() for i in range(0, m, 64)]
-        assert (found.tolist(), largest) == (wanted, cost.max()), name
-        for draw in draws:
-            row = kernel.reached(old, heavy, scale, so_far[-1], draw)
+        found = [seeds.costs(tile) for tile in seeds.tiles]
+        parts = [tile.at for tile in seeds.tiles]
+        wanted = [np.rint(cost[at] * scale).sum() for at in parts]  # a block each
+        assert [sums.tolist() for sums, _ in found] == [[each] for each in wanted], name
+        assert max(largest for _, largest in found) == cost.max(), name
+        for draw in draws if len(parts) == 1 else []:
+            row = seeds.reached(seeds.tiles[0], slice(0, m), so_far[-1], draw)
             assert row == so_far.searchsorted(draw), name
-        old, kept = kernel.settle(xp, rows, wide[t - 1 :, :], old, kept, 2, won, t - 1)
-        np.testing.assert_array_equal(each.read(old), after, name)
+        for tile in seeds.tiles:
+            seeds.shorten(tile, wide[t - 1 :, :], 2, t - 1)
+        old = np.concatenate([each.read(tile.closest) for tile in seeds.tiles])
+        np.testing.assert_array_equal(old, after, name)
+
+
+def gained(each, seeds, wide, against):
+    for tile in seeds.tiles:
+        got, doubt = seeds.gains(tile, wide, against)
+        yield each.read(got), doubt
 
 
 def test_the_choice_is_reported_and_can_be_forced(backend, make, monkeypatch, tmp_path):
@@ -147,19 +151,19 @@ def test_the_choice_is_reported_and_can_be_forced(backend, make, monkeypatch, tm
     can_run = [name for name in kernels.TABLE if kernels.why_not(name, x) is None]
     assert "agnostic" in can_run
     monkeypatch.delitem(sys.modules, "anykmeans.kernels.numba.steps", raising=False)
-    monkeypatch.setattr(kernels, "_compiled_folder", lambda module: tmp_path)
-    monkeypatch.setattr(kernels, "seconds", lambda: 0.0)
-    at_once = next(name for name in can_run if name not in kernels.LEAST)
+    monkeypatch.setattr(compiled, "_compiled_folder", lambda module: tmp_path)
+    monkeypatch.setattr(compiled, "seconds", lambda: 0.0)
+    at_once = next(name for name in can_run if name != "numba")
     assert kernels.choose(x).name == at_once  # nothing is compiled
-    monkeypatch.setattr(kernels, "seconds", lambda: 1e9)  # but so much small work pays for it
+    monkeypatch.setattr(compiled, "seconds", lambda: 1e9)  # but so much small work pays for it
     assert kernels.choose(x).name == can_run[0]
-    monkeypatch.setattr(kernels, "seconds", lambda: 0.0)
+    monkeypatch.setattr(compiled, "seconds", lambda: 0.0)
     assert kmeans(x, 2, rng=0).kernel == kernels.choose(x).name == at_once
     (tmp_path / "small.passes-80.py27.nbi").touch()  # by another Python
     assert kernels.choose(x).name == at_once
     (tmp_path / f"small.passes-80.py{sys.version_info[0]}{sys.version_info[1]}.nbi").touch()
     assert kmeans(x, 2, rng=0).kernel == can_run[0]
-    large = make(np.zeros((max(kernels.LEAST.values()), 1)))
+    large = make(np.zeros((compiled.LEAST, 1)))
     assert kernels.choose(large).name == can_run[0]
     for name in can_run:
         assert kmeans(x, 2, rng=0, kernel=name).kernel == name
@@ -172,13 +176,11 @@ def test_the_choice_is_reported_and_can_be_forced(backend, make, monkeypatch, tm
 
 def test_the_table_names_every_kernel_file():
     folder = pathlib.Path(kernels.__file__).parent
-
-    def modules(folder):
-        files = {path.stem for path in folder.glob("*.py")}
-        return (files | {path.parent.name for path in folder.glob("*/__init__.py")}) - {"__init__"}
-
-    assert modules(folder) - {"sparse"} == set(kernels.TABLE)
-    assert modules(folder / "sparse") == set(kernels.SPARSE)
+    files = [path for path in folder.rglob("*.py") if "\nKERNEL" in path.read_text("utf-8")]
+    names = {
+        str(path.relative_to(folder)).split(".")[0].removesuffix("/__init__") for path in files
+    }
+    assert names == set(kernels.TABLE) | {f"sparse/{name}" for name in kernels.SPARSE}
 
 
 def run(code, *, package=None, env=(), before=()):
@@ -227,8 +229,8 @@ print(*steps.distances(x, 0 * x))
 """
 PLACES = """
 import inspect, sys
-from anykmeans import kernels
-found = kernels._compiled_folder("MODULE")
+from anykmeans.kernels import compiled
+found = compiled._compiled_folder("MODULE")
 assert "numba" not in sys.modules
 from numba.core.caching import FunctionCache
 from FOLDER import FILE
@@ -239,7 +241,7 @@ except RuntimeError as error:
 else:
     print(found, cache.cache_path)
     print(cache._impl.filename_base)
-print(kernels._compiled_folder("MODULE") == found)
+print(compiled._compiled_folder("MODULE") == found)
 """
 needs_numba = pytest.mark.skipif(
     kernels.why_not("numba", np.ones((1, 1))) is not None, reason="Numba cannot run"
@@ -251,7 +253,7 @@ needs_numba = pytest.mark.skipif(
     ("module", "folder"), [("numba", "kernels.numba"), ("sparse.numba", "kernels.sparse.numba")]
 )
 def test_compiled_code_is_sought_where_numba_keeps_it(tmp_path, locked, module, folder):
-    file, function = kernels._COMPILED[module].split(".")
+    file, function = compiled._COMPILED[module].split(".")
     code = PLACES.replace("MODULE", module).replace("FOLDER", f"anykmeans.{folder}")
     code = code.replace("FILE", file).replace("FUNCTION", function)
     places = [
@@ -268,7 +270,7 @@ def test_compiled_code_is_sought_where_numba_keeps_it(tmp_path, locked, module, 
         assert ours == numbas
         assert same == "True"
         for base in more:
-            assert pathlib.PurePath(base + ".nbi").match(kernels._compiled_files(module))
+            assert pathlib.PurePath(base + ".nbi").match(compiled._compiled_files(module))
     assert places[-1][0] == "None None"
     assert len({first for first, *_ in places}) == 6
 

@@ -15,9 +15,11 @@ import pytest
 from referee import bits
 from sklearn.exceptions import ConvergenceWarning
 
-from anykmeans import KMeans, MiniBatchKMeans, _rows, _work, assign, kmeans, kmeans_plusplus
+from anykmeans import KMeans, MiniBatchKMeans, _work, assign, kmeans, kmeans_plusplus
 from anykmeans._matrix import Matrix
 from anykmeans.kernels import choose
+from anykmeans.sources import descent
+from anykmeans.sources.rows import Rows
 
 SHAPES = [  # n, d, k
     (1, 1, 1),
@@ -162,11 +164,11 @@ def test_every_thread_count(backend, make, host, kernel, monkeypatch, threads, m
 def test_with_and_without_bounds(backend, make, host, kernel, monkeypatch, n_d_k, dtype):
     n, d, k = n_d_k
     x, w = blobs(n, d, dtype), sample_weights(n)
-    monkeypatch.setattr(_rows, "BOUNDS", "off")
+    monkeypatch.setattr(descent, "BOUNDS", "off")
     wanted = reference(x, k, w, rng=4, tol=0)
     assert wanted["n_iter"] > 5  # else bounds skip nothing
     for bounds in ["off", "hamerly", "groups", "auto"]:
-        monkeypatch.setattr(_rows, "BOUNDS", bounds)
+        monkeypatch.setattr(descent, "BOUNDS", bounds)
         result = kmeans(make(x), k, sample_weight=make(w), rng=4, tol=0, kernel=kernel)
         assert bits(result, host) == wanted, bounds
 
@@ -183,18 +185,16 @@ def test_bounds_survive_long_walks(monkeypatch, n_d_k, step):
     matrix = Matrix.of(x, "numpy")
 
     def source(bounds, c):
-        monkeypatch.setattr(_rows, "BOUNDS", bounds)
-        rows = _rows.Rows(matrix, None, choose(x, "cpu"))
-        rows.begin(c)
-        return rows
+        monkeypatch.setattr(descent, "BOUNDS", bounds)
+        return Rows(matrix, None, choose(x, "cpu")).start(c)
 
     skipping = {bounds: source(bounds, c) for bounds in ["hamerly", "groups"]}
     for _ in range(80):
         full = source("off", c)
         wanted = full.sweep(c).sums
-        for bounds, rows in skipping.items():
-            monkeypatch.setattr(_rows, "BOUNDS", bounds)
-            np.testing.assert_array_equal(rows.sweep(c).sums, wanted, err_msg=bounds)
+        for bounds, run in skipping.items():
+            monkeypatch.setattr(descent, "BOUNDS", bounds)
+            np.testing.assert_array_equal(run.sweep(c).sums, wanted, err_msg=bounds)
         c = c + moves
 
 
@@ -207,10 +207,10 @@ def test_bounds_survive_a_jump_after_many_tiny_steps(monkeypatch, bounds):
     path += [[1e-6, 5e-7]]  # now the centroid that crept up is the nearest to the first row
     sums = {}
     for which in ["off", bounds]:
-        monkeypatch.setattr(_rows, "BOUNDS", which)
-        rows = _rows.Rows(Matrix.of(x, "numpy"), None, choose(x, "cpu"))
-        rows.begin(np.array(path[0])[:, None])
-        sums[which] = [rows.sweep(np.array(c)[:, None]).sums for c in path][-1]
+        monkeypatch.setattr(descent, "BOUNDS", which)
+        rows = Rows(Matrix.of(x, "numpy"), None, choose(x, "cpu"))
+        run = rows.start(np.array(path[0])[:, None])
+        sums[which] = [run.sweep(np.array(c)[:, None]).sums for c in path][-1]
     np.testing.assert_array_equal(sums[bounds], sums["off"])
 
 

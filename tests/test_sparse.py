@@ -11,11 +11,14 @@ from referee import bits
 
 from anykmeans import KMeans, MiniBatchKMeans, assign, kernels, kmeans, kmeans_plusplus
 from anykmeans._bounds import Bounds
+from anykmeans._certify import interval
 from anykmeans._distance import squared_distances
 from anykmeans._frame import Frame
+from anykmeans._libraries import np_compat
 from anykmeans._matrix import Matrix
-from anykmeans._rows import Rows
 from anykmeans._sparse import SparseRows
+from anykmeans.kernels import compiled
+from anykmeans.sources.rows import Rows
 
 KERNELS = ["cpu", *(["numba"] if find_spec("numba") else [])]
 pytestmark = pytest.mark.filterwarnings("ignore:Number of distinct clusters")
@@ -51,13 +54,12 @@ def test_a_distance_is_that_of_dense_rows(by, d, density):
     # With a column for each feature, and for those alone that are not zero everywhere.
     for room in (0, 1 << 30):
         matrix = Matrix(x, SparseRows.of(x, c, room), np, "cpu", "float64")
-        found = np.empty(40)
-        chosen = kernels.choose(x, by)
-        chosen.own_distances(matrix, slice(0, 40), 1.0, matrix.columns_of(c), labels, found)
+        chosen, frame = kernels.choose(x, by), Frame(matrix, 1.0)
+        found = chosen.own_distances(frame, slice(0, 40), matrix.columns_of(c), labels)
         assert found.tobytes() == wanted.tobytes()
         at = np.array([3, 39, 3])
-        chosen.own_distances(matrix, at, 1.0, matrix.columns_of(c), labels[at], found[:3])
-        assert found[:3].tobytes() == wanted[at].tobytes()
+        found = chosen.own_distances(frame, at, matrix.columns_of(c), labels[at])
+        assert found.tobytes() == wanted[at].tobytes()
         moved = chosen.moves(matrix, matrix.columns_of(c), matrix.columns_of(c[::-1]))
         assert moved.tobytes() == squared_distances(np, c, c[::-1]).tobytes()
 
@@ -114,25 +116,23 @@ def test_rows_of_few_values_that_often_tie(by, values):
 @pytest.mark.skipif("numba" not in KERNELS, reason="Numba is not installed")
 @pytest.mark.parametrize("weighted", [False, True])
 def test_picks_by_estimates_and_by_exact_distances(monkeypatch, weighted):
-    from anykmeans.kernels.sparse import numba as compiled
+    from anykmeans.kernels.sparse.numba import seeding
 
     x = sparse(2000, 200, 0.05)
     w = np.random.default_rng(0).exponential(size=2000) if weighted else None
     estimated = []
-    seeds = compiled.seeds
+    seeds = seeding.by_estimates
 
     def spy(*arguments):
         estimated.append(seeds(*arguments))
         return estimated[-1]
 
     for how in (spy, lambda *arguments: None):
-        monkeypatch.setattr(compiled, "seeds", how)
-        kernels._made.cache_clear()
+        monkeypatch.setattr(seeding, "by_estimates", how)
         for seed in range(5):
             got = kmeans(x, 20, sample_weight=w, rng=seed, max_iter=1, kernel="numba")
             dense = kmeans(x.toarray(), 20, sample_weight=w, rng=seed, max_iter=1)
             assert bits(got) == bits(dense)
-    kernels._made.cache_clear()
     assert [picks for picks in estimated if picks is not None]  # it is of use
 
 
@@ -235,7 +235,7 @@ def test_every_memory_budget_and_thread_count(by, monkeypatch):
     x = sparse(700, 500, 0.02)
     wanted = bits(kmeans(x.toarray(), 8, rng=0, max_iter=20))
     for threads, max_bytes in itertools.product([1, 3], [40_000, 300_000, None]):
-        monkeypatch.setattr("anykmeans._rows._CALL", 1)
+        monkeypatch.setattr("anykmeans.kernels.cpu.CALL", 1)
         options = {"rng": 0, "max_iter": 20, "kernel": by, "max_bytes": max_bytes}
         options["threads"] = threads
         assert bits(kmeans(x, 8, **options)) == wanted
@@ -269,7 +269,7 @@ def test_bounds_on_distances_hold():
     for dtype, unit in (("float32", 2.0**-24), ("float64", 2.0**-53)):
         y = frame.centred(slice(0, 200), dtype == "float32")
         found = chosen.nearest(np, y, minus_2c.astype(dtype), norms.astype(dtype))
-        upper, lower = chosen.interval(np, y, *found[1:], Bounds.of(64, unit, matrix.terms))
+        upper, lower = interval(np_compat, y, *found[1:], Bounds.of(64, unit, matrix.terms))
         assert (true[:, 0] <= upper).all()
         assert (lower <= true[:, 1]).all()
         assert np.abs(upper - true[:, 0]).max() < 0.1
@@ -284,14 +284,13 @@ def test_bounds_that_are_kept_hold(narrow, exact, k):
     x = sparse(200, 64, 0.3)
     rng, dense = np.random.default_rng(0), x.toarray()
     rows = Rows.over(x, kernel="numba", precision="exact" if exact else "fast")
-    rows.begin(rows.matrix.asarray(dense[100 : 100 + k] + 1e-3))
-    search = rows._search
+    search = rows.start(rows.matrix.asarray(dense[100 : 100 + k] + 1e-3)).search
     search._narrow = narrow
     with rows.work:
         for step in (0, 1e-6, 1e-2, 1.0):
             moved = rng.normal(size=(k, 64)) * step * (rng.random((k, 1)) < 0.5)
             c = dense[100 : 100 + k] + 1e-3 + moved
-            search.settle(rows.matrix.asarray(c))
+            search.relabel(rows.matrix.asarray(c))
             distances = np.sqrt(((dense[:, None] - c) ** 2).sum(axis=2))
             own = distances[np.arange(200), search.labels]
             others = np.where(np.arange(k) == search.labels[:, None], np.inf, distances)
@@ -370,10 +369,7 @@ def test_what_tol_goes_by_counts_all_features(by, d):
     x = sparse(150, d, 6 / d)
     rows = Rows.over(x, kernel=by)
     assert rows.matrix.data.halving.complete == (d == 40)
-    rows.begin(rows.matrix.columns_of(x.toarray()[100:103]))
-    dense = Rows.over(x.toarray(), kernel="cpu")
-    dense.begin(x.toarray()[100:103])
-    assert rows.variance() == dense.variance()
+    assert rows.variance(0) == Rows.over(x.toarray(), kernel="cpu").variance(0)
 
 
 @pytest.mark.parametrize("by", KERNELS)
@@ -427,10 +423,10 @@ def test_some_rows_share_the_entries_of_all():
 def test_few_entries_wait_for_no_compiler(monkeypatch):
     """Compiled code for dense rows is not that for sparse ones."""
     few, many = sparse(60, 500, 0.02), sparse(1000, 500, 0.2)
-    monkeypatch.delitem(sys.modules, "anykmeans.kernels.sparse.numba", raising=False)
-    monkeypatch.setattr(kernels, "seconds", lambda: 0.0)
-    monkeypatch.setattr(kernels, "_is_compiled", lambda module: module == "numba")
+    monkeypatch.delitem(sys.modules, "anykmeans.kernels.sparse.numba.sweep", raising=False)
+    monkeypatch.setattr(compiled, "seconds", lambda: 0.0)
+    monkeypatch.setattr(compiled, "_is_compiled", lambda module: module == "numba")
     assert kernels.choose(few).name == "cpu"
     assert kernels.choose(many).name == "numba"
-    monkeypatch.setattr(kernels, "_is_compiled", lambda module: module == "sparse.numba")
+    monkeypatch.setattr(compiled, "_is_compiled", lambda module: module == "sparse.numba")
     assert kernels.choose(few).name == "numba"

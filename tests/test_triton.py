@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 import referee
 
-from anykmeans import _rows, assign, kmeans
+from anykmeans import assign, kmeans
 from anykmeans._evaluate import evaluate
 from anykmeans.kernels import why_not
+from anykmeans.sources.rows import Rows
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed")
 triton = pytest.importorskip("triton", reason="Triton is not installed")
@@ -61,11 +62,11 @@ def both(x, k, *, dtype=None, **options):
 
 def search(x, c, **options):
     """What has searched the rows `x` for the nearest of `c`."""
-    rows = _rows.Rows.over(tensor(x), None, kernel="triton", **options)
+    rows = Rows.over(tensor(x), None, kernel="triton", **options)
     centroids = rows.matrix.asarray(c, rows.matrix.state_dtype)
-    rows.begin(centroids)
-    rows.label(centroids)
-    return rows._search.passes
+    run = rows.start(centroids)
+    run.labels(centroids)
+    return run.search.passes
 
 
 def data(kind, n, d, dtype="float32"):
@@ -479,14 +480,14 @@ def test_a_tensor_of_another_gpu():
 @pytest.mark.skipif(not GPU, reason="no GPU: nothing to wait for")
 def test_a_pass_does_not_wait_for_the_host():
     x = data("blobs", 5000, 16)
-    rows = _rows.Rows.over(tensor(x), None, kernel="triton")
+    rows = Rows.over(tensor(x), None, kernel="triton")
     c = rows.rows(slice(0, 9))
-    rows.begin(c)
-    rows.leap(c, 2, 0.0, "relocate")
+    run = rows.start(c)
+    run.steps(c, 2, 0.0, "relocate")
     mode = torch.cuda.get_sync_debug_mode()
     torch.cuda.set_sync_debug_mode("error")
     try:
-        rows._search.passes._pass()
+        run.search.passes._pass()
     finally:
         torch.cuda.set_sync_debug_mode(mode)
 
@@ -516,16 +517,20 @@ def test_magnitudes_and_costs_are_those_of_the_standard():
     x, w = rng.normal(size=(3000, 3)) * [1e-200, 1, 1e200], rng.lognormal(0, 5, 3000)
     x[rng.random(x.shape) < 0.3] = 0
     w[::3] = 0
-    there = _rows.Rows.over(tensor(x), tensor(w), kernel="triton")
-    here = _rows.Rows.over(x, w, kernel="cpu")
+    there = Rows.over(tensor(x), tensor(w), kernel="triton")
+    here = Rows.over(x, w, kernel="cpu")
     assert (here.grid.scale == there.grid.scale).all()
     assert (here.grid.folds, here.largest) == (there.grid.folds, there.largest)
     weights = there.weights, here.weights
+
+    def cost(rows, distances):
+        return rows.kernel.cost(rows, distances)
+
     for scale in (1.0, 1e-300, 1e-318, 1e290, 0.0):
         distances = rng.lognormal(0, 9, 3000) * scale
-        assert there.cost(tensor(distances)) == here.cost(distances)
+        assert cost(there, tensor(distances)) == cost(here, distances)
         there.weights, here.weights = None, None
-        assert there.cost(tensor(distances)) == here.cost(distances)
+        assert cost(there, tensor(distances)) == cost(here, distances)
         there.weights, here.weights = weights
 
 
@@ -543,13 +548,11 @@ def test_given_centroids_keep_their_digits(dtype):
 @pytest.mark.parametrize("max_bytes", [200_000, 2_000_000])
 def test_memory_is_labels_lists_and_a_workspace(max_bytes):
     n, d, k = 4000, 30, 40
-    rows = _rows.Rows.over(
-        tensor(data("uniform", n, d)), None, kernel="triton", max_bytes=max_bytes
-    )
+    rows = Rows.over(tensor(data("uniform", n, d)), None, kernel="triton", max_bytes=max_bytes)
     c = rows.rows(slice(0, k))
-    rows.begin(c)
-    rows.leap(c, 1, 0.0, "relocate")
-    held = [a for a in vars(rows._search.passes).values() if isinstance(a, torch.Tensor)]
+    run = rows.start(c)
+    run.steps(c, 1, 0.0, "relocate")
+    held = [a for a in vars(run.search.passes).values() if isinstance(a, torch.Tensor)]
     used = sum(a.nbytes for a in held if a.data_ptr() != rows.matrix.data.data_ptr())
     centroids = k * d * 100  # in two halves, two buffers, and sums by fold
     assert used < max_bytes + 24 * n + centroids  # n x k scores in half precision would be 80 n

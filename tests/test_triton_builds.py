@@ -7,7 +7,8 @@ import re
 import numpy as np
 import pytest
 
-from anykmeans import _plusplus, _rows
+from anykmeans import _plusplus
+from anykmeans.sources.rows import Rows
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed")
 triton = pytest.importorskip("triton", reason="Triton is not installed")
@@ -73,23 +74,22 @@ ALL = PASS | {"magnitudes", "own", "cost"}
 )
 def test_all_that_a_fit_launches(built, dtype, d, k):
     x = torch.as_tensor(np.random.default_rng(0).integers(0, 99, size=(200, d)))
-    rows = _rows.Rows.over(x.to(getattr(torch, dtype)), None, kernel="triton")
+    rows = Rows.over(x.to(getattr(torch, dtype)), None, kernel="triton")
     c = rows.rows(slice(0, k))
-    rows.begin(c)
-    rows.leap(c, 1, 0.0, "relocate")
+    run = rows.start(c)
+    run.steps(c, 1, 0.0, "relocate")
     rows.stats(torch.zeros(200, dtype=torch.int32), k)
-    rows.cost(rows.distances(c)[0])
+    rows.kernel.cost(rows, run.distances(c))
     assert names(built) >= ALL
     check(built, d)
 
 
 def test_a_batch_with_weights_that_keeps_its_clusters(built):
     x, w = torch.rand(3, 500, 40), torch.rand(3, 500)
-    sources = [_rows.Rows.over(x[i], w[i], kernel="triton") for i in range(3)]
+    sources = [Rows.over(x[i], w[i], kernel="triton") for i in range(3)]
     starts = [rows.rows(slice(0, 5)) for rows in sources]
-    for rows, c in zip(sources, starts, strict=True):
-        rows.begin(c)
-    _rows.leap_together(sources, starts, 1, [0.0] * 3, "keep")
+    kernel = sources[0].kernel
+    kernel.descend(kernel.start(sources, starts), [0.0] * 3, 1, "keep", None)
     assert names(built) >= PASS | {"magnitudes"}
     check(built, 40)
 
@@ -100,8 +100,8 @@ def test_a_batch_with_weights_that_keeps_its_clusters(built):
 @pytest.mark.parametrize("weighted", [False, True])
 def test_picks_of_two_problems(built, dtype, d, weighted):
     x, w = torch.rand(2, 500, d).to(getattr(torch, dtype)), torch.rand(2, 500)
-    sources = [_rows.Rows.over(x[i], w[i] if weighted else None, kernel="triton") for i in range(2)]
-    _plusplus.start_together(sources, 9, 1, np.random.default_rng(0))
+    sources = [Rows.over(x[i], w[i] if weighted else None, kernel="triton") for i in range(2)]
+    _plusplus.starts(sources, 9, 1, np.random.default_rng(0))
     picking = [one for one in built if one.name in ("draw", "reach", "gains", "settle", "costs")]
     assert len({one.name for one in picking}) == 5
     # A few bytes outside of loops are the price of one more block, which hides that memory is slow.
@@ -111,10 +111,9 @@ def test_picks_of_two_problems(built, dtype, d, weighted):
 def test_new_sizes_need_no_new_kernels(built):
     """Within a width of rows, and as few or as many centroids, nothing is compiled again."""
     for n, k in [(200, 70), (333, 75), (1000, 128)]:
-        rows = _rows.Rows.over(torch.rand(n, 40), None, kernel="triton")
+        rows = Rows.over(torch.rand(n, 40), None, kernel="triton")
         c = rows.rows(slice(0, k))
-        rows.begin(c)
-        rows.leap(c, 1, 0.0, "relocate")
+        rows.start(c).steps(c, 1, 0.0, "relocate")
     assert names(built) >= PASS
     for name in {launch.name for launch in built}:
         assert len({launch.kernel.hash for launch in built if launch.name == name}) == 1, name

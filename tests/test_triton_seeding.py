@@ -6,16 +6,16 @@ from importlib.util import find_spec
 import numpy as np
 import pytest
 
-from anykmeans import _init, _plusplus, kernels
+from anykmeans import _init, _plusplus
 from anykmeans._frame import Frame
-from anykmeans._rows import Rows
+from anykmeans.sources.rows import Rows
 
 if not (find_spec("torch") and find_spec("triton")):
     pytest.skip("PyTorch or Triton is not installed", allow_module_level=True)
 
 import torch
 
-from anykmeans.kernels import agnostic
+from anykmeans._distance import squared_distances
 from anykmeans.kernels.triton import seeding
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -124,14 +124,14 @@ def test_rows_are_read_where_they_are(d):
         same_picks(view, 5, 0, on=on)
 
 
-def test_what_a_tile_does_not_hold_is_picked_in_steps():
+def test_what_a_tile_does_not_hold_is_picked_in_steps(monkeypatch):
     x = np.random.default_rng(0).normal(size=(40, 3))
-    frame = Frame(Rows.over(tensor(x), kernel="triton").matrix, 4.0)
-    kernel = kernels.choose(tensor(x), "triton")
-    assert kernel.seeds(frame, None, None, 0, np.zeros((1, 17))) is None
+    made = []
+    monkeypatch.setattr(seeding.Seeds, "run", lambda self: made.append(self))
     same_picks(x, 5, 0, trials=17)
-    long = Frame(Rows.over(tensor(np.ones((2, 5000))), kernel="triton").matrix, 1.0)
-    assert kernel.seeds(long, None, None, 0, np.zeros((1, 2))) is None
+    rows = Rows.over(tensor(np.eye(2, 5000)), kernel="triton")
+    assert rows.kernel.picks([rows], [0], np.full((1, 1, 2), 0.5))[0].tolist() == [0, 1]
+    assert not made
 
 
 @pytest.mark.parametrize("weighted", [False, True])
@@ -155,21 +155,24 @@ def test_each_launch(n, d, t, weighted):
     seeds.settle()
     for pick in range(3):
         c = x[candidates[best]][None, :]
-        closest, owner = agnostic.settle(np, x, c, closest, owner, pick, None, 0)
+        found = squared_distances(np, x, c)
+        closest, owner = np.minimum(closest, found), np.where(found < closest, pick, owner)
         np.testing.assert_array_equal(seeds.closest[1].cpu(), closest)
         np.testing.assert_array_equal(seeds.owner[1].cpu(), owner)
         assert seeds.picks[1][: pick + 1].tolist() == picks
 
         seeds.costs()
-        high = (closest if weights is None else weights * closest).max()
+        cost = closest if weights is None else weights * closest
+        high = cost.max()
         scale = float(seeds.scale[1])
         assert 2.0**51 < high * scale * 2 ** (n - 1).bit_length() <= 2.0**52
-        sums, largest = agnostic.costs(np, closest, weights, scale, seeding.BLOCK)
-        assert seeds.sums[1].tolist() == sums.tolist()
-        assert seeds.state[1][2:].view(torch.float64).item() == largest
+        counts = np.rint(cost * scale)
+        blocks = np.add.reduceat(counts, np.arange(0, n, seeding.BLOCK))
+        assert seeds.sums[1].tolist() == blocks.tolist()
+        assert seeds.state[1][2:].view(torch.float64).item() == high
 
         seeds.draw()
-        cumulative = agnostic.whole(np, closest, weights, scale).cumsum()
+        cumulative = counts.cumsum()
         candidates = cumulative.searchsorted(draws[pick] * cumulative[-1])
         assert seeds.candidates[1].tolist() == candidates.tolist()
         np.testing.assert_array_equal(seeds.c[1].cpu(), x[candidates])
@@ -181,13 +184,10 @@ def test_each_launch(n, d, t, weighted):
         np.testing.assert_allclose(least, free, rtol=2.0**-18)
 
         seeds.gains()
-        every = np.ones(n, np.uint8)
-        saved = [
-            agnostic.saved(np, x, x[j][None, :], closest, weights, scale, every, 0)
-            for j in candidates
-        ]
-        assert seeds.saved[1].tolist() == saved
-        found = np.stack([agnostic.squared_distances(np, x, x[j][None, :]) for j in candidates])
+        found = np.stack([squared_distances(np, x, x[j][None, :]) for j in candidates])
+        left = np.rint(np.minimum(found, closest) * (1 if weights is None else weights) * scale)
+        saved = (counts - left).sum(axis=1)
+        assert seeds.saved[1].tolist() == saved.tolist()
         nearer = seeds.won[1].cpu().numpy()[None, :].astype(np.int32) >> np.arange(t)[:, None] & 1
         np.testing.assert_array_equal(nearer, found < closest)
         best = int(np.argmax(saved))

@@ -1,8 +1,9 @@
 """KMeans: the estimator over Lloyd's loop."""
 
+import functools
+from collections.abc import Callable
 from typing import Any, Self
 
-import numpy as np
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 
@@ -11,7 +12,8 @@ from anykmeans._eager import eager
 from anykmeans._libraries import (
     Array,
 )
-from anykmeans._runs import Watch, cluster
+from anykmeans._lloyd import Progress
+from anykmeans._runs import cluster
 from anykmeans.estimators.base import _BaseKMeans, _whole
 
 
@@ -205,7 +207,7 @@ class KMeans(_BaseKMeans):
             rng=self._drawing(check_random_state(self.random_state)),
             empty=self.empty,
             precision=self.precision,
-            watch=self._printing(x, w) if self.verbose else None,
+            watch=_Printing(functools.partial(self._inertia, x, w)) if self.verbose else None,
             **self._how,
         )
         self.cluster_centers_ = result.centroids
@@ -216,23 +218,9 @@ class KMeans(_BaseKMeans):
         self.kernel_ = result.kernel
         return self
 
-    def _printing(self, x: Array, w: Array | None) -> Watch:
-        """Return what prints scikit-learn's lines about runs on these rows."""
-
-        def tell(passes: int, centers: np.ndarray, shift: float, tol: float) -> None:
-            if passes == 0:
-                print("Initialization complete")
-                return
-            number = passes - 1
-            print(f"Iteration {number}, inertia {self._evaluate(x, centers, w)[2]}.")
-            if shift == 0 and number > 0:  # labels have repeated
-                print(f"Converged at iteration {number}: strict convergence.")
-            elif shift <= tol:
-                print(
-                    f"Converged at iteration {number}: center shift {shift} within tolerance {tol}."
-                )
-
-        return tell
+    def _inertia(self, x: Array, w: Array | None, centers: Array) -> float:
+        """Return the inertia of rows for some centroids, which may be in NumPy."""
+        return self._evaluate(x, centers, w)[2]
 
     @eager
     def as_sklearn(self) -> Any:
@@ -252,3 +240,26 @@ class KMeans(_BaseKMeans):
 
         check_is_fitted(self)
         return self._filled(Peer())
+
+
+class _Printing:
+    """Prints scikit-learn's lines about runs."""
+
+    every = 1
+
+    def __init__(self, inertia: Callable[[Array], float]) -> None:
+        self._inertia = inertia
+        self._before: Array = None  # the centroids that the next pass begins with
+
+    def __call__(self, at: Progress) -> None:
+        if at.n_iter == 0:
+            print("Initialization complete")
+        else:
+            number = at.n_iter - 1
+            print(f"Iteration {number}, inertia {self._inertia(self._before)}.")
+            if at.move == 0 and number > 0:  # labels have repeated
+                print(f"Converged at iteration {number}: strict convergence.")
+            elif at.move <= at.tol:
+                shift = f"center shift {at.move} within tolerance {at.tol}"
+                print(f"Converged at iteration {number}: {shift}.")
+        self._before = at.centroids

@@ -1,6 +1,5 @@
 """MiniBatchKMeans: the estimator over mini-batches."""
 
-import functools
 import math
 import numbers
 from typing import Any, Self
@@ -19,13 +18,14 @@ from anykmeans._libraries import (
     Array,
     is_sparse,
     like,
+    np_compat,
     take,
     to_numpy,
 )
-from anykmeans._rows import Rows
-from anykmeans._search import moves
-from anykmeans._stats import means
+from anykmeans._stats import segment_mean
 from anykmeans.estimators.base import _BaseKMeans, _whole
+from anykmeans.kernels.agnostic import KERNEL
+from anykmeans.sources.rows import Rows
 
 
 def _drawn(w: Array | None, n: int, size: int, rng: np.random.RandomState) -> np.ndarray:
@@ -46,7 +46,7 @@ def _sums(rows: Rows, labels: Array, k: int) -> tuple[np.ndarray, np.ndarray]:
 def _squared_shift(rows: Rows, before: np.ndarray, after: np.ndarray) -> float:
     """Return the sum of the squared differences of two sets of centroids (k, columns), in the order of a distance."""
     a, b = (rows.matrix.asarray(c.astype(np.float64)) for c in (after, before))
-    return float(halving_sum(np, to_numpy(moves(rows.kernel, rows.matrix, a, b))[None, :])[0])
+    return float(halving_sum(np, to_numpy(rows.kernel.moves(rows.matrix, a, b))[None, :])[0])
 
 
 class _EarlyStop:
@@ -435,14 +435,7 @@ class MiniBatchKMeans(_BaseKMeans):
         """Return the mean variance of the features, of rows without their weights."""
         matrix, n = rows.matrix, rows.shape[0]
         if rows.weights is not None:
-            rows = Rows(
-                matrix,
-                None,
-                rows.kernel,
-                max_bytes=self.max_bytes,
-                threads=self.threads,
-                names=rows.names,
-            )
+            rows = rows.of(matrix, None)
         with rows.work:
             sums, _ = _sums(rows, matrix.asarray(np.zeros(n, dtype=np.int32)), 1)
             spread = evaluated(rows, sums / n)[2]
@@ -475,7 +468,7 @@ class MiniBatchKMeans(_BaseKMeans):
     def _running(self, centers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return sums (k, d) of which `centers` are the means, also where these were set by hand, and counts (k,)."""
         sums, counts = self._seen
-        same = means(np, sums, counts, centers) == centers
+        same = segment_mean(np_compat, sums, counts, centers) == centers
         return np.where(same, sums, centers * counts[:, None]), counts
 
     def _step(
@@ -498,11 +491,8 @@ class MiniBatchKMeans(_BaseKMeans):
             batch_sums, mass = _sums(rows, labels, k)
         self._n_since_last_reassign = 0 if due else since
         sums, counts = sums + batch_sums, counts + mass
-        divide = rows.kernel.means if rows.kernel.host else None
-        weights = np.where(mass > 0, counts, mass)
-        if divide is None:
-            divide = functools.partial(means, np)
-        centers = divide(sums, weights, centers)
+        kernel = rows.kernel if rows.kernel.host else KERNEL
+        centers = kernel.divide(np_compat, sums, np.where(mass > 0, counts, mass), centers)
 
         if due and self.reassignment_ratio > 0:
             w = rows.weights

@@ -1,266 +1,335 @@
-"""The steps in the Array API standard alone: the reference, and every other library's path."""
+"""k-means in the Array API alone: distance, argmin and segment mean, and all that is made of them.
+
+These three steps are what every other kernel is a faster way to make, and what it is compared with, bit for bit.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+import functools
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
-from anykmeans import _libraries as arrays
-from anykmeans._bounds import DOWN, GAP, UP, Bounds, squared_norms
-from anykmeans._distance import squared_distances
-from anykmeans._libraries import Array, Namespace, put, to_numpy
-from anykmeans._matrix import take_rows
-from anykmeans._sparse import SparseRows
+from anykmeans import _distance
+from anykmeans._bounds import squared_norms
+from anykmeans._extent import Extent
+from anykmeans._grid import Grid, exact_sum, extent_of_costs, merged_extent, significant_bits
+from anykmeans._libraries import Array, Namespace, Selection, device_of, is_sparse, put, to_numpy
+from anykmeans._lloyd import Watch, lloyd
+from anykmeans._matrix import Matrix
+from anykmeans._search import Search, Tiled, members
+from anykmeans._stats import ClusterStats, segment_mean
+from anykmeans.kernels.seeding import Seeds
 
-__all__ = [
-    "costs",
-    "gains",
-    "interval",
-    "nearest",
-    "reached",
-    "saved",
-    "segment_sum",
-    "settle",
-    "sieve",
-    "squared_distances",
-    "wear",
-    "why_not",
-]
+if TYPE_CHECKING:
+    from anykmeans._frame import Frame
+    from anykmeans.sources.descent import InMemory
+    from anykmeans.sources.rows import Rows
 
-LIBRARY = None
+T = TypeVar("T")
 
 
-def why_not(x: Array) -> str | None:
-    """Return None for every dense array: the standard is all this kernel needs."""
-    return "the rows are sparse, which the Array API does not have" if arrays.is_sparse(x) else None
+def scores(y: Array, minus_2c: Array, norms: Array) -> Array:
+    """Return the distance step: scores (m, k) of rows `y` (m, d), squared distances less ``|y|^2``.
 
-
-def nearest(xp: Namespace, y: Array, minus_2c: Array, norms: Array) -> tuple[Array, Array, Array]:
-    """Return labels (m,), best and second best score (m,) of rows `y` (m, d).
-
-    The scores are ``norms + y @ minus_2c`` with `minus_2c` (d, k) and `norms` (k,).
+    They are ``|c|^2 - 2 y.c``, with `norms` (k,) and `minus_2c` (d, k); what their rounding leaves open is decided by differences.
     """
-    scores = y @ minus_2c + norms  # (m, k)
+    return y @ minus_2c + norms
+
+
+def lowest_two(xp: Namespace, scores: Array) -> tuple[Array, Array, Array]:
+    """Return the argmin step: labels (m,), best and second best of the `scores` (m, k) of each row."""
     labels = xp.argmin(scores, axis=1)
     best = xp.min(scores, axis=1)
-    columns = xp.arange(norms.shape[0], dtype=labels.dtype, device=arrays.device_of(y))
+    columns = xp.arange(scores.shape[1], dtype=labels.dtype, device=device_of(scores))
     infinity = xp.full_like(scores, xp.inf)
     second = xp.min(xp.where(columns == labels[:, None], infinity, scores), axis=1)
     return labels, best, second
 
 
-def interval(
-    xp: Namespace, y: Array, best: Array, second: Array, bounds: Bounds
-) -> tuple[Array, Array]:
-    """Return float32 distances (m,): at most to the nearest, at least to the second nearest centroid."""
-    norm = squared_norms(xp, y)
-    return bounds.at_most(xp, norm, best), bounds.at_least(xp, norm, second)
-
-
-def wear(
-    xp: Namespace, upper: Array, lower: Array, labels: Array, drift: Array, drifts: Array
-) -> tuple[Array, Array, Array]:
-    """Return bounds upper (m,) and lower (groups, m) after centroids moved, and rows now in doubt.
-
-    `drift` (k,) is how far each centroid moved, `drifts` (groups, k) how far the others of each
-    group did at most, by label. What is given may be written to.
-    """
-    upper = (upper + xp.take(drift, labels)) * UP
-    lower = (lower - xp.take(drifts, labels, axis=1)) * DOWN
-    return upper, lower, xp.nonzero(~(upper * GAP < xp.min(lower, axis=0)))[0]
-
-
-class Sieve:
-    """What rules candidates of k-means++ out: the triangle inequality.
-
-    Rows whose pick is at least twice as far from a candidate as from them are none of its.
-    """
-
-    def __init__(self, frame: Any, first: Array, k: int) -> None:
-        d = int(first.shape[1])
-        self._xp, self._matrix = frame.xp, frame.matrix
-        self._origin = first[0, :]  # a point near the rows, for products
-        self._picks, self._norms, self._count = np.zeros((k, d)), np.zeros(k), 0
-        self._bounds = Bounds.of(d, 2.0**-53)
-
-    def rows(self, y: Array) -> Array:
-        """Return what is kept of rows `y` (m, d): the number of each row's pick, int32."""
-        return self._xp.zeros(y.shape[0], dtype=self._xp.int32, device=arrays.device_of(y))
-
-    def add(self, c: Array) -> int:
-        """Count the pick at `c` (1, d) in, and return its number."""
-        number, pick = self._count, to_numpy(c - self._origin)[0]
-        self._picks[number], self._norms[number] = pick, pick @ pick
-        self._count += 1
-        return number
-
-    def against(self, c: Array) -> tuple[Array, Array]:
-        """Return the origin, and for candidates `c` (t, d) squared distances (picks, t), a `reach`.
-
-        Within it from each pick, rows are not nearer to the candidate.
-        """
-        b = to_numpy(c - self._origin)
-        picks, norms = self._picks[: self._count], self._norms[: self._count, None]
-        estimate = picks @ (b * -2.0).T + (b * b).sum(axis=1) + norms
-        lower = self._bounds.lower(np, estimate, norms)
-        # A quarter, less more than rounding takes. Nothing that may have underflowed is used.
-        reach = np.where(lower > 2.0**-900, lower / (4 * GAP), 0.0)
-        return self._origin, self._matrix.asarray(reach)
-
-
-def sieve(frame: Any, work: Any, first: Array, k: int) -> Sieve:
-    """Return what rules candidates out, for `k` picks of which the first is at `first` (1, d)."""
-    return Sieve(frame, first, k)
-
-
-def gains(
-    xp: Namespace,
-    read: Callable[[], Array],
-    c: Array,
-    closest: Array,
-    owner: Array,
-    against: tuple[Array, Array],
-    w: Array | None,
-    scale: float,
-) -> tuple[Array, float, Array]:
-    """Return what each of t more centroids `c` (t, d) saves (t,), in doubt by how much, and what it wins.
-
-    Rows (m, d), which `read` returns, have squared distances `closest` (m,) to their centroid, number `owner` (m,); those
-    with ``closest <= reach[owner, j]`` are none of candidate j's. Savings are differences of weighted
-    distances times `scale`. Bit ``j % 8`` of the last result (m,), uint8, is set for all rows nearer to `c[j]`.
-    """
-    y, (origin, reach) = read(), against
-    m = int(closest.shape[0])
-    (at,) = xp.nonzero(closest > xp.take(xp.min(reach, axis=1), owner))
-    some = 2 * at.shape[0] < m  # else the others are no more work than to leave them out
-    if some:
-        y, closest = xp.take(y, at, axis=0), xp.take(closest, at)
-        w = None if w is None else xp.take(w, at)
-    z, b = xp.astype(y, xp.float64, copy=False) - origin, c - origin
-    norm = xp.vecdot(z, z)
-    estimate = (b * -2.0) @ xp.permute_dims(z, (1, 0)) + xp.vecdot(b, b)[:, None]  # (t, m)
-    estimate += norm
-    bounds = Bounds.of(int(c.shape[1]), 2.0**-53)
-    saved, doubt, won = weighed(xp, estimate, norm, closest, bounds, w, scale)
-    if some:
-        won = put(xp, xp.zeros_like(owner, dtype=xp.uint8), at, won)
-    return saved, doubt, won
-
-
-def weighed(
-    xp: Namespace,
-    estimate: Array,
-    norm: Array,
-    closest: Array,
-    bounds: Bounds,
-    w: Array | None,
-    scale: float,
-) -> tuple[Array, float, Array]:
-    """Return what `gains` does, by estimates (t, m) of squared distances that err by `bounds` at most."""
-    m, t = int(closest.shape[0]), int(estimate.shape[0])
-    # Solved for the estimate, with 1 / (1 - beta) <= 1 + 2 beta: the distance may be below `closest`.
-    nearer = estimate < (closest + norm * bounds.beta + bounds.eta) * (1 + 2 * bounds.beta)
-    less = xp.minimum(xp.maximum(closest - estimate, xp.zeros_like(closest)), closest)
-    weights = xp.ones_like(norm) if w is None else w
-    # An estimate errs by `beta` times these and by underflow; relative weights are below 2**21.
-    doubt = 1.1 * bounds.beta * float(xp.vecdot(closest + norm, weights)) + m * 2.0**21 * bounds.eta
-    bits = xp.asarray(
-        [[1 << j] for j in range(8)], dtype=xp.uint8, device=arrays.device_of(closest)
-    )
-    won = xp.zeros_like(closest, dtype=xp.uint8)
-    for j in range(0, t, 8):
-        eight = nearer[j : min(j + 8, t), :]
-        flags = xp.astype(eight, xp.uint8) * bits[: eight.shape[0], :]
-        won |= xp.sum(flags, axis=0, dtype=xp.uint8)
-    return (less @ weights) * scale, doubt * scale, won
-
-
-def saved(
-    xp: Namespace,
-    y: Array,
-    c: Array,
-    closest: Array,
-    w: Array | None,
-    scale: float,
-    won: Array,
-    j: int,
-) -> Array:
-    """Return exactly what candidate `j`, at `c` (1, d), saves (), of rows it may have `won` (m,) alone."""
-    (at,) = xp.nonzero(won & (1 << j % 8))
-    found = distances_to(xp, y, at, c)
-    before = xp.take(closest, at)
-    w = None if w is None else xp.take(w, at)
-    less = whole(xp, before, w, scale) - whole(xp, xp.minimum(found, before), w, scale)
-    return xp.sum(less)
-
-
-def settle(
-    xp: Namespace,
-    y: Array,
-    c: Array,
-    closest: Array,
-    owner: Array,
-    pick: int,
-    won: Array | None,
-    j: int,
-) -> tuple[Array, Array]:
-    """Return `closest` and `owner` (m,) with pick number `pick`, candidate `j` at `c` (1, d), counted in.
-
-    It may have `won` (m,) only some rows, or None for all. What is given may be written to.
-    """
-    at = xp.nonzero(xp.ones_like(owner) if won is None else won & (1 << j % 8))[0]
-    found = distances_to(xp, y, at, c)
-    before, old = xp.take(closest, at), xp.take(owner, at)
-    owner = put(xp, owner, at, xp.where(found < before, xp.full_like(old, pick), old))
-    return put(xp, closest, at, xp.minimum(found, before)), owner
-
-
-def distances_to(xp: Namespace, y: Array | SparseRows, at: Array, c: Array) -> Array:
-    """Return the squared distances (m,), by R5, of the rows ``y[at]`` to one centroid `c` (1, d), float64."""
-    y = take_rows(xp, y, at) if at.shape[0] < y.shape[0] else y
-    if isinstance(y, SparseRows):
-        return y.squared_distances(c[0])
-    return squared_distances(xp, xp.astype(y, xp.float64, copy=False), c)
-
-
-def costs(
-    xp: Namespace, closest: Array, w: Array | None, scale: float, block: int
-) -> tuple[Array, float]:
-    """Return the whole-number costs of each `block` rows, on the host, and the largest cost of a row."""
-    cost = closest if w is None else w * closest
-    counts, m = xp.round(cost * scale), int(closest.shape[0])
-    full = m // block
-    sums = np.empty(-(-m // block))
-    if full:
-        parts = xp.reshape(counts[: full * block], (full, block))
-        sums[:full] = to_numpy(xp.sum(parts, axis=1))
-    if full * block < m:
-        sums[full] = float(xp.sum(counts[full * block :]))
-    return sums, float(xp.max(cost))
-
-
-def reached(closest: Array, w: Array | None, scale: float, total: float, draw: float) -> int:
-    """Return the first row up to which costs add up to the `draw`, if up to the last they do to the `total`."""
-    cost = to_numpy(closest)  # few enough for the host
-    if w is not None:
-        cost = to_numpy(w) * cost
-    so_far = np.rint(cost * scale).cumsum()
-    return int((so_far + (total - so_far[-1])).searchsorted(draw))
-
-
-def whole(xp: Namespace, distances: Array, w: Array | None, scale: float) -> Array:
-    """Return costs, `w` (m,) times squared distances (..., m), as whole numbers of a grid."""
-    return xp.round((distances if w is None else w * distances) * scale)
-
-
 def segment_sum(xp: Namespace, values: Array, labels: Array, k: int) -> Array:
-    """Return the sums (k, columns) of `values` (m, columns), float64, by label.
+    """Return the segment-mean step before its division: sums (k, columns) of `values` (m, columns), float64, by label.
 
     A product with the one-hot matrix: the standard has no scatter-add. It is exact, because the
-    values are whole numbers whose sums a float64 holds.
+    values are whole numbers whose sums a float64 holds. `segment_mean` divides.
     """
-    columns = xp.arange(k, dtype=labels.dtype, device=arrays.device_of(values))
+    columns = xp.arange(k, dtype=labels.dtype, device=device_of(values))
     one_hot = xp.astype(columns[:, None] == labels[None, :], values.dtype)  # (k, m)
     return one_hot @ values
+
+
+class Kernel:
+    """How the steps are made; here in the standard alone. Another kernel overrides what it makes faster.
+
+    There are three levels: steps on a tile of rows, passes over all rows, and whole jobs. What a kernel has no
+    answer to, for some rows or sizes, it leaves to ``super()``. It keeps nothing of a call.
+
+    Attributes
+    ----------
+    name : str
+        What it is called in `anykmeans.kernels.TABLE`.
+    library : str or None
+        The library whose view of an array it works on; None for the array's own.
+    blas : bool
+        Whether it makes products with a BLAS, which then has one thread in each of ours.
+    """
+
+    name = "agnostic"
+    library: str | None = None
+    blas = True
+
+    def why_not(self, x: Array) -> str | None:
+        """Return why it cannot run on the array `x`, or None if it can."""
+        return "the rows are sparse, which the Array API does not have" if is_sparse(x) else None
+
+    def pays(self, x: Array) -> bool:
+        """Return whether to choose it unasked for `x`, if it can run."""
+        return True
+
+    @property
+    def host(self) -> bool:
+        """Whether it works on NumPy views."""
+        return self.library == "numpy"
+
+    def notices_outliers(self) -> bool:
+        """Return whether its search and `pairwise` notice rows that are not finite, or out of the range of their frame."""
+        return False
+
+    # -- steps on a tile ----------------------------------------------------------------------
+
+    def nearest(
+        self, xp: Namespace, y: Array, minus_2c: Array, norms: Array
+    ) -> tuple[Array, Array, Array]:
+        """Return labels (m,), best and second best score (m,) of rows `y` (m, d)."""
+        return lowest_two(xp, scores(y, minus_2c, norms))
+
+    def segment_sum(self, xp: Namespace, values: Array, labels: Array, k: int) -> Array:
+        """Return the sums (k, columns) of whole-number `values` (m, columns) by label."""
+        return segment_sum(xp, values, labels, k)
+
+    def squared_distances(self, xp: Namespace, a: Array, b: Array) -> Array:
+        """Return the one distance whose bits are promised (m,), of rows `a` (m, d) and `b` (m, d) or (1, d), float64."""
+        return _distance.squared_distances(xp, a, b)
+
+    def moves(self, matrix: Matrix, a: Array, b: Array) -> Array:
+        """Return the same (k,) of centroids `a` to centroids `b` (k, d): in the order that rows of the `matrix` have."""
+        return self.squared_distances(matrix.xp, a, b)
+
+    def own_distances(self, frame: Frame, select: Selection, wide: Array, labels: Array) -> Array:
+        """Return the same (m,) of selected rows to their labels' centroids of `wide` (k, d)."""
+        xp = frame.xp
+        return self.squared_distances(xp, frame.wide(select), xp.take(wide, labels, axis=0))
+
+    def look(self, rows: Rows, tile: slice) -> Extent:
+        """Return what one look at a tile of rows tells."""
+        xp, matrix = rows.xp, rows.matrix
+        x = xp.abs(matrix.rows(tile))
+        high, w = xp.max(x, axis=0), rows.relative_weight(tile)
+        if w is not None:
+            x = xp.concat([xp.astype(x, xp.float64) * w[:, None], w[:, None]], axis=1)
+        largest = high if w is None else xp.max(x, axis=0)
+        if w is not None or not matrix.integral:
+            smallest = xp.min(xp.where(x > 0, x, xp.full_like(x, xp.inf)), axis=0)
+        else:  # at least 1, and none of those that are whole anyway
+            smallest = xp.clip(largest, max=2.0**23)
+        return self.extent(rows, tile, *(to_numpy(a) for a in (high, largest, smallest)))
+
+    @staticmethod
+    def extent(
+        rows: Rows, tile: slice, high: np.ndarray, largest: np.ndarray, smallest: np.ndarray
+    ) -> Extent:
+        """Return the extent of a tile by its magnitudes, of any float dtype."""
+        w, digits = rows.relative_weight(tile), None
+        if w is not None and rows.weights is not None:
+            (digits,) = significant_bits(rows.xp, w[None, :], rows.weights.precision[0])
+        high, largest, smallest = (
+            a.astype(np.float64, copy=False) for a in (high, largest, smallest)
+        )
+        m, matrix = tile.stop - tile.start, rows.matrix
+        return Extent(
+            *(m, high, largest, smallest, matrix.precision, matrix.integral, digits),
+            heaviest=rows.heaviest,
+        )
+
+    def sums(self, rows: Rows, select: Selection, new: Array, old: Array | None, k: int) -> Array:
+        """Return the whole-number sums (k, columns) of selected rows by label `new` (m,), less by `old`."""
+        xp, values = rows.xp, rows.summands(select)
+        if old is not None:
+            values, new = xp.concat([values, -values]), xp.concat([new, old])
+        return self.segment_sum(xp, values, new, k)
+
+    def tiles(self, rows: Rows, m: int, clusters: int = 0) -> list[slice]:
+        """Return tiles of `m` rows, each of which ends in the sums of so many `clusters`, if any."""
+        work = rows.work
+        results = -(-clusters * rows.shape[1] // work.d)  # rows as large as these
+        # Each piece adds its result, so make it long against that. Exact products take more temporaries.
+        room = work.room if rows.weights is None else work.room // 3
+        step = max(1, min(max(work.rows_of(work.d), 4 * results), room // work.d))
+        written = self.written_a_row(clusters)
+        return work.tiles(0, m, max(1, min(step, work.room // written)) if written else step)
+
+    def written_a_row(self, clusters: int) -> int:
+        """Return how many numbers `segment_sum` writes out for a row, beside its sums: those of the one-hot matrix."""
+        return clusters
+
+    # -- passes over rows ---------------------------------------------------------------------
+
+    def extents(self, all_rows: Sequence[Rows]) -> list[Extent]:
+        """Return what one look at the rows of each source tells."""
+        return [self.extent_of(rows) for rows in all_rows]
+
+    def extent_of(self, rows: Rows) -> Extent:
+        """Return that of one source."""
+        tiles = self.tiles(rows, rows.shape[0])
+        look = functools.partial(self.look, rows)
+        return rows.work.reduce(look, tiles, Extent.__or__)
+
+    def search(self, rows: Rows, frame: Frame, c: Array, bounds: str) -> Search:
+        """Return what finds the labels of all rows, pass after pass, from centroids `c` (k, d) on."""
+        return Tiled(
+            *(frame, self, rows.work, members(rows.matrix, rows.work, c, bounds)),
+            exact=rows.exact,
+            skip=bounds != "off",
+            drop=bounds == "auto",
+        )
+
+    def distances(self, rows: Rows, frame: Frame, wide: Array, labels: Array) -> Array:
+        """Return the squared distances (n,), by R5, of all rows to their labels' centroids of `wide` (k, d)."""
+        parts = rows.work.map(
+            lambda tile: self.own_distances(frame, tile, wide, labels[tile]),
+            self.tiles(rows, rows.shape[0]),
+        )
+        return parts[0] if len(parts) == 1 else rows.xp.concat(parts)
+
+    def total(self, rows: Rows, stats: ClusterStats) -> Array:
+        """Return the sums (k, d + 1), float64, that whole numbers mean; the last column is weights."""
+        return stats.grid.total(rows.xp, stats.sums, rows.scale)
+
+    def totals_by_label(self, rows: Rows, labels: Array, k: int) -> Array:
+        """Return the same of all rows by label (n,), where sums need not be kept."""
+        return self.total(rows, rows.stats(labels, k))
+
+    def means(self, rows: Rows, stats: ClusterStats, c: Array) -> tuple[Array, Array]:
+        """Return the means (k, d) of clusters in the dtype of `c`, an empty one's row of `c`, and the weights (k,)."""
+        total = self.total(rows, stats)
+        return self.divide(rows.xp, total[:, :-1], total[:, -1], c), total[:, -1]
+
+    def divide(self, xp: Namespace, sums: Array, mass: Array, c: Array) -> Array:
+        """Return sums (k, d) by weights (k,), in the dtype of `c`, an empty cluster's row of `c`."""
+        return segment_mean(xp, sums, mass, c)
+
+    def cost(self, rows: Rows, distances: Array) -> float:
+        """Return the sum of per-row `distances` (n,) by relative weight, exact on its grid."""
+        work, weigh = rows.work, rows.relative_weight
+        tiles = work.tiles(step=max(1, work.tile // 8))
+        extents = work.map(
+            lambda tile: extent_of_costs(rows.xp, distances[tile], weigh(tile)), tiles
+        )
+        grid = Grid.of_costs(merged_extent(extents), rows.shape[0], rows.weights is not None)
+        return exact_sum(rows.xp, ((distances[tile], weigh(tile)) for tile in tiles), grid)
+
+    def variances(self, all_rows: Sequence[Rows]) -> list[float]:
+        """Return the mean over features of the weighted variance of each source's rows, in their own frame."""
+        return [self.variance(rows) for rows in all_rows]
+
+    def variance(self, rows: Rows) -> float:
+        """Return that of one source."""
+        xp, n = rows.xp, rows.shape[0]
+        labels = xp.zeros(n, dtype=xp.int32, device=rows.matrix.device)
+        sums, mass = rows.sums(labels, 1)
+        weight, frame = float(mass[0]), rows.frame()
+        mean = frame.widen(sums / xp.full_like(sums, weight))  # as in `segment_mean`
+        return (
+            self.cost(rows, self.distances(rows, frame, mean, labels))
+            / weight
+            / rows.matrix.features
+        )
+
+    def pairwise(self, rows: Rows, frame: Frame, wide: Array) -> tuple[Array, int]:
+        """Return the distances (n, k) of rows to centroids `wide` (k, d), and of how many rows they mean nothing."""
+        xp, matrix, work = rows.xp, rows.matrix, rows.work
+        centred = frame.centre(wide)
+        norms = squared_norms(xp, centred)
+        minus_2c = xp.permute_dims(centred * -2.0, (1, 0))
+
+        def of_tile(tile: slice) -> Array:
+            y = frame.centred(tile, narrow=False)
+            norm = squared_norms(xp, y)[:, None]
+            squared = scores(y, minus_2c, norms) + norm
+            near = squared < (norm + norms) * 1e-6
+            (pairs,) = xp.nonzero(xp.reshape(near, (-1,)))
+            if pairs.shape[0]:
+                k = int(norms.shape[0])
+                found = self.own_distances(frame, pairs // k + tile.start, wide, pairs % k)
+                flat = put(xp, xp.reshape(squared, (-1,)), pairs, found)
+                squared = xp.reshape(flat, squared.shape)
+            result = xp.sqrt(xp.where(squared > 0, squared, xp.zeros_like(squared)))
+            if frame.exponent:
+                result = result * 2.0**frame.exponent
+            return xp.astype(result, matrix.state_dtype)
+
+        step = max(1, work.tile // (work.d + 2 * int(wide.shape[0])))
+        return xp.concat(work.map(of_tile, work.tiles(step=step))), 0
+
+    # -- whole jobs ---------------------------------------------------------------------------
+
+    def together(self, problems: Iterable[T]) -> Iterator[list[T]]:
+        """Yield problems of a batch, those together that share launches: here each by itself, as it takes room."""
+        for problem in problems:
+            yield [problem]
+
+    def seeds(self, rows: Rows, first: Array, k: int, trials: int) -> Seeds:
+        """Return what picks the rows of one run, of which the first is at `first` (1, d)."""
+        return Seeds(rows, first, k, trials)
+
+    def picks(
+        self, all_rows: Sequence[Rows], first: Sequence[int], draws: np.ndarray
+    ) -> list[np.ndarray]:
+        """Return the rows (k,) that greedy k-means++ picks of each source, from its `first` on, by `draws` (b, k - 1, t)."""
+        return [self.picks_of(*each) for each in zip(all_rows, first, draws, strict=True)]
+
+    def picks_of(self, rows: Rows, first: int, draws: np.ndarray) -> np.ndarray:
+        """Return those of one source."""
+        picks = np.full(draws.shape[0] + 1, first, dtype=np.int64)
+        if picks.size > 1:
+            there = rows.frame().wide(rows.matrix.asarray([first]))
+            seeds = self.seeds(rows, there, picks.size, draws.shape[1])
+            for i in range(1, picks.size):
+                picks[i] = seeds.picked(draws[i - 1])
+        return picks
+
+    def start(self, all_rows: Sequence[Rows], starts: Sequence[Array]) -> list[InMemory]:
+        """Return a run of each source, from centroids (k, d)."""
+        runs = []
+        for rows, c in zip(all_rows, starts, strict=True):
+            with rows.named():
+                runs.append(rows.start(c))
+        return runs
+
+    def descend(
+        self,
+        runs: Sequence[InMemory],
+        tols: Sequence[float],
+        max_iter: int,
+        empty: str,
+        watch: Watch | None,
+    ) -> list[tuple[Array, int, bool]]:
+        """Return the centroids (k, d) that each run reaches, its passes, and whether it converged."""
+        ends = []
+        for run, tol in zip(runs, tols, strict=True):
+            with run.rows.named():
+                end = lloyd(run, run.c, max_iter=max_iter, tol=tol, empty=empty, watch=watch)
+                ends.append(end)
+        return ends
+
+    def label(self, runs: Sequence[InMemory], ends: Sequence[Array]) -> list[tuple[Array, float]]:
+        """Return labels (n,) and inertia of each run for the centroids (k, d) returned."""
+        found = []
+        for run, c in zip(runs, ends, strict=True):
+            labelled = run.label(c)
+            found.append((labelled.labels, labelled.inertia))
+        return found
+
+
+KERNEL = Kernel()

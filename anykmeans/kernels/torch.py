@@ -4,19 +4,27 @@ from __future__ import annotations
 
 from anykmeans import _libraries as arrays
 from anykmeans._libraries import Array, Namespace
-
-LIBRARY = None
-
-
-def why_not(x: Array) -> str | None:
-    """Return None for tensors."""
-    return (
-        None
-        if arrays.library_of(x) == "torch"
-        else f"the rows are {arrays.where_is(x)}, not a tensor"
-    )
+from anykmeans.kernels.agnostic import Kernel
 
 
-def segment_sum(xp: Namespace, values: Array, labels: Array, k: int) -> Array:
-    """Return the sums (k, columns) by label; atomics in any order give the same whole numbers."""
-    return values.new_zeros((k, values.shape[1])).index_add_(0, labels, values)
+class Torch(Kernel):
+    """Sums by atomics."""
+
+    name = "torch"
+
+    def why_not(self, x: Array) -> str | None:
+        """Return None for tensors."""
+        if arrays.library_of(x) == "torch":
+            return None
+        return f"the rows are {arrays.where_is(x)}, not a tensor"
+
+    def segment_sum(self, xp: Namespace, values: Array, labels: Array, k: int) -> Array:
+        """Return the sums (k, columns) by label; atomics in any order give the same whole numbers."""
+        return values.new_zeros((k, values.shape[1])).index_add_(0, labels, values)
+
+    def written_a_row(self, clusters: int) -> int:
+        """Return 0: nothing is written but sums."""
+        return 0
+
+
+KERNEL = Torch()

@@ -105,7 +105,7 @@ def compile_only(capability: int = 90, cache: Path | None = None) -> Iterator[li
 
         patch(JITFunction, run=only)
         patch(driver, _active=NoDriver(capability))
-        patch("anykmeans.kernels.triton", why_not=lambda x: None)
+        patch("anykmeans.kernels.triton.Triton", why_not=lambda self, x: None)
         # What no kernel has written must not be read as a label.
         patch(torch, empty=torch.zeros)
         card = device.About(*CARDS[capability])

@@ -20,7 +20,8 @@ from unittest import mock
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from anykmeans import kernels, kmeans
+from anykmeans import kmeans
+from anykmeans.kernels.triton import Triton
 from benchmarks.gpu.rows import ROWS, Row
 from benchmarks.timing import wall
 
@@ -98,7 +99,7 @@ def idle() -> Iterator[list[str]]:
     with (
         mock.patch.object(JITFunction, "run", nothing),
         mock.patch.object(passes.Passes, "_run", ended),
-        mock.patch.object(kernels._module("triton"), "why_not", return_value=None),
+        mock.patch.object(Triton, "why_not", return_value=None),
         mock.patch.object(torch, "empty", functools.partial(filled, torch.zeros, torch.empty)),
         mock.patch.object(torch, "zeros", functools.partial(filled, torch.zeros, torch.empty)),
         warnings.catch_warnings(),

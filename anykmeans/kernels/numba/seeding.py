@@ -1,7 +1,7 @@
 # mypy: allow-untyped-defs, allow-untyped-calls
 """Compiled steps of k-means++: every trial of a step in one pass over the rows.
 
-A `Sieve` keeps float32 coordinates of each row, in which distances are hardly longer than the true ones, and an
+`CompiledSeeds` keeps float32 coordinates of each row, in which distances are hardly longer than the true ones, and an
 *edge*, beyond which no candidate is nearer than the row's pick. Of `few` features all are coordinates, so that distances in
 them estimate what candidates save. Of `many` features some directions are, which leave few pairs of a row and a candidate;
 these are measured in float64. Both tell candidates apart to within a bound on the error. Distances that are kept are
@@ -10,11 +10,9 @@ these are measured in float64. Both tell candidates apart to within a bound on t
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
-from anykmeans.kernels.numba import subspace
+from anykmeans.kernels.numba import subspace, weights
 from anykmeans.kernels.numba.simd import LANES, SIDE, how_many, lowest, prefetch, saving, within
 from anykmeans.kernels.numba.steps import (
     any_order,
@@ -25,23 +23,26 @@ from anykmeans.kernels.numba.steps import (
     side_by_side,
     squared_distance,
 )
+from anykmeans.kernels.seeding import BLOCK, Seeds, Tile
 
 _FEW = 32  # features up to which all are coordinates
+_PIECES, LONG = 4, 1 << 18  # tiles: at most so many a thread, of at least so many numbers
 _SAMPLE = 512  # rows that directions are found from, where they are not
 _NARROW = 2.0**-23  # error of a vector of coordinates, relatively, where it is but rounded
 _WIDER = 1 + 2.0**-9  # edges over squared distances
 
 
-class Sieve:
-    """What rules candidates out: coordinates of rows and candidates, and how near a candidate must be in them.
+class CompiledSeeds(Seeds):
+    """Candidates are ruled out by coordinates of rows and candidates, and how near a candidate must be in them.
 
     With errors e of coordinates, a candidate that is nearer than the pick, whose squared distance is B, is in the
     coordinates within ``(sqrt(B) + e_row + e_candidate)^2 <= (1 + 2^-10) B + 2050 (e_row^2 + e_candidate^2)``.
     """
 
-    def __init__(self, frame: Any, work: Any) -> None:
-        n, d = frame.matrix.shape
-        self._room = work.room
+    def prepare(self, first: np.ndarray, k: int) -> None:
+        """Choose coordinates: all features of few, else the directions in which a sample varies most."""
+        frame, work = self.frame, self.rows.work
+        n, d = self.rows.shape
         p = d if d <= _FEW else LANES if d < 256 else 2 * LANES
         # Coordinates of all rows, and directions with what finding them takes, within the budget.
         p = min(p, max(2, work.max_bytes // (16 * n)), max(2, work.max_bytes // (128 * d)))
@@ -55,14 +56,22 @@ class Sieve:
             error = subspace.error(d)
         self._slack = error**2 * 4096  # times a squared norm: how far errors move an edge
 
-    def rows(self, y: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def cut(self, trials: int) -> list[slice]:
+        """Return tiles: long ones, as nothing of the rows' size is written but what copies the rows take."""
+        (n, d), work = self.rows.shape, self.rows.work
+        pieces = n * (d + trials) // LONG + 1 if work.threads > 1 else 1
+        step = -(-n // min(pieces, _PIECES * work.threads))
+        most = n if self.frame.exponent == 0 else max(1, work.room // d)
+        return work.tiles(step=min(step, most, work.readable(self.rows.matrix)))
+
+    def keep(self, y: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Return what is kept of rows `y` (m, d).
 
         Coordinates (blocks, p, SIDE), edges (blocks, SIDE), and by how much the errors move these (blocks,).
         """
         origin = self._origin
         if self._q is not None:
-            y = subspace.projected(y, 1.0, origin, self._q, self._room)
+            y = subspace.projected(y, 1.0, origin, self._q, self.rows.work.room)
             origin = np.zeros(y.shape[1])
         blocks = -(-y.shape[0] // SIDE)
         z = np.zeros((blocks, y.shape[1], SIDE), np.float32)
@@ -70,8 +79,8 @@ class Sieve:
         side(np.ascontiguousarray(y), origin, self._slack, z, spare)
         return z, edge, spare
 
-    def add(self, c: np.ndarray) -> int:
-        """Count a pick in: rows keep what there is to know of it, all picks are alike."""
+    def admit(self, c: np.ndarray) -> int:
+        """Return 0: rows keep what there is to know of a pick, all are alike."""
         return 0
 
     def against(self, c: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -80,6 +89,40 @@ class Sieve:
         if self._q is not None:
             near = subspace.coordinates(near, self._q)
         return near.astype(np.float32), (-self._slack * (near**2).sum(axis=1)).astype(np.float32)
+
+    def gains(
+        self, tile: Tile, c: np.ndarray, against: tuple[np.ndarray, np.ndarray]
+    ) -> tuple[np.ndarray, float]:
+        """Return what each of t candidates saves (t,), and by how much that may be off; bits of what it may win are (blocks, t)."""
+        (z, edge, spare), w = tile.kept, weights(tile.w)
+        saved, tile.won = np.zeros(c.shape[0]), np.empty((z.shape[0], c.shape[0]), np.int64)
+        if z.shape[1] == c.shape[1]:
+            doubt = few(z, edge, spare, *against, w, saved, tile.won)
+        else:
+            y = np.ascontiguousarray(self.read(tile))
+            doubt = many(y, c, z, edge, *against, tile.closest, w, saved, tile.won)
+        return saved * self.scale, doubt * self.scale
+
+    def saved(self, tile: Tile, c: np.ndarray, j: int) -> float:
+        """Return exactly what candidate `j`, at `c` (1, d), saves."""
+        y = np.ascontiguousarray(self.read(tile))
+        return float(exact(y, c, tile.closest, weights(tile.w), self.scale, tile.won, j))
+
+    def shorten(self, tile: Tile, c: np.ndarray, pick: int, j: int) -> None:
+        """Count candidate `j`, at `c` (1, d), in what is closest to the rows, and in their edges."""
+        _, edge, spare = tile.kept
+        won = np.empty((0, 0), np.int64) if tile.won is None else tile.won
+        shorten(np.ascontiguousarray(self.read(tile)), c, tile.closest, edge, spare, won, j)
+
+    def costs(self, tile: Tile) -> tuple[np.ndarray, float]:
+        """Return the whole-number costs of blocks of rows, and the largest cost of a row."""
+        found = np.empty(-(-tile.closest.shape[0] // BLOCK))
+        return found, costs(tile.closest, weights(tile.w), self.scale, BLOCK, found)
+
+    def reached(self, tile: Tile, rows: slice, total: float, draw: float) -> int:
+        """Return the first of the `rows` up to which costs add up to the `draw`, if up to the last they do to the `total`."""
+        w = weights(None if tile.w is None else tile.w[rows])
+        return int(reached(tile.closest[rows], w, self.scale, total, draw))
 
 
 @jit
@@ -236,7 +279,7 @@ def exact(y, c, closest, w, scale, won, j):
 
 
 @jit
-def settle(y, c, closest, edge, spare, won, j):
+def shorten(y, c, closest, edge, spare, won, j):
     """Update what is closest, for rows that candidate `j`, at `c` (1, d), may be nearer to: all if `won` is empty."""
     m, d = y.shape
     room = np.empty(d)

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from anykmeans._bounds import FAR, GAP, Bounds
-from anykmeans._grid import Grid
-from anykmeans.kernels.numba import seeding, sums
+from anykmeans._search import Change, Search
+from anykmeans.kernels.numba import seeding, sums, weights
 from anykmeans.kernels.numba.simd import SIDE
 from anykmeans.kernels.numba.steps import halve, inner, jit, quarter, side_by_side, squared_distance
 
@@ -259,7 +259,7 @@ def seeds(y, w, draws, picks):
             seeding.costs(closest, w, scale, block, blocks)
 
 
-class Search:
+class AtOnce(Search):
     """Labels of all rows, for few rows: as `anykmeans.kernels.numba.sweep.Search`, without bounds.
 
     Attributes
@@ -276,21 +276,25 @@ class Search:
         self._tie = Bounds.of(self._x.shape[1], 2.0**-53).tie
         self.labels = np.zeros(self._x.shape[0], np.int32)
 
-    def settle(self, c: np.ndarray) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-        """Give every row its nearest centroid of `c`; return changed rows, old and new labels."""
+    def relabel(self, c: np.ndarray) -> tuple[list[Change], int]:
+        """Give every row its nearest centroid of `c`; return changes, and how many rows changed."""
         before = self.labels
         self.labels = before.copy()  # as results hold the old ones
         assign(self._columns, self.frame.widen(c), self._tie, self.labels)
         (rows,) = np.nonzero(self.labels != before)
-        return [(rows, before[rows], self.labels[rows])]
+        return [(rows, before[rows], self.labels[rows])], rows.size
 
-    def leap(
-        self, c: np.ndarray, most: int, tol: float, w: np.ndarray | None, grid: Grid, *, keep: bool
+    def steps(
+        self, run: Any, c: np.ndarray, most: int, tol: float, empty: str
     ) -> tuple[np.ndarray, int, float]:
-        """Return the centroids after up to `most` passes from `c`, how many those were, and the last shift."""
-        moved = c.astype(np.float64)
+        """Return the centroids after up to `most` passes from `c`, how many those were, and the last squared move."""
+        rows, moved = run.rows, c.astype(np.float64)
+        grid, w = rows.grid, weights(rows.relative_weight(rows.every))
         done, shift = passes(
-            self._columns, self._x, np.ones(1) if w is None else w, moved, c.dtype == np.float32,
-            self.frame.unit, self._tie, grid.scale, grid.step, grid.folds, self.labels, most, tol, keep,
+            self._columns, self._x, w, moved, c.dtype == np.float32, self.frame.unit, self._tie,
+            grid.scale, grid.step, grid.folds, self.labels, most, tol, empty == "keep",
         )  # fmt: skip
+        run.forget()
+        if not done:
+            return super().steps(run, c, most, tol, empty)
         return moved.astype(c.dtype), done, shift

@@ -16,7 +16,8 @@ import numpy as np
 
 from anykmeans._bounds import TINY, UP, Bounds
 from anykmeans._groups import groups
-from anykmeans._libraries import Array, full_float32_products
+from anykmeans._libraries import full_float32_products
+from anykmeans._search import Change, Search
 from anykmeans.kernels.numba import grouped, near, steps, subspace
 from anykmeans.kernels.numba.simd import BLOCK, LANES, ROWS
 
@@ -26,8 +27,6 @@ _LISTED = 1 << 15  # rows listed at once where all are looked at
 _MANY = 512  # centroids whose surroundings take longer to find than it takes to call another thread
 _FULL = 64  # rows in doubt for each centroid in each block, as many as fill vectors
 _ROOMY = 0.6  # of all panels: a pass that scores more may as well score all, and choose new panels
-
-Change = tuple[Array, Array, Array]
 
 
 @dataclass(frozen=True)
@@ -82,7 +81,7 @@ class Panels:
         return minus_2c, norms.astype(dtype).reshape(-1, LANES)
 
 
-class Search:
+class Sweeping(Search):
     """Labels of all rows, kept up to date as centroids move.
 
     Parameters
@@ -127,8 +126,8 @@ class Search:
         self._long_blocks = work.tiles(step=-(-n // work.threads))
         self._blocks = work.tiles(step=-(-n // (2 * work.threads if work.threads > 1 else 1)))
 
-    def settle(self, c: np.ndarray) -> list[Change]:
-        """Give every row its nearest centroid of `c`; return changed rows, old and new labels."""
+    def relabel(self, c: np.ndarray) -> tuple[list[Change], int]:
+        """Give every row its nearest centroid of `c`; return changes, and how many rows changed."""
         first = self._centroids is None
         fresh = first or self._bounds == "off"
         wide, before = self.frame.widen(c), self._centroids
@@ -170,7 +169,10 @@ class Search:
             near.farthest_rows(self._upper, self.labels, self._farthest)
         self._scored = scored / (self.matrix.shape[0] * len(self._panels))
         self._passes += 1
-        return [] if first else [change for part in found for change in part[0] if change[0].size]
+        if first:
+            return [], self.matrix.shape[0]
+        changes = [change for part in found for change in part[0] if change[0].size]
+        return changes, sum(change[0].size for change in changes)
 
     def _divide(self, panels: int) -> None:
         """Make room for bounds: one a panel, or one for several where memory is short."""
@@ -230,7 +232,7 @@ class _Sweep:
 
     def __init__(
         self,
-        search: Search,
+        search: Sweeping,
         wide: np.ndarray,
         drift: np.ndarray,
         first: bool,

@@ -8,18 +8,27 @@ Triton is imported when first called. With ``TRITON_INTERPRET=1`` they run on CP
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
 from anykmeans import _libraries as arrays
-from anykmeans._grid import Grid
+from anykmeans._extent import Extent
+from anykmeans._frame import BESIDE, Frame, largest_and_offsets, power_of_two
+from anykmeans._grid import significant_bits
 from anykmeans._libraries import Array, Selection
-from anykmeans._matrix import Matrix
-from anykmeans.kernels import broken
+from anykmeans._lloyd import Watch, lloyd
+from anykmeans.kernels.agnostic import Kernel
+from anykmeans.kernels.optional import broken
+from anykmeans.kernels.torch import Torch
 
-LIBRARY = "torch"
+if TYPE_CHECKING:
+    from anykmeans.kernels.triton.passes import DeviceSearch
+    from anykmeans.sources.descent import InMemory
+    from anykmeans.sources.rows import Rows
+
+T = TypeVar("T")
 
 _FEATURES = 1 << 16  # a row must fit the differences of one tile; more take minutes to compile
 _ROWS = (1 << 31) - (
@@ -29,186 +38,240 @@ _CUDA = 2  # what DLPack calls a device's own memory
 _PROBLEMS = (1 << 16) - 1  # a grid has no more along its second axis
 
 
-def why_not(x: Array) -> str | None:
-    """Return None for dense CUDA tensors and CuPy arrays where Triton is installed."""
-    library = arrays.library_of(x)
-    if library not in ("torch", "cupy"):
-        return f"the rows are {arrays.where_is(x)}, neither a tensor nor a CuPy array"
-    for needed in ("torch", "triton"):
-        if (reason := broken(needed)) is not None:
-            return f"{needed} cannot be imported ({reason}; `pip install {needed}`)"
-    if arrays.dtype_name(x) == "bool":
-        return "the rows are of dtype bool"
-    if x.shape[-1] > _FEATURES or x.shape[-2] >= _ROWS:
-        return f"the rows have more than {_FEATURES} features or {_ROWS - 1} rows"
-    if library == "cupy" and min(x.strides) < 0:
-        return "the rows have strides below 0, which tensors do not have"
-    if library == "cupy" and x.__dlpack_device__()[0] != _CUDA:
-        return "the rows lie in managed memory, which PyTorch does not take"
-    if library == "torch" and x.device.type == "cpu":
-        if os.environ.get("TRITON_INTERPRET") == "1":
-            return None
-        return "the rows are torch on cpu, where Triton runs only with TRITON_INTERPRET=1"
+class Triton(Torch):
+    """Passes in launches that many problems share, and none of which waits for the host."""
+
+    name, library, blas = "triton", "torch", False
+
+    def why_not(self, x: Array) -> str | None:
+        """Return None for dense CUDA tensors and CuPy arrays where Triton is installed."""
+        library = arrays.library_of(x)
+        if library not in ("torch", "cupy"):
+            return f"the rows are {arrays.where_is(x)}, neither a tensor nor a CuPy array"
+        for needed in ("torch", "triton"):
+            if (reason := broken(needed)) is not None:
+                return f"{needed} cannot be imported ({reason}; `pip install {needed}`)"
+        if arrays.dtype_name(x) == "bool":
+            return "the rows are of dtype bool"
+        if x.shape[-1] > _FEATURES or x.shape[-2] >= _ROWS:
+            return f"the rows have more than {_FEATURES} features or {_ROWS - 1} rows"
+        if library == "cupy" and min(x.strides) < 0:
+            return "the rows have strides below 0, which tensors do not have"
+        if library == "cupy" and x.__dlpack_device__()[0] != _CUDA:
+            return "the rows lie in managed memory, which PyTorch does not take"
+        if library == "torch" and x.device.type == "cpu":
+            if os.environ.get("TRITON_INTERPRET") == "1":
+                return None
+            return "the rows are torch on cpu, where Triton runs only with TRITON_INTERPRET=1"
+        import torch
+
+        if torch.version.cuda is None or not torch.cuda.is_available():
+            return "PyTorch cannot use CUDA here"
+        device = x.device.index if library == "torch" else x.device.id
+        if torch.cuda.get_device_capability(device) < (8, 0):
+            return "the GPU is older than compute capability 8.0"
+        return None
+
+    # -- steps on a tile ----------------------------------------------------------------------
+
+    def own_distances(self, frame: Frame, select: Selection, wide: Array, labels: Array) -> Array:
+        """Return the squared distances (m,) of selected rows to their labels' centroids of `wide` (k, d)."""
+        from anykmeans.kernels.triton import looks
+
+        xs, units = [frame.matrix.data[select]], np.asarray([[frame.unit, 1.0]])
+        return looks.own_distances(xs, units, wide[None], labels[None])[0]
+
+    def sums(self, rows: Rows, select: Selection, new: Array, old: Array | None, k: int) -> Array:
+        """Return the whole-number sums (k, columns) of selected rows by label `new` (m,), less by `old`."""
+        from anykmeans.kernels.triton import looks
+
+        w, before = rows.relative_weight(select), None if old is None else old[None]
+        w = None if w is None else w[None]
+        return looks.accumulate([rows.matrix.data[select]], w, new[None], before, [rows.grid], k)[0]
+
+    def tiles(self, rows: Rows, m: int, clusters: int = 0) -> list[slice]:
+        """Return all `m` rows at once: they are read where they are."""
+        return [slice(0, m)] if m else []
+
+    # -- passes over rows ---------------------------------------------------------------------
+
+    def extents(self, all_rows: Sequence[Rows]) -> list[Extent]:
+        """Return what one look at the rows of each source tells, of one launch and one look at what it found."""
+        from anykmeans.kernels.triton import looks
+
+        one, w = all_rows[0], relative_weights(all_rows)
+        xs, (n, d), matrix = [rows.matrix.data for rows in all_rows], one.shape, one.matrix
+        parts = [looks.magnitudes(xs[part], stacked(w and w[part])) for part in _parts(xs)]
+        high, largest, smallest = np.concatenate(parts).transpose(1, 0, 2)
+        digits: Iterable[float | None] = [None] * len(all_rows)
+        if one.weights is not None:
+            digits = significant_bits(one.xp, stacked(w), one.weights.precision[0]).tolist()
+        found = zip(all_rows, high[:, :d], largest, smallest, digits, strict=True)
+        return [
+            Extent(n, a, b, c, matrix.precision, matrix.integral, bits, rows.heaviest)
+            for rows, a, b, c, bits in found
+        ]
+
+    def search(self, rows: Rows, frame: Frame, c: Array, bounds: str) -> DeviceSearch:
+        """Return the search of all rows, see `anykmeans.kernels.triton.passes`."""
+        from anykmeans.kernels.triton.passes import DeviceSearch
+
+        return DeviceSearch(frame, rows.work, c.shape[0], exact=rows.exact)
+
+    def cost(self, rows: Rows, distances: Array) -> float:
+        """Return the exact sum of the weighted `distances` (n,): `anykmeans._grid.exact_sum`, bit for bit."""
+        from anykmeans.kernels.triton import looks
+
+        w = rows.relative_weight(rows.every)
+        return float(looks.costs(distances[None], None if w is None else w[None])[0])
+
+    def variances(self, all_rows: Sequence[Rows]) -> list[float]:
+        """Return the mean over features of the weighted variance of each source's rows, in their own frame."""
+        from anykmeans.kernels.triton import looks
+
+        w, found = relative_weights(all_rows), []
+        for part in _parts(all_rows):
+            xs = [rows.matrix.data for rows in all_rows[part]]
+            units = np.asarray([rows.frame().unit for rows in all_rows[part]])
+            grids = [rows.grid for rows in all_rows[part]]
+            costs, weights = looks.variances(xs, units, stacked(w and w[part]), grids)
+            found.append(costs / weights / all_rows[0].matrix.features)
+        variances: list[float] = np.concatenate(found).tolist()
+        return variances
+
+    # -- whole jobs ---------------------------------------------------------------------------
+
+    def together(self, problems: Iterable[T]) -> Iterator[list[T]]:
+        """Yield all problems at once: they share launches."""
+        yield list(problems)
+
+    def picks(
+        self, all_rows: Sequence[Rows], first: Sequence[int], draws: np.ndarray
+    ) -> list[np.ndarray]:
+        """Return the rows (k,) that greedy k-means++ picks of each source, of launches all share.
+
+        Sources are different ones, whose rows follow each other in memory at one distance, or all the same.
+        """
+        from anykmeans.kernels.triton import seeding
+
+        one = all_rows[0]
+        if draws.shape[1] == 0 or draws.shape[2] > seeding.LANES or one.shape[1] > seeding.MOST:
+            return super().picks(all_rows, first, draws)
+        w, found = relative_weights(all_rows), []
+        # Costs, owners, candidates won; different rows are there to be worked on all at once.
+        most = max(1, one.work.max_bytes // (16 * one.shape[0])) if _alike(all_rows) else _PROBLEMS
+        for part in _parts(all_rows, most):
+            frames = [rows.frame() for rows in all_rows[part]]
+            seeds = seeding.Seeds(frames, w and w[part], first[part], draws[part])
+            found += list(seeds.run())
+        return found
+
+    def start(self, all_rows: Sequence[Rows], starts: Sequence[Array]) -> list[InMemory]:
+        """Return a run of each source, from centroids (k, d) that stay where they are, if all of them show beside the rows.
+
+        Runs over one source share a frame, and with it rounded rows.
+        """
+        one, alike = all_rows[0], _alike(all_rows)
+        largest, offsets = largest_and_offsets(one.xp, stacked(list(starts)), alike=alike)
+        tops = [max(rows.largest, each) for rows, each in zip(all_rows, largest, strict=True)]
+        shows = [top <= BESIDE * rows.largest for rows, top in zip(all_rows, tops, strict=True)]
+        most = max((top for top, show in zip(tops, shows, strict=True) if show), default=0.0)
+        shared = Frame(one.matrix, most, offsets[0])
+        runs = []
+        for rows, c, top, offset, show in zip(all_rows, starts, tops, offsets, shows, strict=True):
+            frame: Frame | None = None
+            if show and not alike:
+                frame = Frame(rows.matrix, top, offset)
+            elif show and power_of_two(top) == shared.exponent:
+                frame = shared
+            with rows.named():
+                runs.append(rows.start(c, frame=frame))
+        return runs
+
+    def descend(
+        self,
+        runs: Sequence[InMemory],
+        tols: Sequence[float],
+        max_iter: int,
+        empty: str,
+        watch: Watch | None,
+    ) -> list[tuple[Array, int, bool]]:
+        """Return the centroids (k, d) that each run reaches, its passes, and whether it converged: of launches all share."""
+        if len(runs) == 1 or watch is not None:
+            return super().descend(runs, tols, max_iter, empty, watch)
+        from anykmeans.kernels.triton.passes import Passes
+
+        ends = []
+        for part in _parts(runs):
+            some = runs[part]
+            shared = Passes([_search(run) for run in some])
+            for i, run in enumerate(some):
+                _search(run).join(shared, i)
+            begun = shared.leap(
+                {i: run.c for i, run in enumerate(some)},
+                max_iter,
+                list(tols[part]),
+                relative_weights([run.rows for run in some]),
+                [run.rows.grid for run in some],
+                keep=empty == "keep",
+            )
+            for run, tol, (c, done, moved) in zip(some, tols[part], begun, strict=True):
+                with run.rows.named():
+                    end = lloyd(
+                        run, c, max_iter=max_iter, tol=tol, empty=empty, done=done, moved=moved
+                    )
+                    ends.append(end)
+        return ends
+
+    def label(self, runs: Sequence[InMemory], ends: Sequence[Array]) -> list[tuple[Array, float]]:
+        """Return labels (n,) and inertia of each run for the centroids (k, d) returned, of launches all share."""
+        from anykmeans.kernels.triton import looks
+
+        searches, costs = [_search(run) for run in runs], np.empty(len(runs))
+        w = relative_weights([run.rows for run in runs])
+        labels = []
+        for shared in dict.fromkeys(search.passes for search in searches):
+            at = [i for i, search in enumerate(searches) if search.passes is shared]
+            shared.settle({searches[i].place: ends[i] for i in at})
+            costs[at] = looks.costs(shared.distances(), stacked(w and [w[i] for i in at]))
+        for run, search in zip(runs, searches, strict=True):
+            labels.append(search.labels)
+            del run.search  # whose memory is as large as what follows
+        exponents = [2 * run.frame.exponent + run.rows.heaviest for run in runs]
+        return list(zip(labels, np.ldexp(costs, exponents).tolist(), strict=True))
+
+
+def relative_weights(all_rows: Sequence[Rows]) -> list[Array] | None:
+    """Return the relative weights (n,) of each source, or None where all are one."""
+    if all_rows[0].weights is None:
+        return None
+    return [rows.relative_weight(rows.every) for rows in all_rows]
+
+
+def stacked(arrays: list[Array] | None) -> Array | None:
+    """Return arrays with an axis of their own in front; one alone is not copied."""
+    if arrays is None:
+        return None
     import torch
 
-    if torch.version.cuda is None or not torch.cuda.is_available():
-        return "PyTorch cannot use CUDA here"
-    device = x.device.index if library == "torch" else x.device.id
-    if torch.cuda.get_device_capability(device) < (8, 0):
-        return "the GPU is older than compute capability 8.0"
-    return None
+    return arrays[0][None] if len(arrays) == 1 else torch.stack(arrays)
 
 
-def search(frame: Any, work: Any, k: int, *, bounds: str, exact: bool) -> Any:
-    """Return the search of all rows, see `anykmeans.kernels.triton.passes`."""
-    from anykmeans.kernels.triton.passes import Search
-
-    return Search(frame, work, k, exact=exact)
+def _alike(all_rows: Sequence[Rows]) -> bool:
+    """Return whether all sources are one."""
+    return all(rows is all_rows[0] for rows in all_rows)
 
 
-def together(
-    searches: list[Any],
-    centroids: list[Array],
-    passes: int,
-    tol: list[float],
-    w: list[Array | None],
-    grids: list[Grid],
-    *,
-    keep: bool,
-) -> list[tuple[Array, int, float]]:
-    """Return what `leap` of each search returns, of launches that all share."""
-    from anykmeans.kernels.triton.passes import Passes
-
-    found = []
-    for part in _parts(searches):
-        shared = Passes(searches[part])
-        for i, one in enumerate(searches[part]):
-            one.join(shared, i)
-        starts = dict(enumerate(centroids[part]))
-        found += shared.leap(starts, passes, tol[part], w[part], grids[part], keep=keep)
-    return found
-
-
-def settle_together(searches: list[Any], centroids: list[Array]) -> None:
-    """Label all rows of all problems by launches they share."""
-    for shared, at in _sharing(searches):
-        shared.settle({searches[i].place: centroids[i] for i in at})
-        for i in at:
-            searches[i].settled = centroids[i]
-
-
-def magnitudes(matrix: Matrix, select: slice, w: Array | None) -> tuple[np.ndarray, ...]:
-    """Return the largest |x| (d,), and the largest and smallest nonzero |w x| and w (d + 1,)."""
-    from anykmeans.kernels.triton import looks
-
-    (found,) = looks.magnitudes([matrix.data[select]], None if w is None else w[None])
-    return found[0, : matrix.shape[1]], found[1], found[2]
-
-
-def magnitudes_together(matrices: list[Matrix], w: list[Array] | None) -> tuple[np.ndarray, ...]:
-    """Return what `magnitudes` of all rows of each matrix returns, stacked, of one launch and one look at what it found."""
-    from anykmeans.kernels.triton import looks
-
-    xs, d = [each.data for each in matrices], matrices[0].shape[1]
-    parts = [looks.magnitudes(xs[part], _stacked(w and w[part])) for part in _parts(xs)]
-    found = np.concatenate(parts)
-    return found[:, 0, :d], found[:, 1], found[:, 2]
-
-
-def cost(distances: Array, w: Array | None) -> float:
-    """Return the exact sum of the weighted `distances` (n,): `anykmeans._grid.exact_sum`, bit for bit."""
-    from anykmeans.kernels.triton import looks
-
-    return float(looks.costs(distances[None], None if w is None else w[None])[0])
-
-
-def costs_together(searches: list[Any], w: list[Array] | None) -> np.ndarray:
-    """Return the exact sums (b,) of weighted distances in the frame of all rows, each to the centroid it is labelled by."""
-    from anykmeans.kernels.triton import looks
-
-    found = np.empty(len(searches))
-    for shared, at in _sharing(searches):
-        found[at] = looks.costs(shared.distances(), _stacked(w and [w[i] for i in at]))
-    return found
-
-
-def variances_together(
-    frames: list[Any], w: list[Array] | None, grids: list[Grid]
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return the weighted sums (b,) of all rows' squared distances, in the frame, to their mean, and the weights (b,)."""
-    from anykmeans.kernels.triton import looks
-
-    found = []
-    for part in _parts(frames):
-        xs = [frame.matrix.data for frame in frames[part]]
-        units = np.asarray([frame.unit for frame in frames[part]])
-        found.append(looks.variances(xs, units, _stacked(w and w[part]), grids[part]))
-    costs, weights = zip(*found, strict=True)
-    return np.concatenate(costs), np.concatenate(weights)
-
-
-def _parts(problems: list[Any]) -> list[slice]:
+def _parts(problems: Sequence[object], most: int = _PROBLEMS) -> list[slice]:
     """Return slices of problems, as many as a launch takes."""
-    return [slice(i, i + _PROBLEMS) for i in range(0, len(problems), _PROBLEMS)]
+    most = min(most, _PROBLEMS)
+    return [slice(i, i + most) for i in range(0, len(problems), most)]
 
 
-def _sharing(searches: list[Any]) -> Iterator[tuple[Any, list[int]]]:
-    """Yield what some searches share, and their numbers in order of their places there."""
-    for shared in dict.fromkeys(one.passes for one in searches):
-        yield shared, [i for i, one in enumerate(searches) if one.passes is shared]
+def _search(run: InMemory) -> DeviceSearch:
+    """Return the search of a run, which is of this kernel."""
+    search: DeviceSearch = run.search  # type: ignore[assignment]
+    return search
 
 
-def _stacked(w: list[Array] | None) -> Array | None:
-    """Return the weights (b, n) of problems as one array."""
-    if w is None:
-        return None
-    import torch
-
-    return w[0][None] if len(w) == 1 else torch.stack(w)
-
-
-def accumulate(
-    matrix: Matrix,
-    select: Selection,
-    w: Array | None,
-    new: Array,
-    old: Array | None,
-    grid: Grid,
-    k: int,
-) -> Array:
-    """Return the whole-number sums (k, columns) of the selected rows by label `new`, less by `old`."""
-    from anykmeans.kernels.triton import looks
-
-    xs, before = [matrix.data[select]], None if old is None else old[None]
-    return looks.accumulate(xs, None if w is None else w[None], new[None], before, [grid], k)[0]
-
-
-def seeds(frame: Any, work: Any, w: Array | None, first: int, draws: np.ndarray) -> Any:
-    """Return the rows that greedy k-means++ picks with `draws` (k - 1, t), or None where a tile is too small."""
-    found = seeds_together([frame], None if w is None else [w], [first], draws[None])
-    return None if found is None else found[0]
-
-
-def seeds_together(
-    frames: list[Any], w: list[Array] | None, first: Sequence[int], draws: np.ndarray
-) -> np.ndarray | None:
-    """Return the picks (b, k) that `seeds` makes of each problem's rows, with `draws` (b, k - 1, t), of launches all share."""
-    from anykmeans.kernels.triton import seeding
-
-    if draws.shape[2] > seeding.LANES or frames[0].matrix.shape[1] > seeding.MOST:
-        return None
-    found = [
-        seeding.Seeds(frames[part], w and w[part], first[part], draws[part]).run()
-        for part in _parts(frames)
-    ]
-    return np.concatenate(found)
-
-
-def own_distances(
-    matrix: Matrix, select: slice, unit: float, wide: Array, labels: Array, distances: Array
-) -> None:
-    """Write the squared `distances` (m,) of rows to their own centroids of `wide` (k, d)."""
-    from anykmeans.kernels.triton import looks
-
-    units = np.asarray([[unit, 1.0]])
-    looks.own_distances([matrix.data[select]], units, wide[None], labels[None], distances[None])
+KERNEL: Kernel = Triton()

@@ -95,16 +95,13 @@ def costs(distances: Array, w: Array | None) -> np.ndarray:
     return made
 
 
-def own_distances(
-    xs: list[Array], units: np.ndarray, c: Array, labels: Array, found: Array | None = None
-) -> Array:
+def own_distances(xs: list[Array], units: np.ndarray, c: Array, labels: Array) -> Array:
     """Return squared distances (b, m) of rows of problems (m, d) to the centroids, of `c` (b, ..., d), of their labels (b, m).
 
-    Coordinates of rows, and of centroids, are multiplied by `units` (b, 2). They are written to `found` if it is given.
+    Coordinates of rows, and of centroids, are multiplied by `units` (b, 2).
     """
     b, (m, d), on = len(xs), xs[0].shape, {"device": xs[0].device}
-    if found is None:
-        found = torch.empty((b, m), dtype=torch.float64, **on)
+    found = torch.empty((b, m), dtype=torch.float64, **on)
     padded = 1 << (d - 1).bit_length()
     rows = max(1, resolve.TILE // padded)
     with device.on_device(xs[0]):

@@ -14,6 +14,7 @@ import triton
 from anykmeans._bounds import Bounds
 from anykmeans._grid import Grid
 from anykmeans._libraries import Array
+from anykmeans._search import Change, Search
 from anykmeans.kernels.triton import device, looks, marginals, resolve, screen, sums
 from anykmeans.kernels.triton.screen import COLUMNS, STATES
 
@@ -21,7 +22,7 @@ _GRAPH = 4  # passes up to which launches are not worth replaying as a graph
 _BLOCKS = 2  # for a list of unknown length, on each multiprocessor
 
 
-class Search:
+class DeviceSearch(Search):
     """The labels of one problem's rows, found anew in each pass.
 
     Parameters
@@ -40,9 +41,6 @@ class Search:
         self.frame, self.work, self.k, self.exact = frame, work, k, exact
         self._passes: Passes | None = None
         self.place = 0
-        self.settled: Array | None = (
-            None  # the centroids that the labels are of, where others share the launches
-        )
 
     def join(self, passes: Passes, place: int) -> None:
         """Be the problem number `place` of those that `passes` are made of."""
@@ -57,25 +55,26 @@ class Search:
 
     @property
     def labels(self) -> Array:
-        """The labels (n,) of the centroids last settled for."""
+        """The labels (n,) of the last centroids."""
         return self.passes.labels[self.place]
 
-    def settle(self, c: Array) -> None:
-        """Give every row its nearest centroid of `c`; which labels changed is not known."""
-        if c is not self.settled:
-            self.passes.settle({self.place: c})
-        self.settled = None
+    def relabel(self, c: Array) -> tuple[list[Change], int]:
+        """Give every row its nearest centroid of `c`; any label may have changed."""
+        self.passes.settle({self.place: c})
+        return [], self.frame.matrix.shape[0]
 
-    def leap(
-        self, c: Array, passes: int, tol: float, w: Array | None, grid: Grid, *, keep: bool
+    def steps(
+        self, run: Any, c: Array, most: int, tol: float, empty: str
     ) -> tuple[Array, int, float]:
-        """Return the centroids after up to `passes` passes, how many, and the last shift.
+        """Return the centroids after up to `most` passes, how many, and the last squared move.
 
-        It stops before a pass that would leave a cluster without weight, unless to `keep` its centroid is
-        what to do then.
+        It stops before a pass that would leave a cluster without weight, unless that is to be kept.
         """
-        (found,) = self.passes.leap({self.place: c}, passes, [tol], [w], [grid], keep=keep)
-        return found
+        rows, keep = run.rows, empty == "keep"
+        w = None if rows.weights is None else [rows.relative_weight(rows.every)]
+        (found,) = self.passes.leap({self.place: c}, most, [tol], w, [rows.grid], keep=keep)
+        run.forget()
+        return found if found[1] else super().steps(run, c, most, tol, empty)
 
 
 class Passes:
@@ -83,11 +82,11 @@ class Passes:
 
     Parameters
     ----------
-    searches : list of Search
+    searches : list of DeviceSearch
         The problems: their rows must follow each other in memory at one distance.
     """
 
-    def __init__(self, searches: list[Search]) -> None:
+    def __init__(self, searches: list[DeviceSearch]) -> None:
         frames, one = [search.frame for search in searches], searches[0]
         matrix = one.frame.matrix
         self._x, self._k, self._exact = matrix.data, one.k, one.exact
@@ -223,12 +222,12 @@ class Passes:
         centroids: dict[int, Array],
         passes: int,
         tol: list[float],
-        w: list[Array | None],
+        w: list[Array] | None,
         grids: list[Grid],
         *,
         keep: bool,
     ) -> list[tuple[Array, int, float]]:
-        """Return for the problems given what `Search.leap` does, of passes all problems make at once."""
+        """Return for the problems given centroids, how many passes there were, and the last squared move, of passes all problems make at once."""
         with device.on_device(self._x):
             self._begin(centroids)
             if self._sums is None:
@@ -251,7 +250,7 @@ class Passes:
         units = np.repeat(self._units[:, None], 2, axis=1)
         return looks.own_distances(self._xs, units, self._c, self.labels)
 
-    def _plan(self, grids: list[Grid], w: list[Array | None]) -> None:
+    def _plan(self, grids: list[Grid], w: list[Array] | None) -> None:
         """Make room for sums, and for what a pass ends with."""
         b, n, k, d, on = self._b, self._n, self._k, self._d, self._on
         self._folds = max(grid.folds for grid in grids)  # more than needed change no sum
@@ -262,9 +261,8 @@ class Passes:
         self._old = torch.full((b, n), -1, dtype=torch.int32, **on)
         self._scale = device.placed(np.stack([grid.scale for grid in grids]), self._x)
         self._table[:, screen.STEP.value] = grids[0].step
-        weights = [each for each in w if each is not None]
-        self._weighted = bool(weights)
-        self._w = torch.stack(weights) if weights else self._scale
+        self._weighted = w is not None
+        self._w = self._scale if w is None else torch.stack(w)
         held = d <= sums.HELD
         self._scratch = torch.empty((1,) if held else (b, k, d), dtype=torch.float64, **on)
         self._moves = torch.empty((b, k), dtype=torch.float64, **on)

@@ -4,11 +4,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
-from anykmeans.kernels.numba.simd import combine
+from anykmeans._sparse import coefficients
+from anykmeans.kernels.numba.simd import EIGHT, combine
 from anykmeans.kernels.numba.steps import jit
+from anykmeans.kernels.sparse.numba import sums
 
 
 @jit
@@ -40,3 +44,34 @@ def pairwise(begins, ends, features, values, minus_2c, norms, norm, factor, begi
             count += squared[j] < (norm[row] + norms[j]) * 1e-6
             found[row, j] = math.sqrt(squared[j] if squared[j] > 0.0 else 0.0) * factor
     return norm.shape[0], count
+
+
+def writing(frame: Any, wide: np.ndarray) -> Callable[[slice, np.ndarray], None]:
+    """Return what writes the distances (m, k) of selected rows to all centroids of `wide` (k, columns)."""
+    k, factor = wide.shape[0], 2.0**frame.exponent
+    minus_2c, norms = coefficients(wide, np.float64, EIGHT)
+
+    def write(select: slice, found: np.ndarray) -> None:
+        y = frame.tile(select, np.float64 if frame.exponent else None)
+        norm, near = np.empty(y.shape[0]), np.empty(64 * k, np.int64)
+        sums.norms(y.begins, y.ends, y.values, norm)
+        begin = 0
+        while begin < norm.size:  # until there is no more room for near pairs
+            begin, count = pairwise(
+                y.begins,
+                y.ends,
+                y.features,
+                y.values,
+                minus_2c,
+                norms,
+                norm,
+                factor,
+                begin,
+                near,
+                found,
+            )
+            rows, labels = np.divmod(near[:count], k)
+            exact = sums.own_distances(y, rows, 1.0, wide, labels)
+            found[rows, labels] = np.sqrt(exact) * factor
+
+    return write

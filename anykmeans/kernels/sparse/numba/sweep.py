@@ -16,7 +16,7 @@ import numpy as np
 from anykmeans._bounds import DOWN, GAP, TINY, UP, Bounds
 from anykmeans._distance import halving_sum
 from anykmeans._grid import Grid
-from anykmeans._libraries import Array
+from anykmeans._search import Change, Search
 from anykmeans.kernels.numba.simd import EIGHT, combine
 from anykmeans.kernels.numba.steps import any_order, decide, inline, jit
 from anykmeans.kernels.numba.sums import total, total_part
@@ -25,11 +25,9 @@ from anykmeans.kernels.sparse.numba.sums import TOGETHER
 
 _CACHE = 1 << 18  # bytes of coefficients that stay near whatever their dtype
 
-Change = tuple[Array, Array, Array]
 
-
-class Search:
-    """Labels of all rows, as `anykmeans.kernels.numba.sweep.Search`, with one lower bound a row.
+class SparseSearch(Search):
+    """One lower bound a row, and passes made where nothing has to be decided.
 
     Attributes
     ----------
@@ -37,10 +35,10 @@ class Search:
         Of the last centroids.
     """
 
-    def __init__(self, frame: Any, work: Any, k: int, *, bounds: str, exact: bool) -> None:
+    def __init__(self, frame: Any, work: Any, k: int, *, skip: bool, exact: bool) -> None:
         self.frame, self.work, self.matrix = frame, work, frame.matrix
         n, columns = self.matrix.shape
-        self._skip, self._exact, self._terms = bounds != "off", exact, self.matrix.terms
+        self._skip, self._exact, self._terms = skip, exact, self.matrix.terms
         # Coefficients are read at random: in float32 where they would not stay in the cache.
         slots = -(-k // EIGHT) * EIGHT
         self._narrow = 8 * columns * slots > _CACHE and self._errors(2.0**-24).sound
@@ -59,8 +57,8 @@ class Search:
     def _errors(self, unit: float) -> Bounds:
         return Bounds.of(self.matrix.features, unit, self._terms)
 
-    def settle(self, c: np.ndarray) -> list[Change]:
-        """Give every row its nearest centroid of `c`; return changed rows, old and new labels."""
+    def relabel(self, c: np.ndarray) -> tuple[list[Change], int]:
+        """Give every row its nearest centroid of `c`; return changes, and how many rows changed."""
         if c is not self._reached:
             wide = self.frame.widen(c)
             if not self._fresh:
@@ -72,17 +70,27 @@ class Search:
             self._whole = self._is_whole()
         first = self._fresh
         rows, old = self._label()
-        return [] if first else [(rows, old, self.labels[rows])]
+        return [(rows, old, self.labels[rows])], self.labels.size if first else rows.size
 
-    def leap(
+    def steps(
+        self, run: Any, c: np.ndarray, most: int, tol: float, empty: str
+    ) -> tuple[np.ndarray, int, float]:
+        """Return the centroids after up to `most` passes from `c`, how many those were, and the last squared move."""
+        rows = run.rows
+        w = rows.relative_weight(rows.every)
+        c, done, moved = self._passes(c, most, tol, w, rows.grid, keep=empty == "keep")
+        run.forget()
+        return (c, done, moved) if done else super().steps(run, c, most, tol, empty)
+
+    def _passes(
         self, c: np.ndarray, most: int, tol: float, w: np.ndarray | None, grid: Grid, *, keep: bool
     ) -> tuple[np.ndarray, int, float]:
-        """Return the centroids after up to `most` passes from `c`, how many those were, and the last shift.
+        """Return what `steps` does; stop before a pass that would leave a cluster without weight.
 
-        Stops before a pass that would leave a cluster without weight, unless to `keep` its centroid is what to do then.
+        Unless to `keep` its centroid is what to do then.
         """
         (k, columns), unit, single = c.shape, self.frame.unit, c.dtype == np.float32
-        self.settle(c)
+        self.relabel(c)
         wide = self._wide
         state = wide if unit == 1.0 else c.astype(np.float64)
         whole, moved = np.zeros((k, grid.folds * (columns + 1))), np.empty(k)
@@ -113,7 +121,7 @@ class Search:
         self._reached = state.astype(c.dtype)
         return self._reached, done, shift
 
-    def distances(self) -> np.ndarray:
+    def distances(self, rows: Any, frame: Any, c: np.ndarray) -> np.ndarray:
         """Return the squared distances (n,), by R5 in the frame, of rows to the centroids of their labels."""
         found = np.empty(self.labels.size)
         for tile in self.work.tiles(step=self.work.readable(self.matrix)):

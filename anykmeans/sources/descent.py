@@ -1,0 +1,213 @@
+"""A run over rows in memory: labels found by a search that may skip work, sums kept running.
+
+Which rows a pass really looks at is the business of its search, and does not show.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from anykmeans._distance import halving_sum
+from anykmeans._frame import BESIDE, Frame, within_reach
+from anykmeans._libraries import Array, dtype_name, to_numpy
+from anykmeans._lloyd import Descent, Labelled, Progress
+from anykmeans._stats import ClusterStats, Farthest, farthest_rows
+
+if TYPE_CHECKING:
+    from anykmeans.sources.rows import Rows
+
+BOUNDS = "auto"  # "auto", "off", "hamerly" or "groups"
+
+
+class InMemory(Descent):
+    """A run over `rows` from the centroids `c` (k, d).
+
+    Parameters
+    ----------
+    rows : Rows
+        What to label.
+    c : array of shape (k, d)
+        Where to begin, in the dtype of centroids.
+    bounds : {"auto", "off", "hamerly", "groups"}, optional
+        How work is skipped; "off" for who makes one pass alone.
+    host : ndarray of shape (k, d), optional
+        The same centroids, where they are on the host already.
+    frame : Frame, optional
+        One in which all of `c` shows: they are not looked at.
+
+    Attributes
+    ----------
+    c : array of shape (k, d)
+        The centroids to run from. They are others where rows would not show beside those given: see `restored`.
+
+    Raises
+    ------
+    ValueError
+        If given centroids do not fit their dtype.
+    """
+
+    def __init__(
+        self,
+        rows: Rows,
+        c: Array,
+        *,
+        bounds: str | None = None,
+        host: np.ndarray | None = None,
+        frame: Frame | None = None,
+    ) -> None:
+        self.rows, self.kernel, self.given, self.c = rows, rows.kernel, c, c
+        self._bounds = BOUNDS if bounds is None else bounds
+        self._stats: ClusterStats | None = None
+        if frame is None:
+            frame = self._framed(to_numpy(c) if host is None else host)
+        self.frame = frame
+        self.search = self.kernel.search(rows, frame, self.c, self._bounds)
+
+    def _framed(self, host: np.ndarray) -> Frame:
+        """Return a frame for rows and centroids, and cut those that are out of reach."""
+        rows = self.rows
+        reached, self._magnitudes = within_reach(host, rows.largest)
+        if reached is not host:
+            if not np.isfinite(host).all():  # given ones are of a wider dtype
+                raise ValueError(
+                    f"`init` must fit the dtype of the centroids, {dtype_name(self.c)}; got values beyond it."
+                )
+            self.c = rows.matrix.asarray(reached, self.c.dtype)
+        largest = max(rows.largest, float(self._magnitudes.max()))
+        return Frame.around(rows.matrix, largest, reached)
+
+    # -- passes -------------------------------------------------------------------------------
+
+    def steps(self, c: Array, most: int, tol: float, empty: str) -> tuple[Array, int, float]:
+        """Return the centroids after the next passes: as many as the search can make at once."""
+        return self.search.steps(self, c, most, tol, empty)
+
+    def sweep(self, c: Array) -> ClusterStats:
+        """Return the stats of all rows, each with its nearest centroid of `c` (k, d)."""
+        rows, k = self.rows, int(c.shape[0])
+        changes, moved = self.search.relabel(c)
+        stats = self._stats
+        if stats is None or 3 * moved > rows.shape[0]:  # in order, and once a row
+            stats = rows.stats(self.search.labels, k)
+        elif moved:
+            which, old, new = changes[0]
+            if len(changes) > 1:
+                which, old, new = (rows.xp.concat([each[i] for each in changes]) for i in range(3))
+            stats = stats + rows.stats(new, k, which, old)
+        self._stats = stats
+        return stats
+
+    def forget(self) -> None:
+        """Forget the sums: passes were made without them, and labels are others now."""
+        self._stats = None
+
+    def means(self, stats: ClusterStats, c: Array) -> tuple[Array, Array]:
+        """Return the means (k, d) of clusters in the dtype of `c`, and their relative weights (k,)."""
+        return self.kernel.means(self.rows, stats, c)
+
+    def move(self, c_new: Array, c: Array) -> float:
+        """Return the sum of squared moves in the frame."""
+        matrix = self.rows.matrix
+        moved = self.kernel.moves(matrix, self.frame.widen(c_new), self.frame.widen(c))
+        return float(halving_sum(matrix.xp, moved[None, :])[0])
+
+    def farthest(self, c: Array, most: int) -> Farthest:
+        """Return the rows farthest from their centroid in `c`."""
+        rows, labels = self.rows, self.search.labels
+        distances = self.distances(c)
+        if rows.weights is not None:  # rows of no weight are not there
+            w = rows.weights.rows(rows.every)[:, 0]
+            distances = rows.xp.where(w > 0, distances, rows.xp.zeros_like(distances))
+        far = farthest_rows(to_numpy(distances), most)
+        at, m = rows.matrix.asarray(far), far.size
+        apart = rows.matrix.asarray(np.arange(m))
+        summands = rows.stats(rows.xp.astype(apart, labels.dtype), m, at).sums
+        found = (rows.xp.take(a, at) for a in (distances, labels))
+        return Farthest(most, *(np.asarray(to_numpy(a)) for a in (*found, summands)))
+
+    def progress(self, n_iter: int, c: Array, moved: float, tol: float) -> Progress:
+        """Return what a `Watch` is told: centroids in NumPy, with all of the user's features."""
+        squares = np.ldexp([moved, tol], 2 * self.frame.exponent).tolist()
+        return Progress(n_iter, to_numpy(self.rows.matrix.spread(c)), *squares)
+
+    @property
+    def variance(self) -> float:
+        """The mean weighted variance of the features, in the frame: what a user's `tol` is relative to."""
+        return self.rows.variance(self.frame.exponent)
+
+    # -- ends ---------------------------------------------------------------------------------
+
+    def labels(self, c: Array) -> Array:
+        """Return the labels (n,) of the nearest of the centroids `c`."""
+        self.search.relabel(c)
+        if self.rows.glanced and self.search.lost:
+            self._look_again()
+            self.search.relabel(c)
+        return self.search.labels
+
+    def pairwise(self, c: Array) -> Array:
+        """Return the distances (n, k) of all rows to the centroids `c` (k, d)."""
+        found, lost = self.kernel.pairwise(self.rows, self.frame, self.frame.widen(c))
+        if self.rows.glanced and lost:
+            self._look_again()
+            found, _ = self.kernel.pairwise(self.rows, self.frame, self.frame.widen(c))
+        return found
+
+    def _look_again(self) -> None:
+        """Begin anew, with a look at all rows: a glance misled."""
+        self.rows.look()
+        self.__init__(self.rows, self.given, bounds=self._bounds)  # type: ignore[misc]
+
+    def distances(self, c: Array) -> Array:
+        """Return the squared distances (n,), in the frame, to the labels' centroids of `c`."""
+        return self.search.distances(self.rows, self.frame, c)
+
+    def label(self, c: Array) -> Labelled:
+        """Return labels (n,), squared distances (n,) and inertia for the centroids `c` returned."""
+        labels, rows = self.labels(c), self.rows
+        distances = self.distances(c)
+        del self.search  # whose bounds are as large as what follows
+        cost = self.kernel.cost(rows, distances)
+        exponent = self.frame.exponent
+        inertia = float(np.ldexp(cost, 2 * exponent + rows.heaviest))
+        for part in (exponent // 2, (exponent + 1) // 2) * 2:
+            if part:  # in four steps, as 2**exponent itself may be out of range
+                distances = distances * 2.0**part
+        return Labelled(labels, distances, inertia)
+
+    def restored(self, c: Array) -> Array:
+        """Return centroids (k, d) with those that were cut, and that have not moved since, as they were given."""
+        if self.c is self.given:
+            return c
+        same = self.rows.xp.all(c == self.c, axis=1)[:, None]
+        return self.rows.xp.where(same, self.given, c)
+
+    @property
+    def cut(self) -> np.ndarray:
+        """The numbers (m,) of the centroids that were cut."""
+        if self.c is self.given:
+            return np.empty(0, np.int64)
+        return np.flatnonzero(to_numpy(self.rows.xp.any(self.given != self.c, axis=1)))
+
+    def near(self) -> np.ndarray:
+        """Return the numbers (m,) of rows whose distances to the centroids begun with may not show beside the largest row."""
+        rows = self.rows
+        limit = rows.largest / BESIDE
+        if rows.glanced or limit == 0:
+            return np.empty(0, np.int64)
+        least = np.sort(self._magnitudes)[:2]
+        if least[0] > limit or (
+            least[0] == 0 and min(least[-1], rows.extent.smallest.min()) > limit
+        ):
+            return np.empty(0, np.int64)  # all show, or are zero as that centroid is
+
+        def magnitudes(tile: slice) -> np.ndarray:
+            if rows.matrix.sparse:
+                return rows.matrix.tile(tile).magnitudes()
+            largest = to_numpy(rows.xp.max(rows.xp.abs(rows.matrix.rows(tile)), axis=1))
+            return np.asarray(largest, np.float64)
+
+        work = rows.work
+        return np.flatnonzero(np.concatenate(work.map(magnitudes, work.tiles())) <= limit)
