@@ -14,7 +14,7 @@ from anykmeans import _check as check
 from anykmeans._extent import Extent, grids
 from anykmeans._frame import BESIDE, Frame, power_of_two
 from anykmeans._grid import Grid
-from anykmeans._libraries import Array, Namespace, Selection, to_numpy
+from anykmeans._libraries import Array, Selection, stacked, to_numpy
 from anykmeans._matrix import Matrix
 from anykmeans._stats import ClusterStats
 from anykmeans._work import Work
@@ -335,8 +335,3 @@ def vary(all_rows: list[Rows]) -> None:
     found = missing[0].kernel.variances(missing) if missing else []
     for rows, variance in zip(missing, found, strict=True):
         rows._variance = variance, rows.frame().exponent
-
-
-def stacked(xp: Namespace, arrays: list[Array]) -> Array:
-    """Return arrays with an axis of their own in front; one alone is not copied."""
-    return xp.stack(arrays) if len(arrays) > 1 else arrays[0][None, ...]
