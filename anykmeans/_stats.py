@@ -8,7 +8,38 @@ from dataclasses import dataclass
 import numpy as np
 
 from anykmeans._grid import Grid
-from anykmeans._libraries import Array, Namespace, like, namespace, to_numpy
+from anykmeans._libraries import Array, Namespace, like, namespace, np_compat, to_numpy
+
+
+@dataclass(frozen=True, eq=False)
+class Cost:
+    """The exact sum of weighted squared distances, on a grid that is known before any of them is, so that it adds.
+
+    Attributes
+    ----------
+    whole : ndarray of shape (folds,), float64
+        Whole numbers of grid steps; folds that are not there are zero.
+    grid : Grid
+        What they mean.
+    """
+
+    whole: np.ndarray
+    grid: Grid
+
+    def __add__(self, other: Cost) -> Cost:
+        if not self.grid.same_steps(other.grid):
+            raise ValueError(
+                "Costs can be added on one grid only; got two, whose whole numbers mean different steps. "
+                "Take the frame of all rows for each part."
+            )
+        whole = np.zeros(max(self.whole.size, other.whole.size))
+        whole[: self.whole.size] += self.whole
+        whole[: other.whole.size] += other.whole
+        return Cost(whole, self.grid)
+
+    def __float__(self) -> float:
+        grid = Grid(self.grid.scale, self.grid.step, self.whole.size)
+        return float(grid.total(np_compat, self.whole[None, :], grid.scale)[0, 0])
 
 
 @dataclass(frozen=True)
@@ -24,10 +55,13 @@ class ClusterStats:
         Whole numbers of grid steps; the last column of each fold is the weight.
     grid : Grid
         What they mean.
+    cost : Cost or None
+        Of all rows, where it is known: a pass that skips rows does not know it.
     """
 
     sums: Array
     grid: Grid
+    cost: Cost | None = None
 
     def __add__(self, other: ClusterStats) -> ClusterStats:
         if self.grid != other.grid:
@@ -35,7 +69,9 @@ class ClusterStats:
                 "ClusterStats can be added on one grid only; got two, whose whole numbers mean different steps. "
                 "Plan one grid for all rows, of their merged `Extent`, or put one `on` the other's grid."
             )
-        return ClusterStats(self.sums + other.sums, self.grid)
+        known = self.cost is not None and other.cost is not None
+        cost = self.cost + other.cost if known else None  # type: ignore[operator]
+        return ClusterStats(self.sums + other.sums, self.grid, cost)
 
     def on(self, grid: Grid) -> ClusterStats:
         """Return the same stats on another `grid`, which must be planned for these rows and all to be added."""
@@ -48,7 +84,7 @@ class ClusterStats:
             part = self.sums[:, fold * columns : (fold + 1) * columns]
             found = found + grid.split(xp, part * unit / scale, to)
             unit /= self.grid.step
-        return ClusterStats(found, grid)
+        return ClusterStats(found, grid, self.cost)
 
     def totals(self) -> tuple[Array, Array]:
         """Return the sums (k, d) and weights (k,) that these mean, float64, each rounded once."""
@@ -148,6 +184,7 @@ def segment_mean(xp: Namespace, sums: Array, mass: Array, c: Array) -> Array:
 
 def farthest_rows(distances: np.ndarray, most: int) -> np.ndarray:
     """Return the numbers (m,) of the rows that have the largest squared `distances` (n,), for `Farthest`."""
+    most = min(most, distances.size)  # a part of all rows may have fewer
     least = np.partition(distances, -most)[-most]  # as sorting all takes longer
     (far,) = np.nonzero(distances >= least)
     order = far[np.argsort(-distances[far], kind="stable")][:most]

@@ -79,7 +79,7 @@ def test_all_that_a_fit_launches(built, dtype, d, k):
     run = rows.start(c)
     run.steps(c, 1, 0.0, "relocate")
     rows.stats(torch.zeros(200, dtype=torch.int32), k)
-    rows.kernel.cost(rows, run.distances(c))
+    rows.kernel.cost(rows, run.frame, run.distances(c))
     assert names(built) >= ALL
     check(built, d)
 

@@ -14,12 +14,12 @@ import numpy as np
 from anykmeans import _distance
 from anykmeans._bounds import squared_norms
 from anykmeans._extent import Extent
-from anykmeans._grid import Grid, exact_sum, extent_of_costs, merged_extent, significant_bits
+from anykmeans._grid import Grid, exact_sum, significant_bits
 from anykmeans._libraries import Array, Namespace, Selection, device_of, is_sparse, put, to_numpy
 from anykmeans._lloyd import Watch, lloyd
 from anykmeans._matrix import Matrix
 from anykmeans._search import Search, Tiled, members
-from anykmeans._stats import ClusterStats, segment_mean
+from anykmeans._stats import ClusterStats, Cost, segment_mean
 from anykmeans.kernels.seeding import Seeds
 
 if TYPE_CHECKING:
@@ -219,15 +219,18 @@ class Kernel:
         """Return sums (k, d) by weights (k,), in the dtype of `c`, an empty cluster's row of `c`."""
         return segment_mean(xp, sums, mass, c)
 
-    def cost(self, rows: Rows, distances: Array) -> float:
-        """Return the sum of per-row `distances` (n,) by relative weight, exact on its grid."""
-        work, weigh = rows.work, rows.relative_weight
-        tiles = work.tiles(step=max(1, work.tile // 8))
-        extents = work.map(
-            lambda tile: extent_of_costs(rows.xp, distances[tile], weigh(tile)), tiles
-        )
-        grid = Grid.of_costs(merged_extent(extents), rows.shape[0], rows.weights is not None)
-        return exact_sum(rows.xp, ((distances[tile], weigh(tile)) for tile in tiles), grid)
+    def cost(self, rows: Rows, frame: Frame, distances: Array, grid: Grid | None = None) -> Cost:
+        """Return the exact sum of per-row `distances` (n,), squared and in the `frame`, by relative weight.
+
+        On a `grid`, if these rows are a part of more.
+        """
+        work, grid = rows.work, grid or frame.costs(rows.shape[0], rows.weights is not None)
+
+        def of_tile(tile: slice) -> Cost:
+            w = rows.relative_weight(tile)
+            return Cost(exact_sum(rows.xp, distances[tile], w, grid), grid)
+
+        return work.reduce(of_tile, work.tiles(step=max(1, work.tile // 8)), Cost.__add__)
 
     def variances(self, all_rows: Sequence[Rows]) -> list[float]:
         """Return the mean over features of the weighted variance of each source's rows, in their own frame."""
@@ -241,7 +244,7 @@ class Kernel:
         weight, frame = float(mass[0]), rows.frame()
         mean = frame.widen(sums / xp.full_like(sums, weight))  # as in `segment_mean`
         return (
-            self.cost(rows, self.distances(rows, frame, mean, labels))
+            float(self.cost(rows, frame, self.distances(rows, frame, mean, labels)))
             / weight
             / rows.matrix.features
         )

@@ -169,13 +169,12 @@ class InMemory(Descent):
         labels, rows = self.labels(c), self.rows
         distances = self.distances(c)
         del self.search  # whose bounds are as large as what follows
-        cost = self.kernel.cost(rows, distances)
-        exponent = self.frame.exponent
-        inertia = float(np.ldexp(cost, 2 * exponent + rows.heaviest))
+        cost, exponent = self.kernel.cost(rows, self.frame, distances), self.frame.exponent
+        inertia = float(np.ldexp(float(cost), 2 * exponent + rows.heaviest))
         for part in (exponent // 2, (exponent + 1) // 2) * 2:
             if part:  # in four steps, as 2**exponent itself may be out of range
                 distances = distances * 2.0**part
-        return Labelled(labels, distances, inertia)
+        return Labelled(labels, distances, cost, inertia)
 
     def restored(self, c: Array) -> Array:
         """Return centroids (k, d) with those that were cut, and that have not moved since, as they were given."""

@@ -21,7 +21,7 @@ from anykmeans._grid import Grid
 from anykmeans._libraries import Array, Namespace, Selection
 from anykmeans._matrix import Matrix
 from anykmeans._search import Search
-from anykmeans._stats import ClusterStats
+from anykmeans._stats import ClusterStats, Cost
 from anykmeans.kernels import compiled
 from anykmeans.kernels.cpu import Cpu, long_tiles
 from anykmeans.kernels.optional import broken
@@ -157,15 +157,16 @@ class Numba(Cpu):
         loops.means(sums, mass, c, found)
         return found
 
-    def cost(self, rows: Rows, distances: np.ndarray) -> float:
-        """Return the exact sum of the weighted `distances` (n,): `anykmeans._grid.exact_sum`, bit for bit."""
+    def cost(
+        self, rows: Rows, frame: Frame, distances: np.ndarray, grid: Grid | None = None
+    ) -> Cost:
+        """Return the exact sum of per-row `distances` (n,), squared and in the `frame`, by relative weight."""
         from anykmeans.kernels.numba import sums
 
         w = rows.relative_weight(rows.every)
-        extent = sums.extent_of_costs(distances, weights(w))
-        grid = Grid.of_costs(extent, distances.shape[0], w is not None)
+        grid = grid or frame.costs(distances.size, w is not None)
         whole = sums.whole(distances, weights(w), grid.scale[0], grid.step, grid.folds)
-        return float(sums.total(whole, grid.scale, grid.step, grid.folds)[0, 0])
+        return Cost(whole, grid)
 
     def pairwise(self, rows: Rows, frame: Frame, wide: np.ndarray) -> tuple[np.ndarray, int]:
         """Return the distances (n, k) of rows to centroids `wide` (k, d), and of how many rows they mean nothing."""

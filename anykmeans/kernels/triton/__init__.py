@@ -16,9 +16,10 @@ import numpy as np
 from anykmeans import _libraries as arrays
 from anykmeans._extent import Extent
 from anykmeans._frame import BESIDE, Frame, largest_and_offsets, power_of_two
-from anykmeans._grid import significant_bits
+from anykmeans._grid import Grid, significant_bits
 from anykmeans._libraries import Array, Selection
 from anykmeans._lloyd import Watch, lloyd
+from anykmeans._stats import Cost
 from anykmeans.kernels.agnostic import Kernel
 from anykmeans.kernels.optional import broken
 from anykmeans.kernels.torch import Torch
@@ -118,12 +119,14 @@ class Triton(Torch):
 
         return DeviceSearch(frame, rows.work, c.shape[0], exact=rows.exact)
 
-    def cost(self, rows: Rows, distances: Array) -> float:
-        """Return the exact sum of the weighted `distances` (n,): `anykmeans._grid.exact_sum`, bit for bit."""
+    def cost(self, rows: Rows, frame: Frame, distances: Array, grid: Grid | None = None) -> Cost:
+        """Return the exact sum of per-row `distances` (n,), squared and in the `frame`, by relative weight."""
         from anykmeans.kernels.triton import looks
 
         w = rows.relative_weight(rows.every)
-        return float(looks.costs(distances[None], None if w is None else w[None])[0])
+        grid = grid or frame.costs(rows.shape[0], w is not None)
+        (whole,) = looks.costs(distances[None], None if w is None else w[None], [grid])
+        return Cost(whole, grid)
 
     def variances(self, all_rows: Sequence[Rows]) -> list[float]:
         """Return the mean over features of the weighted variance of each source's rows, in their own frame."""
@@ -132,9 +135,13 @@ class Triton(Torch):
         w, found = relative_weights(all_rows), []
         for part in _parts(all_rows):
             xs = [rows.matrix.data for rows in all_rows[part]]
-            units = np.asarray([rows.frame().unit for rows in all_rows[part]])
+            frames = [rows.frame() for rows in all_rows[part]]
+            units = np.asarray([frame.unit for frame in frames])
             grids = [rows.grid for rows in all_rows[part]]
-            costs, weights = looks.variances(xs, units, stacked(w and w[part]), grids)
+            on = [frame.costs(all_rows[0].shape[0], w is not None) for frame in frames]
+            heavy = stacked(w and w[part])
+            distances, weights = looks.deviations(xs, units, heavy, grids)
+            costs = looks.totals(looks.costs(distances, heavy, on), on)
             found.append(costs / weights / all_rows[0].matrix.features)
         variances: list[float] = np.concatenate(found).tolist()
         return variances
@@ -233,7 +240,9 @@ class Triton(Torch):
         for shared in dict.fromkeys(search.passes for search in searches):
             at = [i for i, search in enumerate(searches) if search.passes is shared]
             shared.settle({searches[i].place: ends[i] for i in at})
-            costs[at] = looks.costs(shared.distances(), stacked(w and [w[i] for i in at]))
+            grids = [runs[i].frame.costs(runs[i].rows.shape[0], w is not None) for i in at]
+            heavy = stacked(w and [w[i] for i in at])
+            costs[at] = looks.totals(looks.costs(shared.distances(), heavy, grids), grids)
         for run, search in zip(runs, searches, strict=True):
             labels.append(search.labels)
             del run.search  # whose memory is as large as what follows

@@ -69,29 +69,34 @@ def magnitudes(xs: list[Array], w: Array | None) -> np.ndarray:
     return made if w is not None else made[:, :, :d]
 
 
-def costs(distances: Array, w: Array | None) -> np.ndarray:
-    """Return the exact sums (b,) of the weighted `distances` (b, n), after one wait: the device plans their grids, too."""
-    (b, n), weighted = distances.shape, w is not None
-    weighed = distances if w is None else w * distances
-    smallest = torch.where(weighed > 0, weighed, math.inf).amin(1)
-    extents = torch.stack([distances.amax(1), weighed.amax(1), smallest], dim=1)
+def costs(distances: Array, w: Array | None, grids: list[Grid]) -> np.ndarray:
+    """Return the exact sums of the weighted `distances` (b, n), as whole numbers (b, FOLDS) of each problem's grid of costs."""
+    b, n = distances.shape
     found = torch.zeros((b, FOLDS), dtype=torch.int64, device=distances.device)
-    bits = max((2 * n if weighted else n) - 1, 1).bit_length()
+    scales = device.placed(np.concatenate([grid.scale for grid in grids]), distances)
     with device.on_device(distances):
         sums.cost[(triton.cdiv(n, _SUMMED), b)](
-            *(distances, found if w is None else w.contiguous(), extents, found),
-            *(n, 52 - bits),
+            *(
+                distances,
+                found if w is None else w.contiguous(),
+                scales,
+                found,
+                n,
+                round(math.log2(grids[0].step)) - 1,
+            ),
             FOLDS=FOLDS,
-            WEIGHTED=weighted,
+            WEIGHTED=w is not None,
             BLOCK=_SUMMED,
             enable_fp_fusion=False,
         )
-    both = torch.cat([extents.view(torch.int64), found], dim=1).cpu().numpy()
-    # The same grids, but that all folds are in use, which does not show.
-    grid = Grid.of_costs(both[:, :3].view(np.float64).T, n, weighted)
-    grid = Grid(grid.scale, grid.step, FOLDS)
-    whole = both[:, 3:].astype(np.float64).T.reshape(1, -1)
-    made: np.ndarray = grid.total(np, whole, grid.scale)[0]
+    whole: np.ndarray = found.cpu().numpy().astype(np.float64)
+    return whole
+
+
+def totals(whole: np.ndarray, grids: list[Grid]) -> np.ndarray:
+    """Return the sums (b,) that whole numbers (b, FOLDS) mean."""
+    grid = Grid(np.concatenate([grid.scale for grid in grids]), grids[0].step, FOLDS)
+    made: np.ndarray = grid.total(np, whole.T.reshape(1, -1), grid.scale)[0]
     return made
 
 
@@ -115,10 +120,10 @@ def own_distances(xs: list[Array], units: np.ndarray, c: Array, labels: Array) -
     return found
 
 
-def variances(
+def deviations(
     xs: list[Array], units: np.ndarray, w: Array | None, grids: list[Grid]
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return the weighted sums (b,) of squared distances of rows of problems (n, d) to their mean, and the weights (b,)."""
+) -> tuple[Array, np.ndarray]:
+    """Return squared distances (b, n) of rows of problems (n, d) to their mean, and the weights (b,) of all."""
     b, (n, d) = len(xs), xs[0].shape
     labels = torch.zeros((b, n), dtype=torch.int32, device=xs[0].device)
     whole = accumulate(xs, w, labels, None, grids, 1).cpu().numpy()
@@ -129,4 +134,4 @@ def variances(
     total = grid.total(np, whole, grid.scale).reshape(b, d + 1)
     means = device.placed(total[:, None, :d] / total[:, None, d:], xs[0])
     units = np.stack([units, units], axis=1)
-    return costs(own_distances(xs, units, means, labels), w), total[:, d]
+    return own_distances(xs, units, means, labels), total[:, d]
