@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 
 from anykmeans._grid import Grid
-from anykmeans._libraries import Array, Namespace, like, namespace, np_compat, to_numpy
+from anykmeans._libraries import Array, Namespace, like, namespace, to_numpy
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,8 +39,9 @@ class Cost:
         return Cost(whole, self.grid)
 
     def __float__(self) -> float:
-        grid = Grid(self.grid.scale, self.grid.step, self.whole.size)
-        return float(grid.total(np_compat, self.whole[None, :], grid.scale)[0, 0])
+        """Return the sum, rounded once, as `Grid.total` does for arrays."""
+        parts = (part * self.grid.step**-i for i, part in enumerate(self.whole.tolist()))
+        return math.fsum(parts) / float(self.grid.scale[0])
 
 
 @dataclass(frozen=True)
