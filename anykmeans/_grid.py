@@ -94,14 +94,16 @@ class Grid:
 
     @classmethod
     def of_costs(cls, most: float, n: int, weighted: bool) -> Grid:
-        """Return the grid for the sum of `n` costs of at most `most` each, known before any of them is: all folds are in use.
+        """Return the grid for the sum of `n` costs of at most `most` each, known before any of them is.
 
-        Weighted ones are products of a distance, of at most `most` too, and a weight.
+        Weighted ones are products of a distance, of at most `most` too, and a weight. There are folds down to the last bit
+        of any float64, as distances may be far below the most that they can be; who adds up goes no further than he has to.
         """
         bits = max((2 * n if weighted else n) - 1, 1).bit_length()
         exponent = math.frexp(most)[1]
         coarse = min(_ROOM - bits - exponent, 960 - exponent if weighted else 1023)
-        return cls(np.asarray([math.ldexp(1.0, coarse)]), 2.0 ** (_ROOM + 1 - bits), FOLDS)
+        folds = 1 + math.ceil((_ROOM - DOUBLE[1] * (2 if weighted else 1)) / (_ROOM + 1 - bits))
+        return cls(np.asarray([math.ldexp(1.0, coarse)]), 2.0 ** (_ROOM + 1 - bits), folds)
 
     def down_to(self, smallest: float, digits: int) -> Grid:
         """Return as many folds of this grid of one column as hold numbers of `digits` bits, the least of them the `smallest`."""
@@ -109,7 +111,7 @@ class Grid:
             return Grid(self.scale, self.step, 1)
         missing = digits - math.frexp(smallest)[1] - math.frexp(float(self.scale[0]))[1] + 2
         folds = 1 + math.ceil(max(missing, 0) / (math.frexp(self.step)[1] - 1))
-        return Grid(self.scale, self.step, min(FOLDS, folds))
+        return Grid(self.scale, self.step, min(self.folds, folds))
 
     def split(self, xp: Namespace, values: Array, scale: Array, w: Array | None = None) -> Array:
         """Return `values` (m, columns), times `w` (m,), as whole numbers (m, folds * columns), coarsest grid first.
@@ -155,11 +157,11 @@ class Grid:
         ) / scale  # never -0.0, which some ways of adding give
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Grid) and self.folds == other.folds and self.same_steps(other)
-
-    def same_steps(self, other: Grid) -> bool:
-        """Return whether whole numbers of both mean the same, however many folds there are."""
-        return self.step == other.step and np.array_equal(self.scale, other.scale)
+        return (
+            isinstance(other, Grid)
+            and (self.step, self.folds) == (other.step, other.folds)
+            and np.array_equal(self.scale, other.scale)
+        )
 
 
 def two_product(a: Array, b: Array) -> tuple[Array, Array]:

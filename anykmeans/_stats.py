@@ -12,36 +12,44 @@ from anykmeans._grid import Grid
 from anykmeans._libraries import Array, Namespace, like, namespace, to_numpy
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True)
 class Cost:
-    """The exact sum of weighted squared distances, on a grid that is known before any of them is, so that it adds.
+    """The exact sum of weighted squared distances: floats whose sum it is, so that costs of parts add, whatever grids they are from.
 
     Attributes
     ----------
-    whole : ndarray of shape (folds,), float64
-        Whole numbers of grid steps; folds that are not there are zero.
-    grid : Grid
-        What they mean.
+    parts : tuple of float
+        None of them rounded, but what is below the last bit of float64.
     """
 
-    whole: np.ndarray
-    grid: Grid
+    parts: tuple[float, ...] = ()
+
+    @classmethod
+    def of(cls, whole: np.ndarray, grid: Grid) -> Cost:
+        """Return the sum that whole numbers (folds,) of a `grid` of one column mean."""
+        exponent, finer = 1 - math.frexp(float(grid.scale[0]))[1], math.frexp(grid.step)[1] - 1
+        parts = enumerate(whole.tolist())
+        return cls(tuple(math.ldexp(part, exponent - finer * i) for i, part in parts if part))
 
     def __add__(self, other: Cost) -> Cost:
-        if not self.grid.same_steps(other.grid):
-            raise ValueError(
-                "Costs can be added on one grid only; got two, whose whole numbers mean different steps. "
-                "Take the frame of all rows for each part."
-            )
-        whole = np.zeros(max(self.whole.size, other.whole.size))
-        whole[: self.whole.size] += self.whole
-        whole[: other.whole.size] += other.whole
-        return Cost(whole, self.grid)
+        """Return the sum of both: a few parts, of which none overlaps another, however many were added.
+
+        By sums and what their rounding took (Shewchuk, "Adaptive precision floating-point arithmetic and fast robust
+        geometric predicates", Discrete & Computational Geometry 1997).
+        """
+        parts: list[float] = []
+        for x in self.parts + other.parts:
+            apart = []
+            for y in parts:
+                larger, smaller = (x, y) if abs(x) >= abs(y) else (y, x)
+                x = larger + smaller
+                if left := smaller - (x - larger):
+                    apart.append(left)
+            parts = [*apart, x] if x else apart
+        return Cost(tuple(parts))
 
     def __float__(self) -> float:
-        """Return the sum, rounded once, as `Grid.total` does for arrays."""
-        parts = (part * self.grid.step**-i for i, part in enumerate(self.whole.tolist()))
-        return math.fsum(parts) / float(self.grid.scale[0])
+        return math.fsum(self.parts)
 
 
 @dataclass(frozen=True)

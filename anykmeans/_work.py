@@ -8,11 +8,10 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import TypeVar
 
 from anykmeans._matrix import Matrix
+from anykmeans._settings import current
 from anykmeans._threads import cores, one_blas_thread, spread
 
-_SMALL = 1 << 17  # numbers in `x` below which starting threads costs more than they save
 _CPU_BYTES, _DEVICE_BYTES = 1 << 28, 1 << 30
-_CACHE = 1 << 16  # numbers of a tile on a CPU: its temporaries stay in the L2 cache
 T = TypeVar("T")
 R = TypeVar("R")
 _spent = [0.0]
@@ -58,13 +57,13 @@ class Work:
         self.n, self.d, self.host, self.most = n, d, host, threads
         self.max_bytes = max_bytes or (_CPU_BYTES if host else _DEVICE_BYTES)
         self.bounded = max_bytes is not None
-        alone = n * d * effort < _SMALL
+        alone = n * d * effort < current().spread
         if alone or not host:
             self.threads = 1
         else:
             self.threads = threads or max(1, min(cores(), self.max_bytes // (1 << 20)))
         self.room = max(1, self.max_bytes // self.threads // 64)
-        self.tile = min(_CACHE, self.room) if host else self.room
+        self.tile = min(current().tile, self.room) if host else self.room
         # One thread that has no use for BLAS is in nobody's way, and small work would feel the limit.
         self._limits = host and (blas or self.threads > 1)
         if threads is not None and not alone:  # of NumPy's products, too, whoever asks for them

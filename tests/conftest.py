@@ -5,6 +5,7 @@ run here is skipped with its reason printed, at the top of the run and again at 
 no backend belongs to NumPy and runs when NumPy does; one marked `only` belongs to the backend it names.
 """
 
+import contextlib
 import dataclasses
 import importlib
 import os
@@ -14,7 +15,7 @@ import numpy as np
 import pytest
 from hypothesis import settings
 
-from anykmeans import kernels
+from anykmeans import _settings, kernels
 
 settings.register_profile("anykmeans", deadline=None, derandomize=True, max_examples=40)
 settings.load_profile("anykmeans")
@@ -188,11 +189,17 @@ def pytest_collection_modifyitems(config, items):
 
 
 @pytest.fixture
-def kernel(request, monkeypatch):
+def setting():
+    """`setting(spread=0)`: other settings for the rest of the test."""
+    with contextlib.ExitStack() as stack:
+        yield lambda **changes: stack.enter_context(_settings.settings(**changes))
+
+
+@pytest.fixture
+def kernel(request, setting):
     """The name of a kernel, which is made to take the way that its variant names."""
     if request.param == SKIPPING:
-        monkeypatch.setattr("anykmeans.kernels.numba.SMALL", 0)
-        monkeypatch.setattr("anykmeans.kernels.numba.subspace.LONG", 0)
+        setting(at_once=0, first_look=0)
         return "numba"
     return request.param
 

@@ -214,8 +214,8 @@ def test_results_live_on_the_rows_own_device():
     assert result.centroids.device == result.labels.device == device
 
 
-def test_the_kernel_is_chosen_once_by_the_size_of_all(backend, make, monkeypatch):
-    monkeypatch.setattr(compiled, "LEAST", B * N * D)
+def test_the_kernel_is_chosen_once_by_the_size_of_all(backend, make, monkeypatch, setting):
+    setting(compiled=B * N * D)
     monkeypatch.setattr(compiled, "seconds", lambda: 0.0)
     x = make(problems())
     wanted = next(name for name in kernels.TABLE if kernels.why_not(name, x) is None)

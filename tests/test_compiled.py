@@ -113,10 +113,9 @@ def test_groups_share_all_out(k):
 
 
 @pytest.fixture
-def many(monkeypatch):
+def many(setting):
     """However few the rows, they are searched as many are."""
-    monkeypatch.setattr(compiled, "SMALL", 0)
-    monkeypatch.setattr(subspace, "LONG", 0)
+    setting(at_once=0, first_look=0)
 
 
 CASES = {  # n, d, k, bounds, max_bytes

@@ -11,6 +11,7 @@ import pytest
 
 from anykmeans import kernels, kmeans
 from anykmeans._matrix import Matrix
+from anykmeans._settings import Settings
 from anykmeans.kernels import compiled
 from anykmeans.sources.rows import Rows
 
@@ -163,7 +164,7 @@ def test_the_choice_is_reported_and_can_be_forced(backend, make, monkeypatch, tm
     assert kernels.choose(x).name == at_once
     (tmp_path / f"small.passes-80.py{sys.version_info[0]}{sys.version_info[1]}.nbi").touch()
     assert kmeans(x, 2, rng=0).kernel == can_run[0]
-    large = make(np.zeros((compiled.LEAST, 1)))
+    large = make(np.zeros((Settings().compiled, 1)))
     assert kernels.choose(large).name == can_run[0]
     for name in can_run:
         assert kmeans(x, 2, rng=0, kernel=name).kernel == name
@@ -229,6 +230,7 @@ print(*steps.distances(x, 0 * x))
 """
 PLACES = """
 import inspect, sys
+from anykmeans._settings import Settings
 from anykmeans.kernels import compiled
 found = compiled._compiled_folder("MODULE")
 assert "numba" not in sys.modules

@@ -45,8 +45,6 @@ class Streamed(Descent):
 
     def __init__(self, source, c):
         largest = max(source.largest, np.abs(c).max())
-        weighted = source.blocks[0].weights is not None
-        self.costs = Frame(source.blocks[0].matrix, largest).costs(source.shape[0], weighted)
         self.runs = [
             block.start(c, bounds="off", frame=Frame.around(block.matrix, largest, c))
             for block in source.blocks
@@ -63,10 +61,7 @@ class Streamed(Descent):
 
     def label(self, c):
         ends = [run.label(c) for run in self.runs]
-        # Each block has counted its own rows only: the grid is that of all.
-        cost = functools.reduce(
-            operator.add, (self.cost(run, end) for run, end in zip(self.runs, ends, strict=True))
-        )
+        cost = functools.reduce(operator.add, (end.cost for end in ends))
         frame, heaviest = self.runs[0].frame, self.runs[0].rows.heaviest
         return Labelled(
             np.concatenate([end.labels for end in ends]),
@@ -74,10 +69,6 @@ class Streamed(Descent):
             cost,
             math.ldexp(float(cost), 2 * frame.exponent + heaviest),
         )
-
-    def cost(self, run, end):
-        scaled = end.distances * 2.0 ** (-2 * run.frame.exponent)
-        return run.kernel.cost(run.rows, run.frame, scaled, self.costs)
 
 
 def problem(weighted, dtype="float64", seed=0):
@@ -144,36 +135,42 @@ def test_whole_numbers_are_those_only_if_all_are():
 
 @pytest.mark.parametrize("by", ["auto", "agnostic"])
 @pytest.mark.parametrize("weighted", [False, True])
-def test_costs_add(by, weighted):
-    """Those of parts make that of all, exactly rounded, however many folds a part has."""
+@pytest.mark.parametrize("scale", [1.0, 2.0**-200, 2.0**-900])
+def test_costs_add(by, weighted, scale):
+    """Those of parts make that of all, exactly rounded, however small they are beside what they could be."""
     rng = np.random.default_rng(1)
     x = rng.normal(size=(100, 2))
     w = rng.exponential(size=100) if weighted else None
-    distances = rng.random(100) ** 40
+    distances = rng.random(100) ** 40 * scale
     distances[30:40] = 0
-    rows = Rows.over(x, w, kernel=by)
-    grid = rows.frame().costs(100, weighted)
     parts = []
-    for start, stop in [(0, 10), (10, 30), (30, 40), (40, 100)]:
+    for start, stop in [(0, 10), (10, 30), (30, 40), (40, 100), (0, 100)]:
         part = Rows.over(x[start:stop], None if w is None else w[start:stop], kernel=by)
-        parts.append(part.kernel.cost(part, part.frame(), distances[start:stop], grid))
+        parts.append(part.kernel.cost(part, part.frame(), distances[start:stop]))
     weights = np.ones(100) if w is None else w
     exact = sum(Fraction(a) * Fraction(b) for a, b in zip(distances, weights, strict=True))
-    assert float(sum(parts[1:], parts[0])) == float(exact)
-    assert float(rows.kernel.cost(rows, rows.frame(), distances)) == float(exact)
+    *parts, whole = parts
+    for order in ([0, 1, 2, 3], [3, 1, 0, 2]):
+        assert float(sum((parts[i] for i in order), Cost())) == float(exact)
+    assert float(whole) == float(exact)
+    if scale > 2.0**-900:  # below which parts of parts are no floats
+        found = sum(map(Fraction, sum(parts, Cost()).parts))
+        assert found == sum(map(Fraction, whole.parts)) == exact
 
 
-def test_costs_of_two_grids_do_not_add():
-    one, other = (Cost(np.ones(2), Grid.of_costs(most, 10, weighted=False)) for most in (1.0, 4.0))
-    with pytest.raises(ValueError, match="one grid"):
-        one + other
+def test_what_costs_are_made_of_stays_short():
+    rng = np.random.default_rng(2)
+    parts = np.ldexp(rng.random(500), rng.integers(-900, 900, size=500)).tolist()
+    found = sum((Cost((part,)) for part in parts), Cost())
+    assert sum(map(Fraction, found.parts)) == sum(map(Fraction, parts))
+    assert len(found.parts) <= 60
 
 
 def test_stats_know_a_cost_only_if_both_parts_do():
     grid = Grid(np.ones(2), 2.0**40, 1)
-    cost = Cost(np.array([3.0]), Grid.of_costs(1.0, 10, weighted=False))
+    cost = Cost((3.0,))
     one, other = (ClusterStats(np.ones((1, 2)), grid, each) for each in (cost, None))
-    assert (one + one).cost.whole.tolist() == [6]
+    assert float((one + one).cost) == 6
     assert (one + other).cost is None
 
 

@@ -231,11 +231,11 @@ def test_a_value_that_is_not_finite_is_found(by, bad, d):
 
 
 @pytest.mark.parametrize("by", KERNELS)
-def test_every_memory_budget_and_thread_count(by, monkeypatch):
+def test_every_memory_budget_and_thread_count(by, setting):
     x = sparse(700, 500, 0.02)
     wanted = bits(kmeans(x.toarray(), 8, rng=0, max_iter=20))
     for threads, max_bytes in itertools.product([1, 3], [40_000, 300_000, None]):
-        monkeypatch.setattr("anykmeans.kernels.cpu.CALL", 1)
+        setting(call=1)
         options = {"rng": 0, "max_iter": 20, "kernel": by, "max_bytes": max_bytes}
         options["threads"] = threads
         assert bits(kmeans(x, 8, **options)) == wanted

@@ -14,7 +14,7 @@ import numpy as np
 from anykmeans import _distance
 from anykmeans._bounds import squared_norms
 from anykmeans._extent import Extent
-from anykmeans._grid import Grid, exact_sum, significant_bits
+from anykmeans._grid import exact_sum, significant_bits
 from anykmeans._libraries import Array, Namespace, Selection, device_of, is_sparse, put, to_numpy
 from anykmeans._lloyd import Watch, lloyd
 from anykmeans._matrix import Matrix
@@ -219,16 +219,13 @@ class Kernel:
         """Return sums (k, d) by weights (k,), in the dtype of `c`, an empty cluster's row of `c`."""
         return segment_mean(xp, sums, mass, c)
 
-    def cost(self, rows: Rows, frame: Frame, distances: Array, grid: Grid | None = None) -> Cost:
-        """Return the exact sum of per-row `distances` (n,), squared and in the `frame`, by relative weight.
-
-        On a `grid`, if these rows are a part of more.
-        """
-        work, grid = rows.work, grid or frame.costs(rows.shape[0], rows.weights is not None)
+    def cost(self, rows: Rows, frame: Frame, distances: Array) -> Cost:
+        """Return the exact sum of per-row `distances` (n,), squared and in the `frame`, by relative weight."""
+        work, grid = rows.work, frame.costs(rows.shape[0], rows.weights is not None)
 
         def of_tile(tile: slice) -> Cost:
             w = rows.relative_weight(tile)
-            return Cost(exact_sum(rows.xp, distances[tile], w, grid), grid)
+            return Cost.of(exact_sum(rows.xp, distances[tile], w, grid), grid)
 
         return work.reduce(of_tile, work.tiles(step=max(1, work.tile // 8)), Cost.__add__)
 

@@ -7,11 +7,11 @@ import os
 import sys
 from pathlib import Path
 
+from anykmeans._settings import current
 from anykmeans._work import seconds
 
 # Numbers in `x` from which on compiled code is used unasked. Where it is compiled already it is used for less, too, as
 # who fits twice gains; where it is not, once small work has taken nearly as long as compiling it.
-LEAST = 1 << 16
 COMPILING = 5.0  # seconds
 _here = Path(__file__).absolute().parent
 _package = __name__.rpartition(".")[0]
@@ -21,7 +21,7 @@ _COMPILED = {"numba": "small.passes", "sparse.numba": "sweep._settle"}
 
 def pays(module: str, size: int) -> bool:
     """Return whether to use the compiled code of a module for so many numbers: it is loaded, on disk or worth compiling."""
-    if size >= LEAST or is_loaded(module) or seconds() >= COMPILING:
+    if size >= current().compiled or is_loaded(module) or seconds() >= COMPILING:
         return True
     return _is_compiled(module)
 

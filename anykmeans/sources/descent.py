@@ -13,12 +13,11 @@ from anykmeans._distance import halving_sum
 from anykmeans._frame import BESIDE, Frame, within_reach
 from anykmeans._libraries import Array, dtype_name, to_numpy
 from anykmeans._lloyd import Descent, Labelled, Progress
+from anykmeans._settings import current
 from anykmeans._stats import ClusterStats, Farthest, farthest_rows
 
 if TYPE_CHECKING:
     from anykmeans.sources.rows import Rows
-
-BOUNDS = "auto"  # "auto", "off", "hamerly" or "groups"
 
 
 class InMemory(Descent):
@@ -58,7 +57,7 @@ class InMemory(Descent):
         frame: Frame | None = None,
     ) -> None:
         self.rows, self.kernel, self.given, self.c = rows, rows.kernel, c, c
-        self._bounds = BOUNDS if bounds is None else bounds
+        self._bounds = current().bounds if bounds is None else bounds
         self._stats: ClusterStats | None = None
         if frame is None:
             frame = self._framed(to_numpy(c) if host is None else host)

@@ -17,10 +17,10 @@ import numpy as np
 from anykmeans import _libraries as arrays
 from anykmeans._extent import Extent
 from anykmeans._fork import first_call
-from anykmeans._grid import Grid
 from anykmeans._libraries import Array, Namespace, Selection
 from anykmeans._matrix import Matrix
 from anykmeans._search import Search
+from anykmeans._settings import current
 from anykmeans._stats import ClusterStats, Cost
 from anykmeans.kernels import compiled
 from anykmeans.kernels.cpu import Cpu, long_tiles
@@ -31,8 +31,6 @@ if TYPE_CHECKING:
     from anykmeans._frame import Frame
     from anykmeans.sources.rows import Rows
 
-# Distances of a pass, or of a pick, times features: up to so many, all are computed, and in one call.
-SMALL = 1 << 21
 _DIFFERENCES = 64  # features up to which all distances cost less by differences than by a product
 _CACHE = 1 << 15  # numbers of rows that wait in the L2 cache beside a panel of centroids
 _ONE = np.ones(1)
@@ -157,16 +155,14 @@ class Numba(Cpu):
         loops.means(sums, mass, c, found)
         return found
 
-    def cost(
-        self, rows: Rows, frame: Frame, distances: np.ndarray, grid: Grid | None = None
-    ) -> Cost:
+    def cost(self, rows: Rows, frame: Frame, distances: np.ndarray) -> Cost:
         """Return the exact sum of per-row `distances` (n,), squared and in the `frame`, by relative weight."""
         from anykmeans.kernels.numba import sums
 
         w = rows.relative_weight(rows.every)
-        grid = grid or frame.costs(distances.size, w is not None)
+        grid = frame.costs(distances.size, w is not None)
         whole = sums.whole(distances, weights(w), grid.scale[0], grid.step, grid.folds)
-        return Cost(whole, grid)
+        return Cost.of(whole, grid)
 
     def pairwise(self, rows: Rows, frame: Frame, wide: np.ndarray) -> tuple[np.ndarray, int]:
         """Return the distances (n, k) of rows to centroids `wide` (k, d), and of how many rows they mean nothing."""
@@ -222,7 +218,8 @@ def is_small(rows: Rows, times: int) -> bool:
     """Return whether to compute as many distances of each row at once, from copies of them."""
     n, d = rows.shape
     numbers = n * (4 << max(0, (d - 1).bit_length() - 2))  # padded
-    return bool(numbers * times <= SMALL and numbers <= min(SMALL >> 3, rows.work.max_bytes >> 6))
+    most = current().at_once
+    return bool(numbers * times <= most and numbers <= min(most >> 3, rows.work.max_bytes >> 6))
 
 
 def read(matrix: Matrix, select: Selection) -> np.ndarray:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from anykmeans._settings import current
 from anykmeans.kernels.numba import subspace, weights
 from anykmeans.kernels.numba.simd import LANES, SIDE, how_many, lowest, prefetch, saving, within
 from anykmeans.kernels.numba.steps import (
@@ -26,7 +27,7 @@ from anykmeans.kernels.numba.steps import (
 from anykmeans.kernels.seeding import BLOCK, Seeds, Tile
 
 _FEW = 32  # features up to which all are coordinates
-_PIECES, LONG = 4, 1 << 18  # tiles: at most so many a thread, of at least so many numbers
+_PIECES = 4  # tiles a thread at most
 _SAMPLE = 512  # rows that directions are found from, where they are not
 _NARROW = 2.0**-23  # error of a vector of coordinates, relatively, where it is but rounded
 _WIDER = 1 + 2.0**-9  # edges over squared distances
@@ -59,7 +60,7 @@ class CompiledSeeds(Seeds):
     def cut(self, trials: int) -> list[slice]:
         """Return tiles: long ones, as nothing of the rows' size is written but what copies the rows take."""
         (n, d), work = self.rows.shape, self.rows.work
-        pieces = n * (d + trials) // LONG + 1 if work.threads > 1 else 1
+        pieces = n * (d + trials) // current().piece + 1 if work.threads > 1 else 1
         step = -(-n // min(pieces, _PIECES * work.threads))
         most = n if self.frame.exponent == 0 else max(1, work.room // d)
         return work.tiles(step=min(step, most, work.readable(self.rows.matrix)))

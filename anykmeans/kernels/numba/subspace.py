@@ -14,10 +14,11 @@ from typing import Any
 
 import numpy as np
 
+from anykmeans._settings import current
 from anykmeans.kernels.numba.simd import LANES, ROWS, tile
 from anykmeans.kernels.numba.steps import jit, squared_norm
 
-WIDE, LONG = 64, 8192  # features and rows from which on fewer coordinates pay
+WIDE = 64  # features from which on fewer coordinates pay
 _SHARE = 4  # features a coordinate, at least
 _SAMPLE = 512  # rows the directions are found from
 _LEFT = 0.1  # of the centroids' squared norms: where more is left out, bounds are too far apart
@@ -129,7 +130,12 @@ def of_rows(frame: Any, work: Any, c: np.ndarray) -> tuple[np.ndarray, np.ndarra
     k = c.shape[0]
     # k means span k - 1 directions, and those of the data hold most of them.
     p = LANES * max(2, min(d // _SHARE // LANES, 1 + k // LANES))
-    if d < WIDE or n < LONG or 16 * p * n > work.max_bytes or 128 * p * d > work.max_bytes:
+    if (
+        d < WIDE
+        or n < current().first_look
+        or 16 * p * n > work.max_bytes
+        or 128 * p * d > work.max_bytes
+    ):
         return None
 
     every = np.arange(0, n, -(-n // min(_SAMPLE, max(p, work.max_bytes // (64 * d)))))

@@ -16,7 +16,7 @@ import numpy as np
 from anykmeans import _libraries as arrays
 from anykmeans._extent import Extent
 from anykmeans._frame import BESIDE, Frame, largest_and_offsets, power_of_two
-from anykmeans._grid import Grid, significant_bits
+from anykmeans._grid import significant_bits
 from anykmeans._libraries import Array, Selection
 from anykmeans._lloyd import Watch, lloyd
 from anykmeans._stats import Cost
@@ -119,14 +119,13 @@ class Triton(Torch):
 
         return DeviceSearch(frame, rows.work, c.shape[0], exact=rows.exact)
 
-    def cost(self, rows: Rows, frame: Frame, distances: Array, grid: Grid | None = None) -> Cost:
+    def cost(self, rows: Rows, frame: Frame, distances: Array) -> Cost:
         """Return the exact sum of per-row `distances` (n,), squared and in the `frame`, by relative weight."""
         from anykmeans.kernels.triton import looks
 
         w = rows.relative_weight(rows.every)
-        grid = grid or frame.costs(rows.shape[0], w is not None)
-        (whole,) = looks.costs(distances[None], None if w is None else w[None], [grid])
-        return Cost(whole, grid)
+        (cost,) = looks.costs(distances[None], None if w is None else w[None])
+        return cost
 
     def variances(self, all_rows: Sequence[Rows]) -> list[float]:
         """Return the mean over features of the weighted variance of each source's rows, in their own frame."""
@@ -138,10 +137,9 @@ class Triton(Torch):
             frames = [rows.frame() for rows in all_rows[part]]
             units = np.asarray([frame.unit for frame in frames])
             grids = [rows.grid for rows in all_rows[part]]
-            on = [frame.costs(all_rows[0].shape[0], w is not None) for frame in frames]
             heavy = stacked(w and w[part])
             distances, weights = looks.deviations(xs, units, heavy, grids)
-            costs = looks.totals(looks.costs(distances, heavy, on), on)
+            costs = np.asarray([float(cost) for cost in looks.costs(distances, heavy)])
             found.append(costs / weights / all_rows[0].matrix.features)
         variances: list[float] = np.concatenate(found).tolist()
         return variances
@@ -240,9 +238,8 @@ class Triton(Torch):
         for shared in dict.fromkeys(search.passes for search in searches):
             at = [i for i, search in enumerate(searches) if search.passes is shared]
             shared.settle({searches[i].place: ends[i] for i in at})
-            grids = [runs[i].frame.costs(runs[i].rows.shape[0], w is not None) for i in at]
             heavy = stacked(w and [w[i] for i in at])
-            costs[at] = looks.totals(looks.costs(shared.distances(), heavy, grids), grids)
+            costs[at] = [float(cost) for cost in looks.costs(shared.distances(), heavy)]
         for run, search in zip(runs, searches, strict=True):
             labels.append(search.labels)
             del run.search  # whose memory is as large as what follows

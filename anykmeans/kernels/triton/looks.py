@@ -11,6 +11,7 @@ import triton
 
 from anykmeans._grid import FOLDS, Grid
 from anykmeans._libraries import Array
+from anykmeans._stats import Cost
 from anykmeans.kernels.triton import device, resolve, sums
 from anykmeans.kernels.triton.screen import COLUMNS, STATES, STEP
 
@@ -69,35 +70,32 @@ def magnitudes(xs: list[Array], w: Array | None) -> np.ndarray:
     return made if w is not None else made[:, :, :d]
 
 
-def costs(distances: Array, w: Array | None, grids: list[Grid]) -> np.ndarray:
-    """Return the exact sums of the weighted `distances` (b, n), as whole numbers (b, FOLDS) of each problem's grid of costs."""
-    b, n = distances.shape
+def costs(distances: Array, w: Array | None) -> list[Cost]:
+    """Return the exact sums of the weighted `distances` (b, n), after one wait: the device plans their grids, by what they are."""
+    (b, n), weighted = distances.shape, w is not None
+    weighed = distances if w is None else w * distances
+    smallest = torch.where(weighed > 0, weighed, math.inf).amin(1)
+    extents = torch.stack([distances.amax(1), weighed.amax(1), smallest], dim=1)
     found = torch.zeros((b, FOLDS), dtype=torch.int64, device=distances.device)
-    scales = device.placed(np.concatenate([grid.scale for grid in grids]), distances)
+    bits = max((2 * n if weighted else n) - 1, 1).bit_length()
     with device.on_device(distances):
         sums.cost[(triton.cdiv(n, _SUMMED), b)](
-            *(
-                distances,
-                found if w is None else w.contiguous(),
-                scales,
-                found,
-                n,
-                round(math.log2(grids[0].step)) - 1,
-            ),
+            *(distances, found if w is None else w.contiguous(), extents, found),
+            *(n, 52 - bits),
             FOLDS=FOLDS,
-            WEIGHTED=w is not None,
+            WEIGHTED=weighted,
             BLOCK=_SUMMED,
             enable_fp_fusion=False,
         )
-    whole: np.ndarray = found.cpu().numpy().astype(np.float64)
-    return whole
-
-
-def totals(whole: np.ndarray, grids: list[Grid]) -> np.ndarray:
-    """Return the sums (b,) that whole numbers (b, FOLDS) mean."""
-    grid = Grid(np.concatenate([grid.scale for grid in grids]), grids[0].step, FOLDS)
-    made: np.ndarray = grid.total(np, whole.T.reshape(1, -1), grid.scale)[0]
-    return made
+    both = torch.cat([extents.view(torch.int64), found], dim=1).cpu().numpy()
+    extent = both[:, :3].view(np.float64)
+    high, largest = np.frexp(extent[:, 0])[1], np.frexp(extent[:, 1])[1]
+    coarse = np.minimum(52 - bits - largest, 960 - high if weighted else 1023)
+    step = 2.0 ** (53 - bits)
+    return [
+        Cost.of(whole, Grid(scale, step, FOLDS))
+        for whole, scale in zip(both[:, 3:], np.ldexp(1.0, coarse)[:, None], strict=True)
+    ]
 
 
 def own_distances(xs: list[Array], units: np.ndarray, c: Array, labels: Array) -> Array:

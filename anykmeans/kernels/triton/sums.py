@@ -409,11 +409,17 @@ def magnitudes(
     tl.atomic_min(found + 2 * (d + 1) + cols, tl.min(smallest, 0), mask=inside, sem="relaxed")
 
 
+@triton.jit
+def _exponent(a):
+    """Return what `numpy.frexp` does of a float64, but -1022 of any that has no more digits than that."""
+    return (_bits(a) >> 52) - 1022
+
+
 @triton.jit(do_not_specialize=["n", "room"])
 def cost(
     distances,
     w,
-    scales,
+    extents,
     found,
     n,
     room,
@@ -421,7 +427,7 @@ def cost(
     WEIGHTED: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Add weighted distances (b, n), split on a grid of its `scale` (b,), to whole numbers `found` (b, FOLDS).
+    """Add weighted distances (b, n), split on the grid of their `extents` (b, 3), to whole numbers `found` (b, FOLDS).
 
     A summand has at most `room` bits on the coarsest, and one more on the others: `anykmeans._grid.Grid.plan`.
     """
@@ -429,7 +435,10 @@ def cost(
     distances += problem * n
     w += problem * n
     found += problem * FOLDS
-    scale = tl.load(scales + problem)
+    coarse = tl.minimum(room - _exponent(tl.load(extents + problem * 3 + 1)), 1023)
+    if WEIGHTED:
+        coarse = tl.minimum(coarse, 960 - _exponent(tl.load(extents + problem * 3)))
+    scale = ((coarse + 1023) << 52).to(tl.float64, bitcast=True)
     finer = ((tl.full((), 1024, tl.int64) + room) << 52).to(tl.float64, bitcast=True)
     rows = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     rest = tl.load(distances + rows, mask=rows < n, other=0.0) * scale
