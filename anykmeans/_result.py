@@ -35,7 +35,7 @@ class KMeansResult:
     converged : bool, or NumPy array of shape (b,), bool
         Whether that run stopped by itself rather than at `max_iter`.
     kernel : str
-        The kernel that did the work.
+        The kernel that did the work, or kernels, one after the other: ``"cpu+numba"``.
     precision : str
         ``"exact"``, or ``"fast"`` where labels were not certified.
     """

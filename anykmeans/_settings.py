@@ -32,8 +32,8 @@ class Settings:
         Numbers that take compiled code longer than it takes to call another thread.
     piece : int
         Numbers of a tile of compiled seeding, at least.
-    compiled : int
-        Numbers in `x` from which on compiled code is used unasked, wherever it has to be compiled first.
+    compiling : float
+        Seconds of work by NumPy after which compiled code is used unasked where it has to be compiled first: what that takes.
     """
 
     bounds: str = "auto"
@@ -43,7 +43,7 @@ class Settings:
     first_look: int = 8192
     call: int = 1 << 16
     piece: int = 1 << 18
-    compiled: int = 1 << 16
+    compiling: float = 5.0
 
 
 _now: ContextVar[Settings] = ContextVar("settings", default=Settings())  # noqa: B039 - it is frozen
@@ -55,7 +55,7 @@ def current() -> Settings:
 
 
 @contextlib.contextmanager
-def settings(**changes: int | str) -> Iterator[Settings]:
+def settings(**changes: float | str) -> Iterator[Settings]:
     """Have other settings within a block, in this thread alone."""
     before = _now.set(replace(_now.get(), **changes))  # type: ignore[arg-type]
     try:

@@ -73,11 +73,16 @@ class Kernel:
         The library whose view of an array it works on; None for the array's own.
     blas : bool
         Whether it makes products with a BLAS, which then has one thread in each of ours.
+    named : bool
+        Whether it was asked for by name, and so makes way for no other.
     """
 
     name = "agnostic"
     library: str | None = None
     blas = True
+
+    def __init__(self, *, named: bool = False) -> None:
+        self.named = named
 
     def why_not(self, x: Array) -> str | None:
         """Return why it cannot run on the array `x`, or None if it can."""
@@ -85,6 +90,10 @@ class Kernel:
 
     def pays(self, x: Array) -> bool:
         """Return whether to choose it unasked for `x`, if it can run."""
+        return True
+
+    def stays(self) -> bool:
+        """Return whether no other kernel pays more by now: asked between passes, as bits do not depend on the kernel."""
         return True
 
     @property
@@ -296,6 +305,10 @@ class Kernel:
             there = rows.frame().wide(rows.matrix.asarray([first]))
             seeds = self.seeds(rows, there, picks.size, draws.shape[1])
             for i in range(1, picks.size):
+                if rows.renewed():
+                    seeds = rows.kernel.seeds(rows, there, picks.size, draws.shape[1])
+                    for pick in picks[1:i].tolist():
+                        seeds.count_in(rows.frame().wide(rows.matrix.asarray([pick])), 0)
                 picks[i] = seeds.picked(draws[i - 1])
         return picks
 

@@ -10,6 +10,7 @@ from anykmeans import _libraries as arrays
 from anykmeans._fork import first_call
 from anykmeans._libraries import Array, Namespace
 from anykmeans._settings import current
+from anykmeans._work import seconds
 from anykmeans.kernels.agnostic import Kernel
 
 if TYPE_CHECKING:
@@ -20,6 +21,10 @@ class Cpu(Kernel):
     """The steps in place, and sums as sparse products."""
 
     name, library = "cpu", "numpy"
+
+    def stays(self) -> bool:
+        """Return whether it has not worked for as long as compiling takes yet."""
+        return self.named or seconds() < current().compiling
 
     def why_not(self, x: Array) -> str | None:
         """Return None for arrays in host memory, else where they are."""

@@ -80,7 +80,13 @@ class InMemory(Descent):
     # -- passes -------------------------------------------------------------------------------
 
     def steps(self, c: Array, most: int, tol: float, empty: str) -> tuple[Array, int, float]:
-        """Return the centroids after the next passes: as many as the search can make at once."""
+        """Return the centroids after the next passes: as many as the search can make at once.
+
+        By a kernel that pays more by now, if there is one: its search begins anew.
+        """
+        if self.rows.renewed():
+            self.kernel = self.rows.kernel
+            self.search = self.kernel.search(self.rows, self.frame, c, self._bounds)
         return self.search.steps(self, c, most, tol, empty)
 
     def sweep(self, c: Array) -> ClusterStats:

@@ -52,6 +52,8 @@ class Rows:
         The largest magnitude of the rows.
     heaviest : int
         Relative weights are the user's times ``2**-heaviest``.
+    ran : dict
+        The names of the kernels that were at work, in their order.
     glanced : bool
         Whether `largest` is that of the first row alone.
 
@@ -75,6 +77,7 @@ class Rows:
         look: bool = True,
     ) -> None:
         self.matrix, self.weights, self.kernel = matrix, weights, kernel
+        self.ran = {kernel.name: None}
         self.xp, self.shape = matrix.xp, matrix.shape
         self.exact, self.names, self.problem = precision == "exact", names, problem
         self.largest, self.heaviest, self.glanced = 0.0, 0, False
@@ -126,6 +129,14 @@ class Rows:
             if self.problem:
                 error.add_note(f"This was while clustering `{self.problem}`.")
             raise
+
+    def renewed(self) -> bool:
+        """Go on with the kernel that pays by now; return whether that is another."""
+        if self.kernel.stays():
+            return False
+        before, self.kernel = self.kernel, choose(self.matrix.source)
+        self.ran |= {self.kernel.name: None}
+        return self.kernel is not before
 
     # -- rows ---------------------------------------------------------------------------------
 

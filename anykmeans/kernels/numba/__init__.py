@@ -8,7 +8,6 @@ Whatever needs Numba is imported when first called.
 
 from __future__ import annotations
 
-import math
 import sys
 from typing import TYPE_CHECKING
 
@@ -47,16 +46,20 @@ class Numba(Cpu):
         if not arrays.on_cpu(x):
             return f"the rows are {arrays.where_is(x)}, out of NumPy's reach"
         if (reason := broken("numba.core.config")) is not None:
-            return f"Numba cannot be imported ({reason}; `pip install anykmeans[numba]`)"
+            return f"Numba cannot be imported ({reason}; `pip install numba`)"
         if sys.modules["numba.core.config"].DISABLE_JIT:
             return "Numba is told not to compile (NUMBA_DISABLE_JIT)"
         if (reason := broken(f"{__name__}.small")) is not None:
             return f"its code does not suit the Numba installed ({reason})"
         return None
 
+    def stays(self) -> bool:
+        """Return True: nothing on a CPU pays more."""
+        return True
+
     def pays(self, x: Array) -> bool:
-        """Return whether there is enough to do, or compiled code is there already."""
-        return compiled.pays("numba", math.prod(x.shape))
+        """Return whether compiled code is there, or NumPy has worked for as long as compiling takes."""
+        return compiled.pays("numba")
 
     def notices_outliers(self) -> bool:
         """Return True: the loops count rows that are beyond what their bounds hold for."""
