@@ -26,7 +26,7 @@ from anykmeans.kernels.numba.steps import (
     squared_distance,
 )
 
-_FEW = 32  # features up to which all are coordinates
+_WHOLE = 32  # features up to which all are coordinates
 _SAMPLE = 512  # rows that directions are found from, where they are not
 _NARROW = 2.0**-23  # error of a vector of coordinates, relatively, where it is but rounded
 _WIDER = 1 + 2.0**-9  # edges over squared distances
@@ -42,7 +42,7 @@ class Sieve:
     def __init__(self, frame: Any, work: Any) -> None:
         n, d = frame.matrix.shape
         self._room = work.room
-        p = d if d <= _FEW else LANES if d < 256 else 2 * LANES
+        p = d if d <= _WHOLE else LANES if d < 256 else 2 * LANES
         # Coordinates of all rows, and directions with what finding them takes, within the budget.
         p = min(p, max(2, work.max_bytes // (16 * n)), max(2, work.max_bytes // (128 * d)))
         sample = max(1, min(_SAMPLE, work.max_bytes // (64 * d)))
@@ -240,13 +240,13 @@ def settle(y, c, closest, edge, spare, won, j):
     """Update what is closest, for rows that candidate `j`, at `c` (1, d), may be nearer to: all if `won` is empty."""
     m, d = y.shape
     room = np.empty(d)
-    left = quarter(d) if d <= _FEW else 1
+    left = quarter(d) if d <= _WHOLE else 1
     columns, sums, wide = (
         np.zeros((4 * left, SIDE)),
         np.zeros((left, SIDE)),
         np.zeros((1, 4 * left)),
     )
-    for f in range(d if d <= _FEW else 0):
+    for f in range(d if d <= _WHOLE else 0):
         wide[0, f] = c[0, f]
     for block in range(edge.shape[0]):
         first = block * SIDE
@@ -257,7 +257,7 @@ def settle(y, c, closest, edge, spare, won, j):
             row = first + SIDE + lowest(coming)
             coming &= coming - 1
             _ask(y, closest, row)
-        if d <= _FEW and how_many(bits) > SIDE // 4:
+        if d <= _WHOLE and how_many(bits) > SIDE // 4:
             for i in range(count):
                 for f in range(d):
                     columns[f, i] = y[first + i, f]
