@@ -22,8 +22,9 @@ from anykmeans.kernels.numba.steps import (
     Rows,
     State,
     Truth,
-    any_minimum,
     decide,
+    inline,
+    inline_minimum,
     inner,
     jit,
     squared_distance,
@@ -89,7 +90,7 @@ class Groups(NamedTuple):
     share: int
 
 
-@inner
+@inline
 def _centre(x, row, ahead, scale, offset, y, t, c, j):
     """Write row `row` of `x` into ``y[t]``, in the frame and less the offset, and ask for row `ahead`.
 
@@ -127,7 +128,7 @@ def _at_least(norm, score, beta, eta):
     return np.float32(math.sqrt(squared if squared > 0 else 0.0) * DOWN - TINY)
 
 
-@any_minimum
+@inline_minimum
 def _wear_row(bounds, row, moved, worn, room):
     """Write a row's bounds, worn, to `worn` (groups,) and return the lowest of them."""
     count = moved.shape[0]

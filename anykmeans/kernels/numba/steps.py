@@ -77,13 +77,16 @@ def _compiled(**options):
 # it, and are spelled out; and what a variable is passed to that begins as a literal would be compiled once for the
 # literal.
 jit = _compiled()
-# What compiled code alone calls.
+# What compiled code alone calls, and what goes in line: where it is called for each row, handing it arrays by the stack,
+# seven words and more each, would take about as long as what it does.
 inner = _compiled(no_cpython_wrapper=True)
 inline = _compiled(no_cpython_wrapper=True, forceinline=True)
 # Sums whose order of addition is free, as the bounds allow any.
 any_order = _compiled(fastmath={"reassoc", "contract"})
 # Minima in any order.
-any_minimum = _compiled(fastmath={"nnan", "nsz", "reassoc"})
+_MINIMA = {"nnan", "nsz", "reassoc"}
+any_minimum = _compiled(fastmath=_MINIMA)
+inline_minimum = _compiled(no_cpython_wrapper=True, forceinline=True, fastmath=_MINIMA)
 
 
 class Rows(NamedTuple):
