@@ -150,6 +150,15 @@ def surroundings(wide, panels, corners, drift, farthest, start, stop):
 
 
 @inner
+def _aligned(d, like):
+    """Return room (d, WIDTH) in the dtype of `like` that begins with a line of the cache, so that no vector is in two."""
+    line = 64 // like.itemsize
+    room = np.empty(d * WIDTH + line, like.dtype)
+    start = -(room.ctypes.data // like.itemsize) % line
+    return room[start : start + d * WIDTH].reshape((d, WIDTH))
+
+
+@inner
 def _to_panel(wide, a, low, high, p):
     """Return the squared distance of centroid `a` to the box around panel `p`."""
     squared = 0.0
@@ -255,7 +264,7 @@ def near(rows, scoring, panels, around, truth, state, every, changes):
             after = np.uint64(labels[numbers[i]]) + np.uint64(1)
             order[begin[after]], places[begin[after]] = numbers[i], at[i]
             begin[after] += 1
-    columns = np.empty((d, WIDTH), minus_2c.dtype)
+    columns = _aligned(d, minus_2c)
     best, second = np.empty(WIDTH, minus_2c.dtype), np.empty(WIDTH, minus_2c.dtype)
     who, norm, above = np.empty(WIDTH, np.int32), np.empty(WIDTH), np.empty(WIDTH)
     ups, downs = np.empty(WIDTH, np.float32), np.empty(WIDTH, np.float32)
