@@ -180,6 +180,17 @@ def check(search, x, c):
             assert (lowers[:, g] - moved[g] <= nearest * (1 + 1e-12) + 1e-30).all()
 
 
+@pytest.mark.parametrize("bounds", ["hamerly", "groups"])
+def test_roundings_that_all_point_one_way_are_within_the_bound(many, bounds):
+    """Equal features, whose products are rounded alike as they are added up: by up to d / 4 of the last bits."""
+    row, far, near_by = 0.8184808492660522, 0.8253653049468994, 0.8240669369697571
+    x = np.outer([row, -row, far, -far, near_by, -near_by], np.ones(20_000)).astype(np.float32)
+    rows = Rows.over(x, kernel="numba")
+    rows.begin(x[2:], bounds)
+    rows._search.settle(x[2:])
+    np.testing.assert_array_equal(rows._search.labels, [2, 3, 0, 1, 2, 3])
+
+
 @pytest.mark.parametrize("scale", [1e-30, 1.0, 1e30])
 def test_a_first_look_is_between_the_bounds(many, scale):
     rng = np.random.default_rng(0)

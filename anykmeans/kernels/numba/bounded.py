@@ -138,7 +138,7 @@ class BoundedSearch:
         return wide, np.sqrt(steps.distances(wide, before)) * UP
 
     def errors(self, terms: int) -> Bounds:
-        """Return how far scores can be off whose products pass through as many roundings."""
+        """Return how far scores can be off whose products pass through so many roundings, `terms`."""
         return Bounds.of(self.matrix.shape[1], 2.0**-24 if self.narrow else 2.0**-53, terms)
 
     def truth(self, wide: np.ndarray, errors: Bounds) -> Truth:

@@ -16,7 +16,7 @@ from anykmeans._bounds import DOWN, FAR, GAP, TINY, UP
 from anykmeans.kernels.numba import bounded
 from anykmeans.kernels.numba.bounded import BoundedSearch, Change, Changes, Counts
 from anykmeans.kernels.numba.panels import Panels
-from anykmeans.kernels.numba.simd import BLOCK, LANES, WIDTH, lanes, prefetch
+from anykmeans.kernels.numba.simd import LANES, WIDTH, lanes, prefetch
 from anykmeans.kernels.numba.steps import (
     Rows,
     State,
@@ -482,7 +482,7 @@ class NearSearch(BoundedSearch):
     def _prepared(self, wide: np.ndarray, drift: np.ndarray, *, every: bool, whole: bool) -> _Pass:
         """Return centroids `wide` (k, d), moved by up to `drift` (k,), prepared."""
         k, d = wide.shape
-        errors = self.errors(min(d, BLOCK + -(-d // BLOCK)))
+        errors = self.errors(d)
         centred = self.frame.centre(wide)
         scale, offset = self.frame.affine(self.narrow)
         scoring = Scoring(
