@@ -23,7 +23,7 @@ from anykmeans._libraries import (
     to_numpy,
 )
 from anykmeans._lloyd import Watch
-from anykmeans._matrix import Matrix
+from anykmeans._matrix import Dense, Matrix
 from anykmeans._plusplus import Draws
 from anykmeans._result import KMeansResult
 from anykmeans.kernels import choose
@@ -124,7 +124,7 @@ def _matrices(
         shape = getattr(a, "shape", None)
         if shape is None or callable(a):
             return itertools.repeat(a)
-        seen = Matrix.of(a, library)
+        seen = Dense.over(a, library)
         if len(shape) == dimensions:
             return map(seen.problem, range(x.shape[0]))
         return itertools.repeat(seen)

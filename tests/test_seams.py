@@ -11,10 +11,12 @@ import pytest
 from anykmeans import kmeans
 from anykmeans._frame import Frame
 from anykmeans._grid import Grid
+from anykmeans._libraries import np_compat
 from anykmeans._lloyd import Descent, Labelled, lloyd
-from anykmeans._matrix import Matrix
+from anykmeans._matrix import Dense, Matrix
+from anykmeans._plusplus import plus_plus
 from anykmeans._stats import ClusterStats, Cost, Farthest
-from anykmeans.kernels import choose
+from anykmeans.kernels import choose, why_not
 from anykmeans.sources.rows import Rows
 
 
@@ -218,3 +220,49 @@ def test_a_watch_is_told_between_passes_and_may_stop(by):
     assert {at.n_iter for at in few.seen} >= {0, 3, 6, 7} or by == "agnostic"
     stopped = lloyd(rows.start(c), c, max_iter=7, tol=0.0, empty="keep", watch=Told(stop=2))
     assert stopped[1:] == (2, False)
+
+
+class Stored(Matrix):
+    """Rows in a file, of which as many are read at once as are asked for."""
+
+    source, xp, device = np.empty((0, 1)), np_compat, "cpu"
+
+    def __init__(self, path):
+        self._path, stored = path, np.load(path, mmap_mode="r")
+        self.shape_, self.dtype, self.read = stored.shape, stored.dtype.name, 0
+
+    @property
+    def shape(self):
+        return self.shape_
+
+    def rows(self, select, dtype=None):
+        rows = np.load(self._path, mmap_mode="r")[select]
+        self.read = max(self.read, len(rows))
+        return rows.astype(dtype or self.float_dtype)
+
+    def take(self, at):
+        return Dense.over(self.rows(at, self.state_dtype), "numpy")
+
+
+@pytest.mark.parametrize("by", ["auto", "numba", "cpu", "agnostic"])
+@pytest.mark.parametrize("dtype", ["float32", "float64", "uint8"])
+def test_stored_rows_are_a_matrix_too(by, dtype, tmp_path):
+    x = np.random.default_rng(0).integers(0, 200, size=(4000, 6)).astype(dtype)
+    np.save(tmp_path / "x.npy", x)
+    if by != "auto" and why_not(by, x):
+        pytest.skip(why_not(by, x))
+    wanted = kmeans(x, 9, rng=0, tol=0, max_iter=20)
+    matrix = Stored(tmp_path / "x.npy")
+    rows = Rows(matrix, None, choose(matrix.source, by), max_bytes=100_000)
+    with rows.work:
+        c = rows.rows(plus_plus(rows, 9, np.random.default_rng(0)))
+        run = rows.start(c)
+        c, n_iter, _ = lloyd(run, run.c, max_iter=20, tol=0.0, empty="relocate")
+        end = run.label(c)
+    assert (c.tobytes(), n_iter, end.inertia) == (
+        wanted.centroids.tobytes(),
+        wanted.n_iter,
+        wanted.inertia,
+    )
+    assert end.labels.tolist() == wanted.labels.tolist()
+    assert matrix.read < 4000

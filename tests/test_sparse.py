@@ -15,7 +15,7 @@ from anykmeans._certify import interval
 from anykmeans._distance import squared_distances
 from anykmeans._frame import Frame
 from anykmeans._libraries import np_compat
-from anykmeans._matrix import Matrix
+from anykmeans._matrix import Matrix, Sparse
 from anykmeans._sparse import SparseRows
 from anykmeans.kernels import compiled
 from anykmeans.sources.rows import Rows
@@ -53,7 +53,7 @@ def test_a_distance_is_that_of_dense_rows(by, d, density):
     wanted = squared_distances(np, x.toarray(), c[labels])
     # With a column for each feature, and for those alone that are not zero everywhere.
     for room in (0, 1 << 30):
-        matrix = Matrix(x, SparseRows.of(x, c, room), np, "cpu", "float64")
+        matrix = Sparse(x, SparseRows.of(x, c, room), "float64")
         chosen, frame = kernels.choose(x, by), Frame(matrix, 1.0)
         found = chosen.own_distances(frame, slice(0, 40), matrix.columns_of(c), labels)
         assert found.tobytes() == wanted.tobytes()
@@ -70,7 +70,7 @@ def test_few_features_with_entries_have_columns():
     c[1, 33] = 5
     rows = SparseRows.of(x, c, 1 << 20)
     assert rows.halving.columns.tolist() == [9, 33, 70]
-    matrix = Matrix(x, rows, np, "cpu", "float64")
+    matrix = Sparse(x, rows, "float64")
     assert matrix.rows(slice(0, 3)).tolist() == [[0, 0, 1], [0, 0, 0], [2, 0, -4]]
     np.testing.assert_array_equal(matrix.spread(matrix.columns_of(c)), c)
     assert SparseRows.of(x, c, 0).halving.complete  # there is no room for new numbers
