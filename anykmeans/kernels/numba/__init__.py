@@ -1,8 +1,9 @@
 """Compiled steps for arrays in host memory: a row is read once for all that is done to it.
 
-`sweep` searches the nearest centroids, by `near` in few features and by `grouped` in more, after a first look
-in a `subspace`; `simd` has the inner loops. `small` computes all distances instead, where they are few. `sums`
-and `seeding` are what their names say. None holds the interpreter's lock, so that threads really run at once.
+`sweep` chooses how to search the nearest centroids: by `near` in few features, by `grouped` in more, after a first look
+in a `subspace`. What both share is in `bounded`, and compiled in `steps`; centroids go by `panels`, and `simd` has the inner
+loops. `small` computes all distances instead, where they are few. `sums` and `seeding` are what their names say. None holds
+the interpreter's lock, so that threads really run at once.
 Whatever needs Numba is imported when first called.
 """
 
@@ -140,7 +141,7 @@ class Numba(Cpu):
         with first_call:
             from anykmeans.kernels.numba import sweep
 
-        return sweep.Sweeping(frame, rows.work, bounds=bounds, exact=rows.exact)
+        return sweep.choose(frame, rows.work, bounds=bounds, exact=rows.exact)
 
     def total(self, rows: Rows, stats: ClusterStats) -> np.ndarray:
         """Return the sums (k, d + 1) that whole numbers mean."""
@@ -182,7 +183,7 @@ class Numba(Cpu):
 
         else:
             with first_call:
-                from anykmeans.kernels.numba.sweep import Panels
+                from anykmeans.kernels.numba.panels import Panels
 
             centred, offset = frame.centre(wide), frame.affine(narrow=False)[1]
             panels, norms = Panels.in_order(wide.shape[0]).coefficients(centred, np.float64)
