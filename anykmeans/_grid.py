@@ -1,6 +1,6 @@
 """Exact sums (R3): summands split on power-of-two grids, whose parts add without rounding, in any order.
 
-Pre-rounding as in Demmel and Nguyen, "Fast reproducible floating-point summation", ARITH 2013. The proof is in ``docs/design.md``.
+Pre-rounding as in Demmel and Nguyen, "Fast reproducible floating-point summation", ARITH 2013. The proof is in ``docs/proofs.md``.
 """
 
 from __future__ import annotations

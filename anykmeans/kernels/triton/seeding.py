@@ -235,7 +235,7 @@ def _maybe(
 ):
     """Return which candidates may be nearer to rows than `before` (m,), a bit for each, int32.
 
-    The estimate from a product errs by at most `gamma` times the squared norms of both: ``docs/design.md``.
+    The estimate from a product errs by at most `gamma` times the squared norms of both: ``docs/proofs.md``.
     """
     lanes = tl.arange(0, LANES)
     norm = tl.zeros(before.shape, tl.float32)
