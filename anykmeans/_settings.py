@@ -25,7 +25,7 @@ class Settings:
     tile : int
         Numbers of a tile on a CPU, whose temporaries are to stay in the L2 cache.
     at_once : int
-        Distances of a pass, or of a pick, times features: up to so many, compiled code computes all in one call.
+        Distances of a pass, or of a pick, times features (padded, as compiled code takes them): up to so many are computed in one call.
     first_look : int
         Rows from which on a first look in few coordinates pays.
     call : int
