@@ -318,9 +318,9 @@ def test_a_batch_shares_its_launches(monkeypatch, launched, init):
     if init == "given":  # far away: clusters are empty at first
         options["init"] = np.stack([rows[:7] for rows in x]) * np.linspace(1, 9, 7)[:, None]
     theirs = kmeans(x, 7, kernel="cpu", **options)
-    settled, settle = [], passes.Passes.settle
+    settled, settle = [], passes.Passes.relabel
     monkeypatch.setattr(
-        passes.Passes, "settle", lambda self, cs: (settled.append(len(cs)), settle(self, cs))
+        passes.Passes, "relabel", lambda self, cs: (settled.append(len(cs)), settle(self, cs))
     )
     if init == "given":
         options["init"] = tensor(options["init"])

@@ -160,7 +160,11 @@ class Triton(Torch):
         from anykmeans.kernels.triton import seeding
 
         one = all_rows[0]
-        if draws.shape[1] == 0 or draws.shape[2] > seeding.LANES or one.shape[1] > seeding.MOST:
+        if (
+            draws.shape[1] == 0
+            or draws.shape[2] > seeding.CANDIDATES
+            or one.shape[1] > seeding.MOST
+        ):
             return super().picks(all_rows, first, draws)
         w, found = relative_weights(all_rows), []
         # Costs, owners, candidates won; different rows are there to be worked on all at once.
@@ -237,7 +241,7 @@ class Triton(Torch):
         labels = []
         for shared in dict.fromkeys(search.passes for search in searches):
             at = [i for i, search in enumerate(searches) if search.passes is shared]
-            shared.settle({searches[i].place: ends[i] for i in at})
+            shared.relabel({searches[i].place: ends[i] for i in at})
             heavy = stacked(w and [w[i] for i in at])
             costs[at] = [float(cost) for cost in looks.costs(shared.distances(), heavy)]
         for run, search in zip(runs, searches, strict=True):

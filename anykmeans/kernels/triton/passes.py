@@ -60,7 +60,7 @@ class DeviceSearch(Search):
 
     def relabel(self, c: Array) -> tuple[list[Change], int]:
         """Give every row its nearest centroid of `c`; any label may have changed."""
-        self.passes.settle({self.place: c})
+        self.passes.relabel({self.place: c})
         return [], self.frame.matrix.shape[0]
 
     def steps(
@@ -154,10 +154,10 @@ class Passes:
         self._again, self._open, self._rivals = (
             torch.empty((b, n), dtype=torch.int32, **on) for _ in range(3)
         )
-        pair = 4 * screen.FEW * self._width  # bytes of listed rows in two halves
+        pair = 4 * screen.LISTED * self._width  # bytes of listed rows in two halves
         most = _BLOCKS * self._about.multiprocessors
         self._blocks = max(1, min(most, self._max_bytes // 8 // pair))
-        shape = self._blocks, 2, screen.FEW, self._width
+        shape = self._blocks, 2, screen.LISTED, self._width
         self._pairs = torch.empty(shape, dtype=torch.float16, **on)
 
     def _halve(self, problems: int, *, bounded: bool) -> None:
@@ -211,7 +211,7 @@ class Passes:
             TensorDescriptor.from_tensor(high, [self._lanes, marginals.chunk(width)]),
         )
 
-    def settle(self, centroids: dict[int, Array]) -> None:
+    def relabel(self, centroids: dict[int, Array]) -> None:
         """Label all rows of the problems whose `centroids` are given by their number."""
         with device.on_device(self._x):
             self._begin(centroids)
@@ -398,7 +398,7 @@ class Passes:
                 (min(d, held) + 16) * 2.0**-22 + 2.0**-28,
                 (width // held + 2) * 2.0**-23,
                 1.0,
-                ROWS=screen.FEW,
+                ROWS=screen.LISTED,
                 LANES=screen.NARROW,
                 WIDTH=width,
                 CHUNK=held,

@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 
 ROWS, LANES = 128, 64  # of a tile of scores
-FEW, NARROW = 64, 32  # where rows and centroids are in two halves, which take more registers
+LISTED, NARROW = 64, 32  # where rows and centroids are in two halves, which take more registers
 FULL = 128  # centroids up to which the last bits of a score have room for their number
 HELD = 256  # features up to which a tile of rows is read once for all centroids
 CHUNK = 64  # features of a product, where they are more
