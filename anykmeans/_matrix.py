@@ -184,7 +184,8 @@ class Matrix:
         if block.dtype == dtype:
             return block
         if self.dtype == "bool" and xp is not np_compat:
-            return xp.where(block, xp.ones((), dtype=dtype), xp.zeros((), dtype=dtype))
+            on = {"dtype": dtype, "device": self.device}
+            return xp.where(block, xp.ones((), **on), xp.zeros((), **on))
         return xp.astype(block, dtype)
 
     def tile(self, select: Selection, dtype: Any = None) -> Array | SparseRows:
