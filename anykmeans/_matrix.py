@@ -281,7 +281,8 @@ class Dense(Matrix):
         if block.dtype == dtype:
             return block
         if self.dtype == "bool" and xp is not np_compat:
-            return xp.where(block, xp.ones((), dtype=dtype), xp.zeros((), dtype=dtype))
+            on = {"dtype": dtype, "device": self.device}
+            return xp.where(block, xp.ones((), **on), xp.zeros((), **on))
         return xp.astype(block, dtype)
 
     def take(self, at: Array) -> Dense:
