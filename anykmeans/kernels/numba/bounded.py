@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -13,6 +13,10 @@ from anykmeans._search import Change, Search
 from anykmeans.kernels.numba import steps
 from anykmeans.kernels.numba.panels import Panels
 from anykmeans.kernels.numba.steps import State, Truth
+
+if TYPE_CHECKING:
+    from anykmeans._frame import Frame
+    from anykmeans._work import Work
 
 _LISTED = 1 << 15  # rows listed at once where all are looked at
 
@@ -111,7 +115,7 @@ class BoundedSearch(Search):
         All rows, cut so that threads that are late have less to do.
     """
 
-    def __init__(self, frame: Any, work: Any, *, skips: bool, exact: bool) -> None:
+    def __init__(self, frame: Frame, work: Work, *, skips: bool, exact: bool) -> None:
         self.frame, self.work, self.matrix = frame, work, frame.matrix
         self.skips, self.exact = skips, exact
         n, d = self.matrix.shape

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -31,6 +31,10 @@ from anykmeans.kernels.numba.steps import (
     squared_distance,
 )
 from anykmeans.kernels.numba.subspace import Subspace
+
+if TYPE_CHECKING:
+    from anykmeans._frame import Frame
+    from anykmeans._work import Work
 
 _POINTLESS = 0.8  # of the rows: so many not proven by a first look, and it is given up
 _ROOMY = 0.6  # of all panels: a pass that scores more may as well score all, and choose new panels
@@ -380,7 +384,7 @@ class GroupedSearch(BoundedSearch):
         Few coordinates of all rows, once there are any, while they prove enough.
     """
 
-    def __init__(self, frame: Any, work: Any, *, skips: bool, exact: bool) -> None:
+    def __init__(self, frame: Frame, work: Work, *, skips: bool, exact: bool) -> None:
         super().__init__(frame, work, skips=skips, exact=exact)
         n, d = self.matrix.shape
         self.groups = Groups(np.empty((n, 0), np.float32), np.zeros(0), 1)

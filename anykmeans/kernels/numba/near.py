@@ -8,7 +8,7 @@ Loops over lanes that have no branches become vector code where the order of min
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -28,6 +28,10 @@ from anykmeans.kernels.numba.steps import (
     jit,
     squared_distance,
 )
+
+if TYPE_CHECKING:
+    from anykmeans._frame import Frame
+    from anykmeans._work import Work
 
 _SORTED = 8  # centroids a row up to which sorting them pays
 _CHUNK = 16  # centroids searched before looking whether to go on
@@ -445,7 +449,7 @@ class NearSearch(BoundedSearch):
         Whether a row is compared with all centroids, as those near its own are no fewer.
     """
 
-    def __init__(self, frame: Any, work: Any, *, skips: bool, exact: bool) -> None:
+    def __init__(self, frame: Frame, work: Work, *, skips: bool, exact: bool) -> None:
         super().__init__(frame, work, skips=skips, exact=exact)
         n = self.matrix.shape[0]
         self.every, self._looked = False, n

@@ -8,7 +8,7 @@ Where little is to be computed, calls between steps are what costs. Rows are the
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -17,6 +17,10 @@ from anykmeans._search import Change, Search
 from anykmeans.kernels.numba import seeding, sums, weights
 from anykmeans.kernels.numba.simd import SIDE
 from anykmeans.kernels.numba.steps import halve, inner, jit, quarter, side_by_side, squared_distance
+
+if TYPE_CHECKING:
+    from anykmeans._frame import Frame
+    from anykmeans.sources.descent import InMemory
 
 
 class Folds(NamedTuple):
@@ -286,7 +290,7 @@ class AtOnce(Search):
         Whether a row was out of the frame's range, or not finite: then labels mean nothing.
     """
 
-    def __init__(self, frame: Any) -> None:
+    def __init__(self, frame: Frame) -> None:
         self.frame = frame
         self._x = np.ascontiguousarray(frame.matrix.rows(slice(None), np.float64))
         self._columns = by_lanes(self._x, frame.unit)
@@ -303,7 +307,7 @@ class AtOnce(Search):
         return [(rows, before[rows], self.labels[rows])], rows.size
 
     def steps(
-        self, run: Any, c: np.ndarray, most: int, tol: float, empty: str
+        self, run: InMemory, c: np.ndarray, most: int, tol: float, empty: str
     ) -> tuple[np.ndarray, int, float]:
         """Return the centroids after up to `most` passes from `c`, how many those were, and the last squared move."""
         rows, moved = run.rows, c.astype(np.float64)

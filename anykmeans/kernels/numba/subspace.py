@@ -10,13 +10,17 @@ little of centroids is left, and the two bounds are close.
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from anykmeans._settings import current
 from anykmeans.kernels.numba.simd import LANES, ROWS, tile
 from anykmeans.kernels.numba.steps import jit, squared_norm
+
+if TYPE_CHECKING:
+    from anykmeans._frame import Frame
+    from anykmeans._work import Work
 
 WIDE = 64  # features from which on fewer coordinates pay
 _FEATURES = 4  # features a coordinate, at least
@@ -136,7 +140,7 @@ def projected(
     )
 
 
-def of_rows(frame: Any, work: Any, c: np.ndarray) -> Subspace | None:
+def of_rows(frame: Frame, work: Work, c: np.ndarray) -> Subspace | None:
     """Return all rows in coordinates that suit centred `c` (k, d), or None where they do not pay."""
     n, d = frame.matrix.shape
     k = c.shape[0]

@@ -7,15 +7,19 @@ out, at first in a few coordinates alone (`grouped`).
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 from anykmeans.kernels.numba.grouped import GroupedSearch
 from anykmeans.kernels.numba.near import NearSearch
 
+if TYPE_CHECKING:
+    from anykmeans._frame import Frame
+    from anykmeans._work import Work
+
 _BOXES = 12  # features up to which boxes around panels rule out more than bounds of their own
 
 
-def choose(frame: Any, work: Any, *, bounds: str, exact: bool) -> NearSearch | GroupedSearch:
+def choose(frame: Frame, work: Work, *, bounds: str, exact: bool) -> NearSearch | GroupedSearch:
     """Return the search of all rows: by `bounds`, one lower bound a row or one for each panel, or what suits `d`.
 
     `bounds` is "auto", "off" (of either, and no row is skipped), "hamerly" or "groups".

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -17,6 +17,11 @@ from anykmeans._libraries import Array
 from anykmeans._search import Change, Search
 from anykmeans.kernels.triton import device, looks, marginals, resolve, screen, sums
 from anykmeans.kernels.triton.screen import COLUMNS, STATES
+
+if TYPE_CHECKING:
+    from anykmeans._frame import Frame
+    from anykmeans._work import Work
+    from anykmeans.sources.descent import InMemory
 
 _GRAPH = 4  # passes up to which launches are not worth replaying as a graph
 _BLOCKS = 2  # for a list of unknown length, on each multiprocessor
@@ -37,7 +42,7 @@ class DeviceSearch(Search):
         Whether labels are certified.
     """
 
-    def __init__(self, frame: Any, work: Any, k: int, *, exact: bool) -> None:
+    def __init__(self, frame: Frame, work: Work, k: int, *, exact: bool) -> None:
         self.frame, self.work, self.k, self.exact = frame, work, k, exact
         self._passes: Passes | None = None
         self.place = 0
@@ -64,7 +69,7 @@ class DeviceSearch(Search):
         return [], self.frame.matrix.shape[0]
 
     def steps(
-        self, run: Any, c: Array, most: int, tol: float, empty: str
+        self, run: InMemory, c: Array, most: int, tol: float, empty: str
     ) -> tuple[Array, int, float]:
         """Return the centroids after up to `most` passes, how many, and the last squared move.
 
@@ -112,7 +117,7 @@ class Passes:
         self._sums: torch.Tensor | None = None
         self._graph: Callable[[], None] | None = None
 
-    def _frame(self, frames: list[Any]) -> None:
+    def _frame(self, frames: list[Frame]) -> None:
         """Note where the coordinates of each problem begin, and what they are multiplied by."""
         b, d, matrix = self._b, self._d, frames[0].matrix
         units, offsets = zip(*(frame.affine(narrow=False) for frame in frames), strict=True)

@@ -10,7 +10,7 @@ well, so that all picks are the same launches.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -21,6 +21,9 @@ from anykmeans._libraries import Array
 from anykmeans.kernels.triton import device
 from anykmeans.kernels.triton.resolve import halving_sum
 from anykmeans.kernels.triton.screen import LARGEST, centred
+
+if TYPE_CHECKING:
+    from anykmeans._frame import Frame
 
 CANDIDATES = 16  # candidates at most: columns of a product
 BLOCK = 1024  # rows whose cost is kept as one number
@@ -440,7 +443,7 @@ class Seeds:
     """
 
     def __init__(
-        self, frames: list[Any], w: list[Array] | None, first: Sequence[int], draws: np.ndarray
+        self, frames: list[Frame], w: list[Array] | None, first: Sequence[int], draws: np.ndarray
     ) -> None:
         matrix = frames[0].matrix
         (n, d), on = matrix.shape, {"device": matrix.data.device}
