@@ -1,5 +1,6 @@
 """Each kernel's steps against plain loops, and the seam that chooses between kernels."""
 
+import itertools
 import os
 import pathlib
 import shutil
@@ -10,7 +11,8 @@ import numpy as np
 import pytest
 import scipy.sparse
 
-from anykmeans import kernels, kmeans
+from anykmeans import _compile, kernels, kmeans
+from anykmeans.__main__ import main
 from anykmeans._matrix import Matrix
 from anykmeans.kernels import compiled
 from anykmeans.sources.rows import Rows
@@ -421,3 +423,21 @@ def test_a_kernel_that_was_named_makes_way_for_no_other(monkeypatch):
     for where in ("compiled", "cpu"):
         monkeypatch.setattr(f"anykmeans.kernels.{where}.seconds", lambda: 1e9)
     assert kmeans(np.arange(24.0).reshape(12, 2), 2, rng=0, kernel="cpu").kernel == "cpu"
+
+
+@needs_numba
+def test_compile_makes_its_calls_and_says_where_the_code_is(monkeypatch, capsys):
+    calls = list(itertools.islice(_compile._calls(), 3))
+    monkeypatch.setattr(_compile, "_calls", lambda: iter(calls))
+    assert main(["compile"]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("compiled by 3 calls in ")
+    assert str(compiled.folder("numba")) in out
+
+
+def test_compile_says_why_it_cannot(monkeypatch, capsys):
+    monkeypatch.setattr("anykmeans.kernels.numba.Numba.why_not", lambda self, x: "no compiler here")
+    assert main(["compile"]) == 1
+    assert "no compiler here" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["compose"])
