@@ -208,7 +208,7 @@ class SparseSearch(Search):
         )  # fmt: skip
         state = self.labels[block], self._upper[block], self._lower[block]
         changed, k = (self._rows[block], self._old[block]), drift.size
-        count, hard = _settle(
+        count, hard = _relabel(
             *scored, drift, others, self._fresh or not self._skip,
             self._exact and not self._whole, *state, *changed,
         )  # fmt: skip
@@ -257,7 +257,7 @@ def _squared_norm(values, first, stop):
 
 
 @jit
-def _settle(
+def _relabel(
     begins, ends, features, values, table, norms, beta, eta, drift, others, fresh, exact,
     labels, upper, lower, rows, old,
 ):  # fmt: skip
