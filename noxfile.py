@@ -48,7 +48,7 @@ class Backend:
 
 
 BACKENDS = {
-    "numpy": Backend("NumPy", "numpy", "numba", (), "numpy", None),
+    "numpy": Backend("NumPy", "numpy", None, (), "numpy", None),
     "torch": Backend("PyTorch", "torch", "torch", (), "torch", "torch:cuda"),
     "array-api-strict": Backend(
         "array-api-strict",
@@ -59,7 +59,7 @@ BACKENDS = {
         None,
     ),
     "cupy": Backend("CuPy", "cupy", "cupy", (), None, "cupy"),
-    "jax": Backend("JAX, eagerly", "jax", "numba", ("jax",), "jax", None),
+    "jax": Backend("JAX, eagerly", "jax", None, ("jax",), "jax", None),
 }
 
 

@@ -1,6 +1,6 @@
 """How far a score from a matrix product can be from the distance (R2): an interval that surely holds it.
 
-The proof is in ``docs/design.md``.
+The proof is in ``docs/proofs.md``.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class Bounds:
 
     A score is ``s = fl(|c|^2 - 2 y.c)`` in any order of addition, and ``a = |y|^2 + s`` estimates
     the squared distance. With ``beta = (d + 8) unit <= 1/50`` the true squared distance D obeys
-    ``lower(a) <= D <= upper(a)`` (proof in docs/design.md).
+    ``lower(a) <= D <= upper(a)`` (proof in docs/proofs.md).
     """
 
     beta: float

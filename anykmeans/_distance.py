@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from anykmeans._libraries import Array, Namespace
 
-_FEW = 16  # features up to which it pays to have them first
+_COLUMNS_FIRST = 16  # features up to which it pays to have them first
 
 
 def squared_distances(xp: Namespace, a: Array, b: Array) -> Array:
@@ -20,7 +20,7 @@ def squared_distances(xp: Namespace, a: Array, b: Array) -> Array:
 def halving_sum(xp: Namespace, t: Array) -> Array:
     """Return the sums (m,) of the rows of `t` (m, d) in the one order every kernel keeps."""
     m, d = int(t.shape[0]), int(t.shape[1])
-    few = d <= _FEW
+    few = d <= _COLUMNS_FIRST
     if few:  # written out with the features first, so that operations are not as short as a row
         t = xp.reshape(xp.reshape(xp.permute_dims(t, (1, 0)), (d * m,)), (d, m))
 

@@ -6,10 +6,12 @@ from typing import Any
 
 import numpy as np
 
+from anykmeans._grid import Grid
 from anykmeans._libraries import Array, Namespace, Selection, to_numpy
 from anykmeans._matrix import Matrix
 from anykmeans._sparse import SparseRows
 
+HEAVIEST = 2.0**21  # what relative weights are below
 # How many times as large as another a number may be for both to show in a distance.
 BESIDE = 2.0**200
 
@@ -129,6 +131,12 @@ class Frame:
         """Return centroids (k, d), float64, for distances."""
         # A copy: given ones may be read-only, for which Numba would compile everything anew.
         return self.scaled(self.xp.astype(c, self.xp.float64))
+
+    def costs(self, n: int, weighted: bool) -> Grid:
+        """Return the grid for the cost of `n` rows, of all parts, in this frame: no distance in it is longer than the diagonal."""
+        side = 2.0 * self.largest * self.unit
+        most = 2.0 * side * side * self.matrix.features  # twice as large as rounding takes
+        return Grid.of_costs(most * (HEAVIEST if weighted else 1.0) or 1.0, n, weighted)
 
     @property
     def unit(self) -> float:

@@ -1,6 +1,6 @@
 """Exact sums (R3): summands split on power-of-two grids, whose parts add without rounding, in any order.
 
-Pre-rounding as in Demmel and Nguyen, "Fast reproducible floating-point summation", ARITH 2013. The proof is in ``docs/design.md``.
+Pre-rounding as in Demmel and Nguyen, "Fast reproducible floating-point summation", ARITH 2013. The proof is in ``docs/proofs.md``.
 """
 
 from __future__ import annotations
@@ -8,9 +8,7 @@ from __future__ import annotations
 import functools
 import math
 import operator
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -118,10 +116,25 @@ class Grid:
         return self.folds == FOLDS or bool((smallest * scale).min() >= finest)
 
     @classmethod
-    def of_costs(cls, extent: Sequence[Any], n: int, weighted: bool) -> Grid:
-        """Return the grid for the sum, or sums, of `n` costs, of which `extent_of_costs` is known, or arrays of those."""
-        high, largest, smallest = (np.atleast_1d(value) for value in extent)
-        return cls.of(high, largest, smallest, n, DOUBLE, DOUBLE[0] if weighted else None)
+    def of_costs(cls, most: float, n: int, weighted: bool) -> Grid:
+        """Return the grid for the sum of `n` costs of at most `most` each, known before any of them is.
+
+        Weighted ones are products of a distance, of at most `most` too, and a weight. There are folds down to the last bit
+        of any float64, as distances may be far below the most that they can be; who adds up goes no further than he has to.
+        """
+        bits = max((2 * n if weighted else n) - 1, 1).bit_length()
+        exponent = math.frexp(most)[1]
+        coarse = min(_ROOM - bits - exponent, 960 - exponent if weighted else 1023)
+        folds = 1 + math.ceil((_ROOM - DOUBLE[1] * (2 if weighted else 1)) / (_ROOM + 1 - bits))
+        return cls(np.asarray([math.ldexp(1.0, coarse)]), 2.0 ** (_ROOM + 1 - bits), folds)
+
+    def down_to(self, smallest: float, digits: int) -> Grid:
+        """Return as many folds of this grid of one column as hold numbers of `digits` bits, the least of them the `smallest`."""
+        if not math.isfinite(smallest):  # all are zero
+            return Grid(self.scale, self.step, 1)
+        missing = digits - math.frexp(smallest)[1] - math.frexp(float(self.scale[0]))[1] + 2
+        folds = 1 + math.ceil(max(missing, 0) / (math.frexp(self.step)[1] - 1))
+        return Grid(self.scale, self.step, min(self.folds, folds))
 
     def split(self, xp: Namespace, values: Array, scale: Array, w: Array | None = None) -> Array:
         """Return `values` (m, columns), times `w` (m,), as whole numbers (m, folds * columns), coarsest grid first.
@@ -214,21 +227,12 @@ def significant_bits(xp: Namespace, w: Array, most: int) -> np.ndarray:
     return np.where(whole > 0, np.minimum(np.frexp(largest)[1], most), most)
 
 
-def extent_of_costs(xp: Namespace, values: Array, w: Array | None) -> tuple[float, float, float]:
-    """Return the largest of `values` (m,), not negative, and the largest and the smallest nonzero of them times `w`."""
+def exact_sum(xp: Namespace, values: Array, w: Array | None, grid: Grid) -> np.ndarray:
+    """Return the sum of `values` (m,), float64, times their weights, as whole numbers (folds,) of a `grid` of one column."""
     costs = values if w is None else w * values
-    smallest = xp.min(xp.where(costs > 0, costs, xp.full_like(costs, xp.inf)))
-    return float(xp.max(values)), float(xp.max(costs)), float(smallest)
-
-
-def merged_extent(extents: Sequence[tuple[float, float, float]]) -> tuple[float, float, float]:
-    """Return the extent of several parts' costs as one."""
-    highs, largests, smallests = zip(*extents, strict=True)
-    return max(highs), max(largests), min(smallests)
-
-
-def exact_sum(xp: Namespace, parts: Iterable[tuple[Array, Array | None]], grid: Grid) -> float:
-    """Return the sum over the parts of values (m,), float64, times their weights (m,), by a `grid` of costs."""
-    scale = float(grid.scale[0])
-    sums = [xp.sum(grid.split(xp, v[:, None], scale, w), axis=0) for v, w in parts]
-    return float(grid.total(xp, functools.reduce(operator.add, sums)[None, :], scale)[0, 0])
+    smallest = float(xp.min(xp.where(costs > 0, costs, xp.full_like(costs, xp.inf))))
+    grid = grid.down_to(smallest, DOUBLE[0] if w is None else 2 * DOUBLE[0])
+    found: np.ndarray = to_numpy(
+        xp.sum(grid.split(xp, values[:, None], float(grid.scale[0]), w), axis=0)
+    )
+    return found

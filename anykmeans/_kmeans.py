@@ -208,6 +208,14 @@ def assign(
         or they live in different places.
     ValueError
         If the named kernel cannot run on `x`, or `max_bytes` is too small for one row.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from anykmeans import assign
+    >>> x = np.asarray([[0.0], [4.0], [9.0]])
+    >>> assign(x, np.asarray([[1.0], [9.0]]))
+    (array([0, 0, 1]), array([1., 9., 0.]))
     """
     names = check.FUNCTIONS
     how: dict[str, Any] = {"max_bytes": max_bytes, "threads": threads}
@@ -293,6 +301,15 @@ def kmeans_plusplus(
     References
     ----------
     D. Arthur and S. Vassilvitskii, "k-means++: the advantages of careful seeding", SODA 2007.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from anykmeans import kmeans_plusplus
+    >>> x = np.asarray([[0.0], [0.0], [9.0], [9.0]])
+    >>> centers, indices = kmeans_plusplus(x, 2, random_state=0)
+    >>> centers[:, 0], indices
+    (array([9., 0.]), array([2, 1]))
     """
     names = check.ESTIMATORS
     x = check.matrix(X, names.x)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import sys
+from collections.abc import Sequence
 from typing import Any, cast
 
 import array_api_compat
@@ -253,3 +254,8 @@ def has_float64(x: Array) -> bool:
     except (TypeError, ValueError):
         return False
     return cast(bool, probe.dtype == xp.float64)
+
+
+def stacked(xp: Namespace, arrays: Sequence[Array]) -> Array:
+    """Return arrays with an axis of their own in front; one alone is not copied."""
+    return xp.stack(arrays) if len(arrays) > 1 else arrays[0][None, ...]

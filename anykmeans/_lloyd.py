@@ -12,7 +12,7 @@ from typing import Protocol
 
 from anykmeans._extent import Extent
 from anykmeans._libraries import Array
-from anykmeans._stats import ClusterStats, Farthest, means_of, update
+from anykmeans._stats import ClusterStats, Cost, Farthest, means_of, update
 
 
 class Descent(ABC):
@@ -59,10 +59,11 @@ class Descent(ABC):
 
 @dataclass(frozen=True, eq=False)
 class Labelled:
-    """Labels (n,), squared distances (n,) and inertia for some centroids."""
+    """Labels (n,), squared distances (n,), and inertia for some centroids: the `cost` in the user's unit."""
 
     labels: Array
     distances: Array
+    cost: Cost
     inertia: float
 
 

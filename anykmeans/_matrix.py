@@ -1,11 +1,13 @@
 """The rows a user gave, read a few at a time and never written to.
 
 A :class:`Matrix` knows the namespace in which the work is done. On a CPU that is NumPy for every library whose
-arrays share memory with it; elsewhere it is the library's own.
+arrays share memory with it; elsewhere it is the library's own. Whatever can give some of its rows by their numbers is a
+matrix: two methods and five attributes make one of rows that are stored or computed.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,32 +64,46 @@ def _aliased(x: Array) -> Array:
     return x
 
 
-@dataclass(frozen=True)
-class Matrix:
-    """The rows a user gave, read a few at a time in floating point; nothing is ever written.
+class Matrix(ABC):
+    """Rows (n, d) that can be read in any order, in floating point.
 
     JAX's arrays on a CPU are always NumPy's here: XLA divides by multiplying, takes the smallest
     numbers for zero, may have no float64, and compiles each operation for each shape.
 
     Attributes
     ----------
-    source : array of shape (n, d)
-        The array as given (detached, CSR), for the library and device of results.
-    data : array of shape (n, d), or SparseRows
-        The same memory as the work sees it: a view of another library, or `source` itself.
+    source : array
+        For the library and device of results: the array as given (detached, CSR), or one like it without rows.
     xp : namespace
         Where the work is done.
     device : object
-        The device of `data`.
+        The device of the work.
     dtype : str
-        Bare name of the dtype of `source`.
+        Bare name of the dtype of the rows.
+    shape : tuple of int
+        Rows and columns.
+    sparse : bool
+        Whether rows are sparse.
     """
 
     source: Array
-    data: Array
+    data: Any
     xp: Namespace
     device: Any
     dtype: str
+    sparse = False
+
+    @property
+    @abstractmethod
+    def shape(self) -> tuple[int, int]: ...
+
+    @abstractmethod
+    def rows(self, select: Selection, dtype: Any = None) -> Array:
+        """Return the selected rows (m, d), dense, in `dtype` (default: `float_dtype`)."""
+
+    @abstractmethod
+    def take(self, at: Array) -> Matrix:
+        """Return the rows numbered `at` (m,) as a matrix of their own, a copy in the dtype of centroids."""
 
     @classmethod
     def of(
@@ -98,50 +114,16 @@ class Matrix:
         given: np.ndarray | None = None,
         max_bytes: int | None = None,
     ) -> Matrix:
-        """Return a Matrix over `x` as `library`, which must be able to reach its memory, sees it.
+        """Return a matrix over `x` as `library`, which must be able to reach its memory, sees it.
 
         An `x` (n,) is one column. Sparse rows, if the budget has room for a copy, keep columns alone that have entries, or that the
         centroids `given` (k, d) are not zero in.
         """
-        dtype = dtype_name(x)
-        data = x
-        host = library == "numpy" or (is_of(x, "jax") and on_cpu(x))
         if is_sparse(x):
-            rows = SparseRows.of(x, given, (max_bytes or _SPARSE_BYTES) // 2)
-            begins, ends = _aliased(rows.begins), _aliased(rows.ends)
-            features, values = _aliased(rows.features), _aliased(rows.values)
-            data = SparseRows(begins, ends, features, values, rows.halving)
-            return cls(x, data, np_compat, "cpu", dtype)
-        if host and not isinstance(x, np.ndarray):
-            if is_of(x, "torch"):
-                import torch
+            return Sparse.over(x, given, (max_bytes or _SPARSE_BYTES) // 2)
+        return Dense.over(x, library)
 
-                # NumPy has no bfloat16; its bits are the upper half of a float32's.
-                data = (x.view(torch.int16) if dtype == "bfloat16" else x).numpy()
-            else:
-                data = np.asarray(x)
-        elif library == "torch" and is_of(x, "cupy"):
-            import torch
-
-            # A tensor has no strides below 0; rows that do are not sent here, but weights may be.
-            data = torch.from_dlpack(x if min(x.strides) >= 0 else x.copy())
-        data = _aliased(data)
-        if len(data.shape) == 1:
-            data = data[:, None]
-        xp = np_compat if host else namespace(data)
-        return cls(x, data, xp, "cpu" if host else device_of(data), dtype)
-
-    def problem(self, i: int) -> Matrix:
-        """Return problem `i` of a batch, (b, n, d) or columns (b, n), as a matrix of its own."""
-        data = self.data[i, ...]
-        data = data[:, None] if len(data.shape) == 1 else data
-        source = data if self.source is self.data else take(self.source, i)
-        return Matrix(source, data, self.xp, self.device, self.dtype)
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """Rows and columns."""
-        return int(self.data.shape[0]), int(self.data.shape[1])
+    # -- what follows from the dtype ---------------------------------------------------------
 
     @property
     def narrow(self) -> bool:
@@ -157,7 +139,7 @@ class Matrix:
     @property
     def integral(self) -> bool:
         """Whether every value is an integer; dense ones are asked for their dtype only."""
-        return "int" in self.dtype or self.dtype == "bool" or (self.sparse and self.data.integral)
+        return "int" in self.dtype or self.dtype == "bool"
 
     @property
     def float_dtype(self) -> Any:
@@ -169,69 +151,41 @@ class Matrix:
         """The dtype of centroids."""
         return self.xp.float32 if self.dtype in _SINGLE_STATE else self.xp.float64
 
-    def rows(self, select: Selection, dtype: Any = None) -> Array:
-        """Return the selected rows (m, d), dense, in `dtype` (default: `float_dtype`)."""
-        xp = self.xp
-        dtype = self.float_dtype if dtype is None else dtype
-        if isinstance(select, slice) or xp is np_compat:
-            block = self.data[select, :] if isinstance(select, slice) else self.data[select]
-        else:
-            block = xp.take(self.data, select, axis=0)
-        if isinstance(block, SparseRows):
-            block = block.dense()
-        if self.dtype == "bfloat16" and isinstance(block, np.ndarray) and block.dtype == np.int16:
-            block = (block.astype(np.int32) << 16).view(np.float32)
-        if block.dtype == dtype:
-            return block
-        if self.dtype == "bool" and xp is not np_compat:
-            return xp.where(block, xp.ones((), dtype=dtype), xp.zeros((), dtype=dtype))
-        return xp.astype(block, dtype)
-
-    def tile(self, select: Selection, dtype: Any = None) -> Array | SparseRows:
-        """Return what `rows` does; sparse ones stay sparse."""
-        if not self.sparse:
-            return self.rows(select, dtype)
-        rows: SparseRows = self.data[select]
-        return rows.astype(self.float_dtype if dtype is None else dtype)
-
-    def take(self, at: Array) -> Matrix:
-        """Return the rows numbered `at` (m,) as a matrix of their own, a copy in the dtype of centroids."""
-        data = self.tile(at, self.state_dtype)
-        return Matrix(data, data, self.xp, self.device, dtype_name(data))
-
-    @property
-    def sparse(self) -> bool:
-        """Whether rows are sparse."""
-        return isinstance(self.data, SparseRows)
+    # -- what is otherwise for sparse rows ---------------------------------------------------
 
     @property
     def width(self) -> int:
         """How many numbers a row takes: its features, or, if they are sparse, entries in the mean."""
-        if not self.sparse:
-            return self.shape[1]
-        return 1 + int(self.data.entries) // self.shape[0]
+        return self.shape[1]
 
     @property
     def features(self) -> int:
         """How many features the user's rows have: sparse ones may have columns for some of them only."""
-        return int(self.data.halving.d) if self.sparse else self.shape[1]
+        return self.shape[1]
 
     @property
     def terms(self) -> int:
         """How many terms a product with a row has at most."""
-        return max(1, self.data.longest) if self.sparse else self.shape[1]
+        return self.shape[1]
+
+    def tile(self, select: Selection, dtype: Any = None) -> Array | SparseRows:
+        """Return what `rows` does; sparse ones stay sparse."""
+        return self.rows(select, dtype)
+
+    def columns_of(self, c: np.ndarray) -> np.ndarray:
+        """Return the columns of a user's centroids `c` (k, d) that rows here have, in their order."""
+        return c
+
+    def spread(self, c: Array) -> Array:
+        """Return centroids (k, d) with all of the user's columns, in their order."""
+        return c
 
     @property
     def direct(self) -> bool:
-        """Whether compiled code can read the rows where they are."""
-        x = self.data.values if self.sparse else self.data
-        return (
-            isinstance(x, np.ndarray)
-            and x.dtype in (np.float32, np.float64)
-            and x.dtype.isnative
-            and x.flags.c_contiguous
-            and x.flags.aligned
-        )
+        """Whether compiled code can read all rows where they are."""
+        return False
+
+    # -- where the work is done --------------------------------------------------------------
 
     def readable(self, select: Selection) -> tuple[Any, np.ndarray]:
         """Return float rows that compiled code can read, and the numbers of the selected ones in it.
@@ -255,29 +209,197 @@ class Matrix:
         """Return 0, 1, ..., stop - 1 where the work is done."""
         return self.xp.arange(stop, dtype=self.xp.int64, device=self.device)
 
+    def give(self, a: Array) -> Array:
+        """Return a result in the library and on the device of the user's array."""
+        if is_of(self.source, "cupy"):
+            return namespace(self.source).from_dlpack(a)
+        return like(a, self.source)
+
+
+@dataclass(frozen=True)
+class Dense(Matrix):
+    """Rows of an array in memory.
+
+    Attributes
+    ----------
+    data : array of shape (n, d)
+        The memory of `source` as the work sees it: a view of another library, or `source` itself.
+    """
+
+    source: Array
+    data: Array
+    xp: Namespace
+    device: Any
+    dtype: str
+
+    @classmethod
+    def over(cls, x: Array, library: str | None) -> Dense:
+        """Return a matrix over `x` as `library` sees it."""
+        dtype, data = dtype_name(x), x
+        host = library == "numpy" or (is_of(x, "jax") and on_cpu(x))
+        if host and not isinstance(x, np.ndarray):
+            if is_of(x, "torch"):
+                import torch
+
+                # NumPy has no bfloat16; its bits are the upper half of a float32's.
+                data = (x.view(torch.int16) if dtype == "bfloat16" else x).numpy()
+            else:
+                data = np.asarray(x)
+        elif library == "torch" and is_of(x, "cupy"):
+            import torch
+
+            # A tensor has no strides below 0; rows that do are not sent here, but weights may be.
+            data = torch.from_dlpack(x if min(x.strides) >= 0 else x.copy())
+        data = _aliased(data)
+        if len(data.shape) == 1:
+            data = data[:, None]
+        xp = np_compat if host else namespace(data)
+        return cls(x, data, xp, "cpu" if host else device_of(data), dtype)
+
+    def problem(self, i: int) -> Dense:
+        """Return problem `i` of a batch, (b, n, d) or columns (b, n), as a matrix of its own."""
+        data = self.data[i, ...]
+        data = data[:, None] if len(data.shape) == 1 else data
+        source = data if self.source is self.data else take(self.source, i)
+        return Dense(source, data, self.xp, self.device, self.dtype)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows and columns."""
+        return int(self.data.shape[0]), int(self.data.shape[1])
+
+    def rows(self, select: Selection, dtype: Any = None) -> Array:
+        """Return the selected rows (m, d) in `dtype` (default: `float_dtype`)."""
+        xp = self.xp
+        dtype = self.float_dtype if dtype is None else dtype
+        if isinstance(select, slice) or xp is np_compat:
+            block = self.data[select, :] if isinstance(select, slice) else self.data[select]
+        else:
+            block = xp.take(self.data, select, axis=0)
+        if self.dtype == "bfloat16" and isinstance(block, np.ndarray) and block.dtype == np.int16:
+            block = (block.astype(np.int32) << 16).view(np.float32)
+        if block.dtype == dtype:
+            return block
+        if self.dtype == "bool" and xp is not np_compat:
+            on = {"dtype": dtype, "device": self.device}
+            return xp.where(block, xp.ones((), **on), xp.zeros((), **on))
+        return xp.astype(block, dtype)
+
+    def take(self, at: Array) -> Dense:
+        """Return the rows numbered `at` (m,) as a matrix of their own, a copy in the dtype of centroids."""
+        data = self.rows(at, self.state_dtype)
+        return Dense(data, data, self.xp, self.device, dtype_name(data))
+
+    @property
+    def direct(self) -> bool:
+        """Whether compiled code can read the rows where they are."""
+        return _direct(self.data)
+
+    def give(self, a: Array) -> Array:
+        """Return a result in the library and on the device of the user's array."""
+        return a if self.data is self.source else super().give(a)
+
+
+@dataclass(frozen=True)
+class Sparse(Matrix):
+    """Rows of a CSR matrix, in NumPy.
+
+    Attributes
+    ----------
+    data : SparseRows
+        Its entries, aliased, with columns for the features that count.
+    """
+
+    source: Array
+    data: SparseRows
+    dtype: str
+    xp: Namespace = np_compat
+    device: Any = "cpu"
+    sparse = True
+
+    @classmethod
+    def over(cls, x: Array, given: np.ndarray | None, room: int) -> Sparse:
+        """Return a matrix over CSR `x`, with columns for all features where there is no `room` for others."""
+        rows = SparseRows.of(x, given, room)
+        begins, ends = _aliased(rows.begins), _aliased(rows.ends)
+        features, values = _aliased(rows.features), _aliased(rows.values)
+        return cls(x, SparseRows(begins, ends, features, values, rows.halving), dtype_name(x))
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows and columns."""
+        return int(self.data.shape[0]), int(self.data.shape[1])
+
+    def rows(self, select: Selection, dtype: Any = None) -> Array:
+        """Return the selected rows (m, d), dense, in `dtype` (default: `float_dtype`)."""
+        dtype = self.float_dtype if dtype is None else dtype
+        return self.data[select].dense().astype(dtype, copy=False)
+
+    def tile(self, select: Selection, dtype: Any = None) -> SparseRows:
+        """Return the selected rows, sparse."""
+        rows: SparseRows = self.data[select]
+        return rows.astype(self.float_dtype if dtype is None else dtype)
+
+    def take(self, at: Array) -> Sparse:
+        """Return the rows numbered `at` (m,) as a matrix of their own, a copy in the dtype of centroids."""
+        data = self.tile(at, self.state_dtype)
+        return Sparse(data, data, dtype_name(data))
+
+    @property
+    def width(self) -> int:
+        """How many numbers a row takes: entries in the mean."""
+        return 1 + int(self.data.entries) // self.shape[0]
+
+    @property
+    def features(self) -> int:
+        """How many features the user's rows have."""
+        return int(self.data.halving.d)
+
+    @property
+    def terms(self) -> int:
+        """How many terms a product with a row has at most."""
+        return max(1, self.data.longest)
+
+    @property
+    def integral(self) -> bool:
+        """Whether every value is an integer."""
+        return super().integral or self.data.integral
+
+    @property
+    def direct(self) -> bool:
+        """Whether compiled code can read the rows where they are."""
+        return _direct(self.data.values)
+
     def columns_of(self, c: np.ndarray) -> np.ndarray:
         """Return the columns of a user's centroids `c` (k, d) that rows here have, in their order."""
-        if not self.sparse or self.data.halving.complete:
+        if self.data.halving.complete:
             return c
         found: np.ndarray = np.take(c, self.data.halving.columns, axis=1)
         return found
 
     def spread(self, c: Array) -> Array:
         """Return centroids (k, d) with all of the user's columns, in their order."""
-        if not self.sparse or self.data.halving.complete:
-            return c
         halving = self.data.halving
+        if halving.complete:
+            return c
         found = np.zeros((c.shape[0], halving.d), c.dtype)
         found[:, halving.columns] = c
         return found
 
     def give(self, a: Array) -> Array:
-        """Return a result in the library and on the device of the user's array."""
-        if self.data is self.source:
-            return a
-        if is_of(self.source, "cupy"):
-            return namespace(self.source).from_dlpack(a)
-        return like(a, self.source)
+        """Return a result: in NumPy, as it is."""
+        return a
+
+
+def _direct(x: Any) -> bool:
+    """Return whether compiled code can read an array where it is."""
+    return (
+        isinstance(x, np.ndarray)
+        and x.dtype in (np.float32, np.float64)
+        and x.dtype.isnative
+        and x.flags.c_contiguous
+        and x.flags.aligned
+    )
 
 
 def supported_dtype(x: Array) -> bool:

@@ -159,7 +159,7 @@ class Seen:
     def _among(self, at: Any) -> Seen:
         """Return the same with columns `at` (m,) alone."""
         stats, extent = self.stats.among(at), self.extent.among(at)
-        return replace(self, centers=self.centers[:, at], stats=stats, extent=extent)
+        return replace(self, centers=np.take(self.centers, at, axis=1), stats=stats, extent=extent)
 
     def _spread(self, at: np.ndarray, d: int) -> Seen:
         """Return the same with `d` columns, of which the `at` (m,) are these and all others are zero."""
@@ -172,7 +172,7 @@ class Seen:
         """Return the same from `centers` (k, features), called `name`, some of which may have been set by hand since."""
         seen, mine = self, centers
         if self.columns is not None:
-            mine = centers[:, self.columns]
+            mine = np.take(centers, self.columns, axis=1)
             if np.count_nonzero(mine) < np.count_nonzero(centers):
                 seen, mine = self.over(None), centers
         where = mine != seen.centers.astype(mine.dtype, copy=False)
@@ -218,7 +218,7 @@ def _on(stats: ClusterStats, grid: Grid, exponent: int) -> ClusterStats:
     before, after = (replace(each, scale=each.scale[at]) for each in (before, grid))
     step = max(1, _CACHE // sums[0].size)
     for i in range(0, k, step) if at.size else ():
-        some = sums[i : i + step][:, :, at]
+        some = np.take(sums[i : i + step], at, axis=2)
         part = ClusterStats(some.reshape(some.shape[0], -1), before).on(after, exponent)
         found[i : i + step, :, at] = part.sums.reshape(some.shape[0], grid.folds, -1)
     return ClusterStats(found.reshape(k, -1), grid)

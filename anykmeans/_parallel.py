@@ -33,7 +33,7 @@ def parallel(rows: Rows, k: int, rng: Draws) -> Array:
         run.labels(run.c)
         distances, w = run.distances(run.c), rows.relative_weight(rows.every)
         cost = distances if w is None else w * distances
-        total = kernel.cost(rows, distances)
+        total = float(kernel.cost(rows, run.frame, distances))
         if total == 0:
             break
 

@@ -35,9 +35,19 @@ class KMeansResult:
     converged : bool, or NumPy array of shape (b,), bool
         Whether that run stopped by itself rather than at `max_iter`.
     kernel : str
-        The kernel that did the work.
+        The kernel that did the work, or kernels, one after the other: ``"cpu+numba"``.
     precision : str
         ``"exact"``, or ``"fast"`` where labels were not certified.
+
+    Examples
+    --------
+    >>> from anykmeans import kmeans
+    >>> result = kmeans([[0.0], [1.0], [9.0], [10.0]], 2, rng=0)
+    >>> result.inertia, result.converged, result.precision
+    (1.0, True, 'exact')
+    >>> centroids, labels, *_ = result
+    >>> sorted(centroids[:, 0].tolist())
+    [0.5, 9.5]
     """
 
     centroids: Array

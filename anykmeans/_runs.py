@@ -23,7 +23,7 @@ from anykmeans._libraries import (
     to_numpy,
 )
 from anykmeans._lloyd import Watch
-from anykmeans._matrix import Matrix
+from anykmeans._matrix import Dense, Matrix
 from anykmeans._plusplus import Draws
 from anykmeans._result import KMeansResult
 from anykmeans.kernels import choose
@@ -78,12 +78,15 @@ def cluster(
         rows = Rows.over(x, sample_weight, kernel=chosen, names=names, given=columns, **how)
         problems = iter([(rows, init)])
     found: list[_Run] = []
+    ran: dict[str, None] = {}
     for group in chosen.together(problems):
         all_rows, inits = map(list, zip(*group, strict=True))
         rows = all_rows[0]
         if batch:
             look_at(all_rows)
         found += _best(all_rows, inits, k, runs, draws, tol, max_iter, empty, watch)
+        for each in all_rows:
+            ran |= each.ran
     inertia, c, labels, n_iter, converged = _stacked(rows.xp, found) if batch else found[0]
     give = rows.matrix.give
     labels = rows.xp.astype(labels, rows.xp.int64)
@@ -94,7 +97,7 @@ def cluster(
         inertia,
         n_iter,
         converged,
-        rows.kernel.name,
+        "+".join(ran),
         precision,
     )
 
@@ -121,7 +124,7 @@ def _matrices(
         shape = getattr(a, "shape", None)
         if shape is None or callable(a):
             return itertools.repeat(a)
-        seen = Matrix.of(a, library)
+        seen = Dense.over(a, library)
         if len(shape) == dimensions:
             return map(seen.problem, range(x.shape[0]))
         return itertools.repeat(seen)

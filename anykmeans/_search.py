@@ -23,8 +23,8 @@ from anykmeans._sparse import coefficients
 from anykmeans._work import Work
 
 if TYPE_CHECKING:
-    from anykmeans._lloyd import Descent
     from anykmeans.kernels.agnostic import Kernel
+    from anykmeans.sources.descent import InMemory
     from anykmeans.sources.rows import Rows
 
 _GROUP = 12  # centroids a group: 8 to 16 skipped most on real data
@@ -56,7 +56,7 @@ class Search(ABC):
         """
 
     def steps(
-        self, run: Descent, c: Array, most: int, tol: float, empty: str
+        self, run: InMemory, c: Array, most: int, tol: float, empty: str
     ) -> tuple[Array, int, float]:
         """Return what `run.steps` does: here by one step; who can make several in one call does so."""
         c, moved = run.step(c, empty)

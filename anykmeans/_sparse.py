@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 _PART = 1 << 14  # values that are looked at together
-_FEW = 4  # features for each column: where there are fewer, columns are features
+_FEATURES_A_COLUMN = 4  # features for each column: where there are fewer, columns are features
 
 
 @dataclass(frozen=True)
@@ -54,12 +54,12 @@ class SparseRows:
         if not x.has_canonical_format:
             starts, features, values = _without_repeats(starts, features, values, d)
         begins, ends = starts[:-1], starts[1:]
-        if _FEW * features.size < d and 2 * features.nbytes + 16 * d < max_bytes:
+        if _FEATURES_A_COLUMN * features.size < d and 2 * features.nbytes + 16 * d < max_bytes:
             used = np.zeros(d, bool)
             used[features] = True
             if c is not None:
                 used |= c.any(axis=0)
-            if _FEW * np.count_nonzero(used) < d:
+            if _FEATURES_A_COLUMN * np.count_nonzero(used) < d:
                 columns = np.flatnonzero(used) if used.any() else np.arange(1)
                 number = np.empty(d, features.dtype)
                 number[columns] = np.arange(columns.size, dtype=features.dtype)

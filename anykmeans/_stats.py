@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -9,6 +10,50 @@ import numpy as np
 
 from anykmeans._grid import Grid
 from anykmeans._libraries import Array, Namespace, like, namespace, to_numpy
+
+
+@dataclass(frozen=True)
+class Cost:
+    """The exact sum of weighted squared distances: floats whose sum it is, so that costs of parts add, whatever grids they are from.
+
+    Attributes
+    ----------
+    parts : tuple of float
+        None of them rounded, but what is below the last bit of float64.
+    """
+
+    parts: tuple[float, ...] = ()
+
+    @classmethod
+    def of(cls, whole: np.ndarray, grid: Grid) -> Cost:
+        """Return the sum that whole numbers (folds,) of a `grid` of one column mean."""
+        exponent, finer = 1 - math.frexp(float(grid.scale[0]))[1], math.frexp(grid.step)[1] - 1
+        parts = enumerate(whole.tolist())
+        return cls(tuple(math.ldexp(part, exponent - finer * i) for i, part in parts if part))
+
+    def __add__(self, other: Cost) -> Cost:
+        """Return the sum of both: a few parts, of which none overlaps another, however many were added.
+
+        By sums and what their rounding took (Shewchuk, "Adaptive precision floating-point arithmetic and fast robust
+        geometric predicates", Discrete & Computational Geometry 1997).
+        """
+        parts: list[float] = []
+        for x in self.parts + other.parts:
+            apart = []
+            for y in parts:
+                larger, smaller = (x, y) if abs(x) >= abs(y) else (y, x)
+                x = larger + smaller
+                if left := smaller - (x - larger):
+                    apart.append(left)
+            parts = [*apart, x] if x else apart
+        return Cost(tuple(parts))
+
+    def scaled(self, exponent: int) -> Cost:
+        """Return the cost times ``2**exponent``."""
+        return Cost(tuple(math.ldexp(part, exponent) for part in self.parts))
+
+    def __float__(self) -> float:
+        return math.fsum(self.parts)
 
 
 @dataclass(frozen=True)
@@ -24,10 +69,13 @@ class ClusterStats:
         Whole numbers of grid steps; the last column of each fold is the weight.
     grid : Grid
         What they mean.
+    cost : Cost or None
+        Of all rows, where it is known: a pass that skips rows does not know it.
     """
 
     sums: Array
     grid: Grid
+    cost: Cost | None = None
 
     def __add__(self, other: ClusterStats) -> ClusterStats:
         if self.grid != other.grid:
@@ -35,7 +83,9 @@ class ClusterStats:
                 "ClusterStats can be added on one grid only; got two, whose whole numbers mean different steps. "
                 "Plan one grid for all rows, of their merged `Extent`, or put one `on` the other's grid."
             )
-        return ClusterStats(self.sums + other.sums, self.grid)
+        known = self.cost is not None and other.cost is not None
+        cost = self.cost + other.cost if known else None  # type: ignore[operator]
+        return ClusterStats(self.sums + other.sums, self.grid, cost)
 
     def on(self, grid: Grid, exponent: int = 0) -> ClusterStats:
         """Return the same stats, times ``2**exponent``, on another `grid`, planned for these rows and all to be added.
@@ -55,18 +105,20 @@ class ClusterStats:
             power = np.clip(theirs - mine + (exponent - fold * finer), -500, 1023)
             whole = grid.split(xp, part, like(np.ldexp(1.0, power), self.sums))
             found = whole if found is None else found + whole
-        return ClusterStats(grid.carried(xp, found), grid)
+        cost = None if self.cost is None else self.cost.scaled(exponent)
+        return ClusterStats(grid.carried(xp, found), grid, cost)
 
     def carried(self) -> ClusterStats:
         """Return the same stats, which leave room for as many summands as the grid has room for at once."""
-        return ClusterStats(self.grid.carried(namespace(self.sums), self.sums), self.grid)
+        return replace(self, sums=self.grid.carried(namespace(self.sums), self.sums))
 
     def among(self, columns: np.ndarray) -> ClusterStats:
         """Return the stats, in NumPy, of some features, which are numbered by `columns` (m,)."""
         grid, (k, _) = self.grid, self.sums.shape
         at = np.append(columns, grid.scale.size - 1)
-        sums = self.sums.reshape(k, grid.folds, grid.scale.size)[:, :, at]
-        return ClusterStats(sums.reshape(k, -1), replace(grid, scale=grid.scale[at]))
+        sums = np.take(self.sums.reshape(k, grid.folds, grid.scale.size), at, axis=2)
+        grid = replace(grid, scale=grid.scale[at])
+        return ClusterStats(sums.reshape(k, -1), grid, self.cost)
 
     def spread(self, columns: np.ndarray, d: int) -> ClusterStats:
         """Return the stats, in NumPy, over `d` features, of which these are the `columns` (m,) and all others are zero."""
@@ -74,7 +126,7 @@ class ClusterStats:
         at = np.append(columns, d)
         sums, scale = np.zeros((k, grid.folds, d + 1)), np.ones(d + 1)
         sums[:, :, at], scale[at] = self.sums.reshape(k, grid.folds, -1), grid.scale
-        return ClusterStats(sums.reshape(k, -1), replace(grid, scale=scale))
+        return ClusterStats(sums.reshape(k, -1), replace(grid, scale=scale), self.cost)
 
     def totals(self) -> tuple[Array, Array]:
         """Return the sums (k, d) and weights (k,) that these mean, float64, each rounded once."""
@@ -174,6 +226,7 @@ def segment_mean(xp: Namespace, sums: Array, mass: Array, c: Array) -> Array:
 
 def farthest_rows(distances: np.ndarray, most: int) -> np.ndarray:
     """Return the numbers (m,) of the rows that have the largest squared `distances` (n,), for `Farthest`."""
+    most = min(most, distances.size)  # a part of all rows may have fewer
     least = np.partition(distances, -most)[-most]  # as sorting all takes longer
     (far,) = np.nonzero(distances >= least)
     order = far[np.argsort(-distances[far], kind="stable")][:most]

@@ -3,24 +3,53 @@
 from __future__ import annotations
 
 import functools
+import os
+import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import TypeVar
 
 from anykmeans._matrix import Matrix
+from anykmeans._settings import current
 from anykmeans._threads import cores, one_blas_thread, spread
 
-_SMALL = 1 << 17  # numbers in `x` below which starting threads costs more than they save
 _CPU_BYTES, _DEVICE_BYTES = 1 << 28, 1 << 30
-_CACHE = 1 << 16  # numbers of a tile on a CPU: its temporaries stay in the L2 cache
 T = TypeVar("T")
 R = TypeVar("R")
-_spent = [0.0]
 
 
-def seconds() -> float:
-    """Return how long this process has been at such work."""
-    return _spent[0]
+class _Spent:
+    """How long this process has been at such work, whatever number of threads or calls were."""
+
+    def __init__(self) -> None:
+        self._lock, self._inside, self._since, self._before = threading.Lock(), 0, 0.0, 0.0
+
+    def begin(self) -> None:
+        with self._lock:
+            if not self._inside:
+                self._since = time.perf_counter()
+            self._inside += 1
+
+    def end(self) -> None:
+        with self._lock:
+            self._inside -= 1
+            if not self._inside:
+                self._before += time.perf_counter() - self._since
+
+    def seconds(self) -> float:
+        """Return how long, to this moment; no lock, as it is asked in every pass."""
+        now = time.perf_counter() - self._since if self._inside else 0.0
+        return self._before + now
+
+    def forget(self) -> None:
+        """Go on in a forked process, where those who held the lock are not."""
+        self._before, self._inside, self._lock = self.seconds(), 0, threading.Lock()
+
+
+_spent = _Spent()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_spent.forget)
+seconds = _spent.seconds
 
 
 class Work:
@@ -58,13 +87,13 @@ class Work:
         self.n, self.d, self.host, self.most = n, d, host, threads
         self.max_bytes = max_bytes or (_CPU_BYTES if host else _DEVICE_BYTES)
         self.bounded = max_bytes is not None
-        alone = n * d * effort < _SMALL
+        alone = n * d * effort < current().spread
         if alone or not host:
             self.threads = 1
         else:
             self.threads = threads or max(1, min(cores(), self.max_bytes // (1 << 20)))
         self.room = max(1, self.max_bytes // self.threads // 64)
-        self.tile = min(_CACHE, self.room) if host else self.room
+        self.tile = min(current().tile, self.room) if host else self.room
         # One thread that has no use for BLAS is in nobody's way, and small work would feel the limit.
         self._limits = host and (blas or self.threads > 1)
         if threads is not None and not alone:  # of NumPy's products, too, whoever asks for them
@@ -91,12 +120,12 @@ class Work:
         """
         if self._limits:
             one_blas_thread.enter()
-        self._since = time.perf_counter()
+        _spent.begin()
         return self
 
     def __exit__(self, *error: object) -> None:
         """Give BLAS its threads back."""
-        _spent[0] += time.perf_counter() - self._since
+        _spent.end()
         if self._limits:
             one_blas_thread.leave()
 

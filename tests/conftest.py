@@ -5,6 +5,7 @@ run here is skipped with its reason printed, at the top of the run and again at 
 no backend belongs to NumPy and runs when NumPy does; one marked `only` belongs to the backend it names.
 """
 
+import contextlib
 import dataclasses
 import importlib
 import os
@@ -14,7 +15,7 @@ import numpy as np
 import pytest
 from hypothesis import settings
 
-from anykmeans import kernels
+from anykmeans import _settings, kernels
 
 settings.register_profile("anykmeans", deadline=None, derandomize=True, max_examples=40)
 settings.load_profile("anykmeans")
@@ -57,6 +58,16 @@ class Backend:
             config = importlib.import_module("jax").config
             config.update("jax_enable_x64", True)
             config.update("jax_num_cpu_devices", 2)
+        if self.library == "array_api_strict":
+            # The least that a library may offer: the standard that array-api-compat 1.11 brings to all
+            # others, and nothing optional. Shapes that depend on data stay, for `nonzero` finds the rows
+            # to certify, and no library whose arrays can be computed with at once lacks it.
+            xp.set_array_api_strict_flags(
+                api_version="2024.12",
+                boolean_indexing=False,
+                data_dependent_shapes=True,
+                enabled_extensions=(),
+            )
         return None
 
     def make(self, a, dtype=None):
@@ -109,7 +120,8 @@ COMPILED = ("numba", SKIPPING) if kernels.why_not("numba", np.ones((1, 1))) is N
 BACKENDS = [
     Backend("numpy", "numpy", kernels=("auto", *COMPILED, "agnostic")),
     Backend("torch", "torch", kernels=("auto", "torch", "agnostic")),
-    Backend("array_api_strict", "array_api_strict", kernels=("auto",)),  # which is agnostic
+    # Not the default device: its arrays refuse those of others, and NumPy, and default to float32. "auto" is agnostic.
+    Backend("array_api_strict", "array_api_strict", device="device2", kernels=("auto",)),
     Backend("cupy", "cupy"),
     Backend("torch:cuda", "torch", device="cuda"),
     Backend("jax", "jax.numpy", kernels=("auto", *COMPILED[:1])),  # all see NumPy's arrays
@@ -188,11 +200,17 @@ def pytest_collection_modifyitems(config, items):
 
 
 @pytest.fixture
-def kernel(request, monkeypatch):
+def setting():
+    """`setting(spread=0)`: other settings for the rest of the test."""
+    with contextlib.ExitStack() as stack:
+        yield lambda **changes: stack.enter_context(_settings.settings(**changes))
+
+
+@pytest.fixture
+def kernel(request, setting):
     """The name of a kernel, which is made to take the way that its variant names."""
     if request.param == SKIPPING:
-        monkeypatch.setattr("anykmeans.kernels.numba.SMALL", 0)
-        monkeypatch.setattr("anykmeans.kernels.numba.subspace.LONG", 0)
+        setting(at_once=0, first_look=0)
         return "numba"
     return request.param
 

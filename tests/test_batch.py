@@ -8,9 +8,8 @@ import pytest
 from referee import bits
 from sklearn.exceptions import ConvergenceWarning
 
-from anykmeans import KMeansResult, assign, kernels, kmeans, kmeans_plusplus
+from anykmeans import KMeansResult, assign, kmeans, kmeans_plusplus
 from anykmeans._libraries import namespace
-from anykmeans.kernels import compiled
 
 B, N, D, K = 4, 90, 3, 6
 
@@ -212,14 +211,6 @@ def test_results_live_on_the_rows_own_device():
     device = xp.Device("device1")
     result = kmeans(xp.asarray(problems(), device=device), K, rng=0)
     assert result.centroids.device == result.labels.device == device
-
-
-def test_the_kernel_is_chosen_once_by_the_size_of_all(backend, make, monkeypatch):
-    monkeypatch.setattr(compiled, "LEAST", B * N * D)
-    monkeypatch.setattr(compiled, "seconds", lambda: 0.0)
-    x = make(problems())
-    wanted = next(name for name in kernels.TABLE if kernels.why_not(name, x) is None)
-    assert kmeans(x, K, rng=0, max_iter=2).kernel == wanted
 
 
 def test_problems_are_never_copied_whole(kernel):

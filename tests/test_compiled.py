@@ -13,7 +13,7 @@ if reason := kernels.why_not("numba", np.ones((1, 1))):
 
 from anykmeans._matrix import Matrix
 from anykmeans.kernels import numba as compiled
-from anykmeans.kernels.numba import grouped, near, seeding, simd, small, subspace, sums, sweep
+from anykmeans.kernels.numba import grouped, near, seeding, simd, small, steps, subspace, sums
 from anykmeans.kernels.numba.simd import LANES, ROWS, WIDTH
 from anykmeans.kernels.numba.steps import jit
 from anykmeans.kernels.sparse import numba as of_sparse
@@ -113,10 +113,9 @@ def test_groups_share_all_out(k):
 
 
 @pytest.fixture
-def many(monkeypatch):
+def many(setting):
     """However few the rows, they are searched as many are."""
-    monkeypatch.setattr(compiled, "SMALL", 0)
-    monkeypatch.setattr(subspace, "LONG", 0)
+    setting(at_once=0, first_look=0)
 
 
 CASES = {  # n, d, k, bounds, max_bytes
@@ -144,18 +143,20 @@ def test_bounds_hold_and_labels_are_nearest(many, case, dtype, offset):
     rows = Rows.over(x, kernel="numba", max_bytes=max_bytes)
     c = x[:k].copy()
     search = rows.start(c, bounds=bounds).search
+    assert isinstance(search, near.NearSearch if case.startswith("near") else grouped.GroupedSearch)
     for turn in range(6):
         search.relabel(c)
-        assert (search._subspace is not None) == (case == "a first look" and turn > 2)
+        looks = getattr(search, "subspace", None) is not None
+        assert looks == (case == "a first look" and turn > 2)
         check(search, x, c)
-        assert not search._every or case.startswith("near")
         labels = search.labels
         c = np.stack(
             [x[labels == j].mean(axis=0) if (labels == j).any() else c[j] for j in range(k)]
         )
         c[turn] = x[rng.integers(n)]  # one of them jumps
         c = c.astype(dtype)
-    assert (search._share > 1) == (case == "a bound for several panels")
+    shared = isinstance(search, grouped.GroupedSearch) and search.groups.share > 1
+    assert shared == (case == "a bound for several panels")
 
 
 def check(search, x, c):
@@ -167,14 +168,23 @@ def check(search, x, c):
     np.testing.assert_allclose(own, distance.min(axis=1), rtol=1e-12, atol=1e-12)
     others = distance.copy()
     others[every, search.labels] = np.inf
-    assert (search._upper * (1 + 1e-12) >= own).all()
-    assert (search._lower <= others.min(axis=1) * (1 + 1e-12) + 1e-30).all()
-    if search._grouped:
-        panels = search._panels.ids.reshape(-1, LANES)
-        for g in range(search._moved.size):
-            members = panels[g * search._share : (g + 1) * search._share].ravel()
+    assert (search.state.upper * (1 + 1e-12) >= own).all()
+    assert (search.state.lower <= others.min(axis=1) * (1 + 1e-12) + 1e-30).all()
+    if isinstance(search, grouped.GroupedSearch):
+        panels, (lowers, moved, share) = search.panels.ids.reshape(-1, LANES), search.groups
+        for g in range(moved.size):
+            members = panels[g * share : (g + 1) * share].ravel()
             nearest = others[:, members[members < len(c)]].min(axis=1)
-            assert (search._lowers[:, g] - search._moved[g] <= nearest * (1 + 1e-12) + 1e-30).all()
+            assert (lowers[:, g] - moved[g] <= nearest * (1 + 1e-12) + 1e-30).all()
+
+
+@pytest.mark.parametrize("bounds", ["hamerly", "groups"])
+def test_roundings_that_all_point_one_way_are_within_the_bound(many, bounds):
+    """Equal features, whose products are rounded alike as they are added up: by up to d / 4 of the last bits."""
+    row, far, near_by = 0.8184808492660522, 0.8253653049468994, 0.8240669369697571
+    x = np.outer([row, -row, far, -far, near_by, -near_by], np.ones(20_000)).astype(np.float32)
+    run = Rows.over(x, kernel="numba").start(x[2:], bounds=bounds)
+    np.testing.assert_array_equal(run.labels(x[2:]), [2, 3, 0, 1, 2, 3])
 
 
 @pytest.mark.parametrize("scale", [1e-30, 1.0, 1e30])
@@ -206,7 +216,7 @@ def test_all_centroids_are_searched_where_few_rows_share_one(many):
         run = Rows.over(x_k, kernel="numba").start(c)
         for _ in range(4):
             c, _ = run.step(c, "keep")
-        assert run.search._every is wanted
+        assert run.search.every is wanted
 
 
 def test_centroids_in_all_directions_get_no_first_look(many):
@@ -333,7 +343,7 @@ def test_read_only_arrays_need_no_code_of_their_own(sparse):
     def compiled_for():
         return [
             function.signatures
-            for module in (sums, small, sweep, grouped, near, seeding, subspace, of_sparse)
+            for module in (sums, small, steps, grouped, near, seeding, subspace, of_sparse)
             for function in vars(module).values()
             if hasattr(function, "signatures")
         ]

@@ -405,9 +405,9 @@ def test_clone_and_parameters(cls, x):
 
 @BOTH
 def test_pickle(cls, x, backend):
-    if backend.library == "array_api_strict":
-        pytest.skip("array-api-strict arrays cannot be pickled")
     rows = backend.make(x)
+    if backend.library == "array_api_strict" and "__reduce__" not in vars(type(rows)):
+        pytest.skip("arrays of this array-api-strict cannot be pickled")
     km = fitted(cls, rows)
     again = pickle.load(io.BytesIO(pickle.dumps(km)))
     np.testing.assert_array_equal(backend.host(again.predict(rows)), backend.host(km.labels_))

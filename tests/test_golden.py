@@ -26,7 +26,7 @@ import pytest
 import scipy.sparse as sp
 from numpy.random import Generator, Philox, RandomState
 
-from anykmeans import KMeans, MiniBatchKMeans, _work, assign, kmeans, kmeans_plusplus
+from anykmeans import KMeans, MiniBatchKMeans, assign, kmeans, kmeans_plusplus
 
 GOLDEN = pathlib.Path(__file__).with_name("golden.json")
 pytestmark = pytest.mark.filterwarnings("ignore:Number of distinct clusters")  # some fits leave few
@@ -331,8 +331,8 @@ def test_sparse_rows_give_the_bits_of_the_file(by, name):
 
 @pytest.mark.parametrize("how", [{"threads": 1}, {"threads": 2}, {"max_bytes": 50_000}], ids=str)
 @pytest.mark.parametrize("name", ["float32", "arbitrary weights", "k-means||", "MiniBatchKMeans"])
-def test_neither_threads_nor_memory_show(backend, kernel, monkeypatch, name, how):
-    monkeypatch.setattr(_work, "_SMALL", 0)  # else so few rows are one thread's
+def test_neither_threads_nor_memory_show(backend, kernel, setting, name, how):
+    setting(spread=0)  # else so few rows are one thread's
     compare(name, DENSE[name].bits(backend, kernel=kernel, **how))
 
 

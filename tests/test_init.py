@@ -1,7 +1,6 @@
 """Where a run starts, and what becomes of a cluster that lost its rows."""
 
 import functools
-from unittest import mock
 
 import numpy as np
 import pytest
@@ -11,7 +10,7 @@ import sklearn.cluster
 from hypothesis import given
 from hypothesis import strategies as st
 
-from anykmeans import _plusplus, _work, assign, kernels, kmeans, kmeans_plusplus
+from anykmeans import _plusplus, _settings, assign, kernels, kmeans, kmeans_plusplus
 from anykmeans.sources.rows import Rows
 
 
@@ -148,19 +147,18 @@ def test_every_kernel_picks_the_same(shape, n, d, part, trials, weights, narrow,
     names = [name for name in kernels.TABLE if kernels.why_not(name, x) is None]
     picks = {name: picks_by(x, k, seed, name, w, trials) for name in names}
     if "numba" in names:
-        with mock.patch("anykmeans.kernels.numba.SMALL", 0):
+        with _settings.settings(at_once=0):
             picks["numba, as if they were many"] = picks_by(x, k, seed, "numba", w, trials)
     assert all(each == picks["agnostic"] for each in picks.values()), picks
 
 
 @pytest.mark.parametrize("d", [2, 40])
-def test_picks_do_not_depend_on_how_rows_are_cut(monkeypatch, kernel, d):
+def test_picks_do_not_depend_on_how_rows_are_cut(setting, kernel, d):
     x = blobs(5000, d)
     w = np.random.default_rng(1).exponential(size=5000)
     wanted = {weighted: picks_by(x, 30, 0, kernel, w if weighted else None) for weighted in (0, 1)}
-    monkeypatch.setattr(_work, "_SMALL", 0)
+    setting(spread=0, piece=1)  # long tiles are short, too
     cut = functools.partial(picks_by, threads=3)
-    monkeypatch.setattr("anykmeans.kernels.numba.seeding.LONG", 1)  # long tiles are short, too
     for weighted, picks in wanted.items():
         weight = w if weighted else None
         assert cut(x, 30, 0, kernel, weight) == picks

@@ -1,5 +1,6 @@
 """Each kernel's steps against plain loops, and the seam that chooses between kernels."""
 
+import itertools
 import os
 import pathlib
 import shutil
@@ -8,8 +9,10 @@ import sys
 
 import numpy as np
 import pytest
+import scipy.sparse
 
-from anykmeans import kernels, kmeans
+from anykmeans import _compile, kernels, kmeans
+from anykmeans.__main__ import main
 from anykmeans._matrix import Matrix
 from anykmeans.kernels import compiled
 from anykmeans.sources.rows import Rows
@@ -151,7 +154,7 @@ def test_the_choice_is_reported_and_can_be_forced(backend, make, monkeypatch, tm
     can_run = [name for name in kernels.TABLE if kernels.why_not(name, x) is None]
     assert "agnostic" in can_run
     monkeypatch.delitem(sys.modules, "anykmeans.kernels.numba.steps", raising=False)
-    monkeypatch.setattr(compiled, "_compiled_folder", lambda module: tmp_path)
+    monkeypatch.setattr(compiled, "folder", lambda module: tmp_path)
     monkeypatch.setattr(compiled, "seconds", lambda: 0.0)
     at_once = next(name for name in can_run if name != "numba")
     assert kernels.choose(x).name == at_once  # nothing is compiled
@@ -163,8 +166,6 @@ def test_the_choice_is_reported_and_can_be_forced(backend, make, monkeypatch, tm
     assert kernels.choose(x).name == at_once
     (tmp_path / f"small.passes-80.py{sys.version_info[0]}{sys.version_info[1]}.nbi").touch()
     assert kmeans(x, 2, rng=0).kernel == can_run[0]
-    large = make(np.zeros((compiled.LEAST, 1)))
-    assert kernels.choose(large).name == can_run[0]
     for name in can_run:
         assert kmeans(x, 2, rng=0, kernel=name).kernel == name
     for name in set(kernels.TABLE) - set(can_run):
@@ -230,7 +231,7 @@ print(*steps.distances(x, 0 * x))
 PLACES = """
 import inspect, sys
 from anykmeans.kernels import compiled
-found = compiled._compiled_folder("MODULE")
+found = compiled.folder("MODULE")
 assert "numba" not in sys.modules
 from numba.core.caching import FunctionCache
 from FOLDER import FILE
@@ -241,7 +242,7 @@ except RuntimeError as error:
 else:
     print(found, cache.cache_path)
     print(cache._impl.filename_base)
-print(compiled._compiled_folder("MODULE") == found)
+print(compiled.folder("MODULE") == found)
 """
 needs_numba = pytest.mark.skipif(
     kernels.why_not("numba", np.ones((1, 1))) is not None, reason="Numba cannot run"
@@ -375,3 +376,68 @@ print(kernels.why_not("numba", x))
 """
     (reason,) = run("import sys, types\n" + block + code)
     assert reason.startswith(("Numba cannot be imported", "its code does not suit"))
+
+
+class Clock:
+    """Seconds of work that pass from one asking to the next, so that compiled code pays from one of them on."""
+
+    def __init__(self, after):
+        self.left = after
+
+    def __call__(self):
+        self.left -= 1
+        return 0.0 if self.left > 0 else 1e9
+
+
+@needs_numba
+@pytest.mark.parametrize("after", [2, 3, 5, 8, 12, 19, 40])
+@pytest.mark.parametrize("kind", ["dense", "weighted", "sparse", "batch", "n_init", "wide"])
+def test_the_kernel_may_change_between_two_passes_or_picks(monkeypatch, kind, after):
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(400, 70 if kind == "wide" else 5)) + 4 * rng.integers(3, size=(400, 1))
+    options = {"rng": 0, "tol": 0.0, "n_init": 3 if kind == "n_init" else 1}
+    if kind == "weighted":
+        options["sample_weight"] = rng.exponential(size=400)
+    if kind == "sparse":
+        x = scipy.sparse.csr_array(np.where(rng.random(x.shape) < 0.3, x, 0))
+    if kind == "batch":
+        x = x.reshape(4, 100, 5)
+    module = "sparse.numba.sweep" if kind == "sparse" else "numba.steps"
+    kernels.choose(x, "numba")  # so that loading it is no part of this
+    monkeypatch.delitem(sys.modules, f"anykmeans.kernels.{module}", raising=False)
+    monkeypatch.setattr(compiled, "_is_compiled", lambda module: False)
+    wanted = kmeans(x, 9, kernel="cpu", **options)
+    clock = Clock(after)
+    for where in ("compiled", "cpu"):
+        monkeypatch.setattr(f"anykmeans.kernels.{where}.seconds", clock)
+    found = kmeans(x, 9, **options)
+    assert found.kernel in ("cpu", "numba", "cpu+numba")
+    assert found.kernel != "cpu" or clock.left > 0
+    for one, other in zip(found, wanted, strict=True):
+        if not isinstance(one, str):
+            assert np.asarray(one).tobytes() == np.asarray(other).tobytes()
+
+
+@needs_numba
+def test_a_kernel_that_was_named_makes_way_for_no_other(monkeypatch):
+    for where in ("compiled", "cpu"):
+        monkeypatch.setattr(f"anykmeans.kernels.{where}.seconds", lambda: 1e9)
+    assert kmeans(np.arange(24.0).reshape(12, 2), 2, rng=0, kernel="cpu").kernel == "cpu"
+
+
+@needs_numba
+def test_compile_makes_its_calls_and_says_where_the_code_is(monkeypatch, capsys):
+    calls = list(itertools.islice(_compile._calls(), 3))
+    monkeypatch.setattr(_compile, "_calls", lambda: iter(calls))
+    assert main(["compile"]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("compiled by 3 calls in ")
+    assert str(compiled.folder("numba")) in out
+
+
+def test_compile_says_why_it_cannot(monkeypatch, capsys):
+    monkeypatch.setattr("anykmeans.kernels.numba.Numba.why_not", lambda self, x: "no compiler here")
+    assert main(["compile"]) == 1
+    assert "no compiler here" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["compose"])

@@ -15,10 +15,9 @@ import pytest
 from referee import bits
 from sklearn.exceptions import ConvergenceWarning
 
-from anykmeans import KMeans, MiniBatchKMeans, _work, assign, kmeans, kmeans_plusplus
+from anykmeans import KMeans, MiniBatchKMeans, assign, kmeans, kmeans_plusplus
 from anykmeans._matrix import Matrix
 from anykmeans.kernels import choose
-from anykmeans.sources import descent
 from anykmeans.sources.rows import Rows
 
 SHAPES = [  # n, d, k
@@ -142,10 +141,10 @@ def test_smallest_memory_budget():
 
 @pytest.mark.parametrize("max_bytes", [60_000, None])
 @pytest.mark.parametrize("threads", [1, 2, 3, 4])
-def test_every_thread_count(backend, make, host, kernel, monkeypatch, threads, max_bytes):
+def test_every_thread_count(backend, make, host, kernel, setting, threads, max_bytes):
     x, w = blobs(3000, 7, "float32"), sample_weights(3000)
     wanted = reference(x, 20, w, rng=2, max_iter=10)
-    monkeypatch.setattr(_work, "_SMALL", 0)
+    setting(spread=0)
     own = None
     if backend.library == "torch" and max_bytes is None:
         own = backend.xp.get_num_threads()
@@ -161,21 +160,21 @@ def test_every_thread_count(backend, make, host, kernel, monkeypatch, threads, m
 
 @pytest.mark.parametrize("n_d_k", [(800, 2, 30), (900, 20, 60), (300, 5, 12)], ids=str)
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_with_and_without_bounds(backend, make, host, kernel, monkeypatch, n_d_k, dtype):
+def test_with_and_without_bounds(backend, make, host, kernel, setting, n_d_k, dtype):
     n, d, k = n_d_k
     x, w = blobs(n, d, dtype), sample_weights(n)
-    monkeypatch.setattr(descent, "BOUNDS", "off")
+    setting(bounds="off")
     wanted = reference(x, k, w, rng=4, tol=0)
     assert wanted["n_iter"] > 5  # else bounds skip nothing
     for bounds in ["off", "hamerly", "groups", "auto"]:
-        monkeypatch.setattr(descent, "BOUNDS", bounds)
+        setting(bounds=bounds)
         result = kmeans(make(x), k, sample_weight=make(w), rng=4, tol=0, kernel=kernel)
         assert bits(result, host) == wanted, bounds
 
 
 @pytest.mark.parametrize("step", [2.0**-27, 2.0**-24, 2.0**-20, 1e-3, 0.3])
 @pytest.mark.parametrize("n_d_k", [(600, 2, 10), (300, 20, 60)], ids=str)
-def test_bounds_survive_long_walks(monkeypatch, n_d_k, step):
+def test_bounds_survive_long_walks(setting, n_d_k, step):
     """Steps below float32's resolution must still wear a bound down."""
     n, d, k = n_d_k
     rng = np.random.default_rng(9)
@@ -185,7 +184,7 @@ def test_bounds_survive_long_walks(monkeypatch, n_d_k, step):
     matrix = Matrix.of(x, "numpy")
 
     def source(bounds, c):
-        monkeypatch.setattr(descent, "BOUNDS", bounds)
+        setting(bounds=bounds)
         return Rows(matrix, None, choose(x, "cpu")).start(c)
 
     skipping = {bounds: source(bounds, c) for bounds in ["hamerly", "groups"]}
@@ -193,13 +192,13 @@ def test_bounds_survive_long_walks(monkeypatch, n_d_k, step):
         full = source("off", c)
         wanted = full.sweep(c).sums
         for bounds, run in skipping.items():
-            monkeypatch.setattr(descent, "BOUNDS", bounds)
+            setting(bounds=bounds)
             np.testing.assert_array_equal(run.sweep(c).sums, wanted, err_msg=bounds)
         c = c + moves
 
 
 @pytest.mark.parametrize("bounds", ["hamerly", "groups"])
-def test_bounds_survive_a_jump_after_many_tiny_steps(monkeypatch, bounds):
+def test_bounds_survive_a_jump_after_many_tiny_steps(setting, bounds):
     """A float32 bound of 1 cannot hold a step of 2**-26, yet a thousand of them count."""
     x = np.array([[0.0], [0.5], [0.5], [0.5], [2.0]])  # ties, so that scores turn to float64
     path = [[0.0, 1.0], [1e-6, 1e-6]]
@@ -207,7 +206,7 @@ def test_bounds_survive_a_jump_after_many_tiny_steps(monkeypatch, bounds):
     path += [[1e-6, 5e-7]]  # now the centroid that crept up is the nearest to the first row
     sums = {}
     for which in ["off", bounds]:
-        monkeypatch.setattr(descent, "BOUNDS", which)
+        setting(bounds=which)
         rows = Rows(Matrix.of(x, "numpy"), None, choose(x, "cpu"))
         run = rows.start(np.array(path[0])[:, None])
         sums[which] = [run.sweep(np.array(c)[:, None]).sums for c in path][-1]
@@ -414,12 +413,12 @@ def test_initial_centroids_of_any_size(backend, make, host, kernel, scale):
 @pytest.mark.parametrize(
     "columns", [(1.0, 1.0), (1e-200, 1e-200), (1.0, 1e-170), (1e140, 1e-300)], ids=str
 )
-def test_what_is_out_of_range_inside_is_no_error(kernel, columns, monkeypatch):
+def test_what_is_out_of_range_inside_is_no_error(kernel, columns, setting):
     rng = np.random.default_rng(0)
     x = np.concatenate([rng.normal(size=(90, 2)), np.exp(-rng.random((90, 2)) * 700)], axis=1)
     x[:, :2] *= columns
     w = np.exp(-rng.random(90) * 700)
-    monkeypatch.setattr(_work, "_SMALL", 0)
+    setting(spread=0)
     how = {"kernel": kernel, "threads": 3}
 
     def fit(init):

@@ -9,8 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from referee import bits, nearest
 
-from anykmeans import _work, assign, kmeans
-from anykmeans.sources import descent
+from anykmeans import _settings, assign, kmeans
 
 # What one backend or kernel is, stays the same for every example: fixtures need no reset.
 settings.register_profile(
@@ -57,9 +56,7 @@ def test_how_it_is_computed_does_not_matter(
 ):
     x, w, c = problem
     wanted = run(x, w, c, empty=empty, kernel="cpu")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(descent, "BOUNDS", bounds)
-        patch.setattr(_work, "_SMALL", 0)
+    with _settings.settings(bounds=bounds, spread=0):
         result = kmeans(
             make(x),
             len(c),

@@ -15,7 +15,7 @@ from anykmeans._certify import interval
 from anykmeans._distance import squared_distances
 from anykmeans._frame import Frame
 from anykmeans._libraries import np_compat
-from anykmeans._matrix import Matrix
+from anykmeans._matrix import Matrix, Sparse
 from anykmeans._sparse import SparseRows
 from anykmeans.kernels import compiled
 from anykmeans.sources.rows import Rows
@@ -53,7 +53,7 @@ def test_a_distance_is_that_of_dense_rows(by, d, density):
     wanted = squared_distances(np, x.toarray(), c[labels])
     # With a column for each feature, and for those alone that are not zero everywhere.
     for room in (0, 1 << 30):
-        matrix = Matrix(x, SparseRows.of(x, c, room), np, "cpu", "float64")
+        matrix = Sparse(x, SparseRows.of(x, c, room), "float64")
         chosen, frame = kernels.choose(x, by), Frame(matrix, 1.0)
         found = chosen.own_distances(frame, slice(0, 40), matrix.columns_of(c), labels)
         assert found.tobytes() == wanted.tobytes()
@@ -70,7 +70,7 @@ def test_few_features_with_entries_have_columns():
     c[1, 33] = 5
     rows = SparseRows.of(x, c, 1 << 20)
     assert rows.halving.columns.tolist() == [9, 33, 70]
-    matrix = Matrix(x, rows, np, "cpu", "float64")
+    matrix = Sparse(x, rows, "float64")
     assert matrix.rows(slice(0, 3)).tolist() == [[0, 0, 1], [0, 0, 0], [2, 0, -4]]
     np.testing.assert_array_equal(matrix.spread(matrix.columns_of(c)), c)
     assert SparseRows.of(x, c, 0).halving.complete  # there is no room for new numbers
@@ -231,11 +231,11 @@ def test_a_value_that_is_not_finite_is_found(by, bad, d):
 
 
 @pytest.mark.parametrize("by", KERNELS)
-def test_every_memory_budget_and_thread_count(by, monkeypatch):
+def test_every_memory_budget_and_thread_count(by, setting):
     x = sparse(700, 500, 0.02)
     wanted = bits(kmeans(x.toarray(), 8, rng=0, max_iter=20))
     for threads, max_bytes in itertools.product([1, 3], [40_000, 300_000, None]):
-        monkeypatch.setattr("anykmeans.kernels.cpu.CALL", 1)
+        setting(call=1)
         options = {"rng": 0, "max_iter": 20, "kernel": by, "max_bytes": max_bytes}
         options["threads"] = threads
         assert bits(kmeans(x, 8, **options)) == wanted
@@ -426,7 +426,6 @@ def test_few_entries_wait_for_no_compiler(monkeypatch):
     monkeypatch.delitem(sys.modules, "anykmeans.kernels.sparse.numba.sweep", raising=False)
     monkeypatch.setattr(compiled, "seconds", lambda: 0.0)
     monkeypatch.setattr(compiled, "_is_compiled", lambda module: module == "numba")
-    assert kernels.choose(few).name == "cpu"
-    assert kernels.choose(many).name == "numba"
+    assert kernels.choose(few).name == kernels.choose(many).name == "cpu"
     monkeypatch.setattr(compiled, "_is_compiled", lambda module: module == "sparse.numba")
     assert kernels.choose(few).name == "numba"

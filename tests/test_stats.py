@@ -13,7 +13,7 @@ from anykmeans import kernels
 from anykmeans._extent import Extent
 from anykmeans._grid import Grid
 from anykmeans._libraries import to_numpy
-from anykmeans._stats import ClusterStats
+from anykmeans._stats import ClusterStats, Cost
 from anykmeans.sources.rows import Rows
 
 meant = functools.partial(referee.meant, host=to_numpy)
@@ -152,3 +152,12 @@ def test_extents_of_some_features_and_back():
     with pytest.raises(ValueError, match="Give the other weights of 1"):
         plain | extent
     assert isinstance(plain.weighted() | extent, Extent)
+
+
+def test_a_cost_goes_where_the_stats_go():
+    grid = Grid(np.ones(3), 2.0**40, 1)
+    stats = ClusterStats(np.ones((2, 3)), grid, Cost((3.0, 2.0**-80)))
+    moved = stats.on(Grid(np.full(3, 0.25), 2.0**40, 2), 5)
+    assert moved.cost == Cost((96.0, 2.0**-75))
+    assert stats.carried().cost == stats.among(np.array([1])).cost == stats.cost
+    assert ClusterStats(np.ones((2, 3)), grid).on(moved.grid).cost is None

@@ -79,7 +79,7 @@ def test_all_that_a_fit_launches(built, dtype, d, k):
     run = rows.start(c)
     run.steps(c, 1, 0.0, "relocate")
     rows.stats(torch.zeros(200, dtype=torch.int32), k)
-    rows.kernel.cost(rows, run.distances(c))
+    rows.kernel.cost(rows, run.frame, run.distances(c))
     assert names(built) >= ALL
     check(built, d)
 
@@ -102,7 +102,7 @@ def test_picks_of_two_problems(built, dtype, d, weighted):
     x, w = torch.rand(2, 500, d).to(getattr(torch, dtype)), torch.rand(2, 500)
     sources = [Rows.over(x[i], w[i] if weighted else None, kernel="triton") for i in range(2)]
     _plusplus.starts(sources, 9, 1, np.random.default_rng(0))
-    picking = [one for one in built if one.name in ("draw", "reach", "gains", "settle", "costs")]
+    picking = [one for one in built if one.name in ("draw", "reach", "gains", "count_in", "costs")]
     assert len({one.name for one in picking}) == 5
     # A few bytes outside of loops are the price of one more block, which hides that memory is slow.
     assert max(sass.resources(one.kernel).stack for one in picking) <= 24

@@ -152,7 +152,7 @@ def test_each_launch(n, d, t, weighted):
 
     closest, owner = np.full(n, np.inf), np.zeros(n, np.int32)
     picks, candidates, best = [5], [5], 0
-    seeds.settle()
+    seeds.count_in()
     for pick in range(3):
         c = x[candidates[best]][None, :]
         found = squared_distances(np, x, c)
@@ -192,7 +192,7 @@ def test_each_launch(n, d, t, weighted):
         np.testing.assert_array_equal(nearer, found < closest)
         best = int(np.argmax(saved))
         picks.append(int(candidates[best]))
-        seeds.settle()
+        seeds.count_in()
 
 
 @pytest.mark.parametrize("d", [17, 100, 3000])

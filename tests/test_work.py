@@ -226,14 +226,14 @@ def test_threadpool_limits_are_obeyed_and_ours_is_not_taken_for_one(four_cpus):
 
 
 @pytest.mark.parametrize("name", ["numba", "cpu"])
-def test_a_call_obeys(four_cpus, monkeypatch, name):
+def test_a_call_obeys(four_cpus, monkeypatch, setting, name):
     """Under a limit of one, and with `threads=1`, no thread is started; results are the same."""
     if kernels.why_not(name, np.ones((2, 2))) is not None:
         pytest.skip(kernels.why_not(name, np.ones((2, 2))))
     x = np.random.default_rng(0).normal(size=(1500, 4))
-    monkeypatch.setattr(_work, "_SMALL", 0)
-    monkeypatch.setattr(_work, "_CACHE", 1 << 10)  # that there be several tiles
-    monkeypatch.setattr("anykmeans.kernels.numba.SMALL", 0)
+    setting(spread=0)
+    setting(tile=1 << 10)  # that there be several tiles
+    setting(at_once=0)
     started = []
     start = _threads._thread.start_new_thread
     monkeypatch.setattr(

@@ -190,6 +190,12 @@ class _BaseKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixi
         -------
         labels : int64 array, shape (n_samples,)
             Index of the cluster of each row.
+
+        Examples
+        --------
+        >>> from anykmeans import KMeans
+        >>> KMeans(2, random_state=0).fit_predict([[0.0], [1.0], [9.0], [10.0]])
+        array([1, 1, 0, 0])
         """
         self.fit(X, sample_weight=sample_weight)
         return self.labels_ if hasattr(self, "labels_") else self.predict(X)
@@ -218,6 +224,13 @@ class _BaseKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixi
         ValueError
             If `X` is in another library or on another device than the data of the fit, has another
             number of features, or holds NaN or infinity.
+
+        Examples
+        --------
+        >>> from anykmeans import KMeans
+        >>> km = KMeans(2, random_state=0).fit([[0.0], [1.0], [9.0], [10.0]])
+        >>> km.predict([[-3.0], [4.0], [6.0]])
+        array([1, 1, 0])
         """
         check_is_fitted(self)
         x = self._rows(X, "predict")
@@ -243,6 +256,14 @@ class _BaseKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixi
             If the estimator is not fitted.
         ValueError
             As `predict`.
+
+        Examples
+        --------
+        >>> from anykmeans import KMeans
+        >>> km = KMeans(2, random_state=0).fit([[0.0], [1.0], [9.0], [10.0]])
+        >>> km.transform([[0.0], [9.5]])
+        array([[9.5, 0.5],
+               [0. , 9. ]])
         """
         check_is_fitted(self)
         x = self._rows(X, "transform")
@@ -265,6 +286,15 @@ class _BaseKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixi
         -------
         distances : array, shape (n_samples, n_clusters)
             Euclidean distances, dense and where `X` is, in the dtype that its centroids have.
+
+        Examples
+        --------
+        >>> from anykmeans import KMeans
+        >>> KMeans(2, random_state=0).fit_transform([[0.0], [1.0], [9.0], [10.0]])
+        array([[9.5, 0.5],
+               [8.5, 0.5],
+               [0.5, 8.5],
+               [0.5, 9.5]])
         """
         return self.fit(X, sample_weight=sample_weight).transform(X)
 
@@ -292,6 +322,13 @@ class _BaseKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixi
             If the estimator is not fitted.
         ValueError
             As `predict`, or if the weights are negative, all zero, not finite or wrongly shaped.
+
+        Examples
+        --------
+        >>> from anykmeans import KMeans
+        >>> km = KMeans(2, random_state=0).fit([[0.0], [1.0], [9.0], [10.0]])
+        >>> km.score([[0.0], [9.5], [11.5]])
+        -4.25
         """
         check_is_fitted(self)
         x = self._rows(X, "score")
@@ -323,6 +360,14 @@ class _BaseKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixi
             If `library` is neither a name nor an array.
         ValueError
             If there is no such library.
+
+        Examples
+        --------
+        >>> from anykmeans import KMeans
+        >>> km = KMeans(2, random_state=0).fit([[0.0], [1.0], [9.0], [10.0]])
+        >>> km.to("torch").cluster_centers_
+        tensor([[9.5000],
+                [0.5000]], dtype=torch.float64)
         """
         check_is_fitted(self)
         if not isinstance(library, str):

@@ -185,6 +185,14 @@ class KMeans(_BaseKMeans):
         RuntimeWarning
             If `init` is an array and `n_init` asks for more than one start, or if `algorithm` is "elkan" and
             there is one cluster.
+
+        Examples
+        --------
+        >>> from anykmeans import KMeans
+        >>> km = KMeans(2, random_state=0).fit([[0.0], [1.0], [9.0], [10.0]], sample_weight=[1, 3, 1, 1])
+        >>> km.cluster_centers_, km.inertia_
+        (array([[0.75],
+               [9.5 ]]), 1.25)
         """
         _check.word(self.algorithm, "algorithm", ("lloyd", "elkan"))
         x = self._rows(X, "fit", reset=True)
@@ -235,6 +243,13 @@ class KMeans(_BaseKMeans):
         ------
         NotFittedError
             If the estimator is not fitted.
+
+        Examples
+        --------
+        >>> from anykmeans import KMeans
+        >>> km = KMeans(2, random_state=0).fit([[0.0], [1.0], [9.0], [10.0]])
+        >>> km.as_sklearn().predict([[-3.0], [6.0]])
+        array([1, 0], dtype=int32)
         """
         from sklearn.cluster import KMeans as Peer
 

@@ -183,6 +183,13 @@ class MiniBatchKMeans(_BaseKMeans):
         RuntimeWarning
             If `init` is an array and `n_init` asks for more than one start, or if `init_size` is less
             than `n_clusters`.
+
+        Examples
+        --------
+        >>> from anykmeans import MiniBatchKMeans
+        >>> km = MiniBatchKMeans(2, random_state=0).fit([[0.0], [1.0], [9.0], [10.0]])
+        >>> km.labels_, km.converged_
+        (array([1, 1, 0, 0]), True)
         """
         x = self._rows(X, "fit", reset=True)
         self._check_parameters(x)
@@ -265,6 +272,16 @@ class MiniBatchKMeans(_BaseKMeans):
             As `fit`, or if `X` is in another library or on another device than the first batch.
         TypeError
             If a parameter or the data has a type that cannot be used.
+
+        Examples
+        --------
+        >>> from anykmeans import MiniBatchKMeans
+        >>> km = MiniBatchKMeans(2, init=[[0.0], [9.0]], random_state=0)
+        >>> for batch in [[0.0], [4.0], [9.0]], [[2.0], [11.0]]:
+        ...     km = km.partial_fit(batch)
+        >>> km.cluster_centers_
+        array([[ 2.],
+               [10.]])
         """
         x = self._rows(X, "partial_fit", reset=not hasattr(self, "n_features_in_"))
         w = self._weights(sample_weight, x)
@@ -331,6 +348,13 @@ class MiniBatchKMeans(_BaseKMeans):
         ------
         NotFittedError
             If the estimator is not fitted.
+
+        Examples
+        --------
+        >>> from anykmeans import MiniBatchKMeans
+        >>> km = MiniBatchKMeans(2, random_state=0).fit([[0.0], [1.0], [9.0], [10.0]])
+        >>> km.as_sklearn().predict([[-3.0], [6.0]])
+        array([1, 0], dtype=int32)
         """
         from sklearn.cluster import MiniBatchKMeans as Peer
 

@@ -49,7 +49,7 @@ def choose(x: Array, name: str = "auto") -> Kernel:
         raise ValueError(
             f"`kernel`={name!r} cannot run here: {reason}. Use kernel='auto', or one of:\n{others}"
         )
-    return _of(name, x)
+    return type(_of(name, x))(named=True)
 
 
 def _of(name: str, x: Array) -> Kernel:

@@ -14,7 +14,7 @@ import numpy as np
 from anykmeans import _distance
 from anykmeans._bounds import squared_norms
 from anykmeans._extent import Extent
-from anykmeans._grid import Grid, exact_sum, extent_of_costs, merged_extent, significant_bits
+from anykmeans._grid import exact_sum, significant_bits
 from anykmeans._libraries import (
     Array,
     Namespace,
@@ -29,7 +29,7 @@ from anykmeans._libraries import (
 from anykmeans._lloyd import Watch, lloyd
 from anykmeans._matrix import Matrix
 from anykmeans._search import Search, Tiled, members
-from anykmeans._stats import ClusterStats, segment_mean
+from anykmeans._stats import ClusterStats, Cost, segment_mean
 from anykmeans.kernels.seeding import Seeds
 
 if TYPE_CHECKING:
@@ -83,11 +83,16 @@ class Kernel:
         The library whose view of an array it works on; None for the array's own.
     blas : bool
         Whether it makes products with a BLAS, which then has one thread in each of ours.
+    named : bool
+        Whether it was asked for by name, and so makes way for no other.
     """
 
     name = "agnostic"
     library: str | None = None
     blas = True
+
+    def __init__(self, *, named: bool = False) -> None:
+        self.named = named
 
     def why_not(self, x: Array) -> str | None:
         """Return why it cannot run on the array `x`, or None if it can."""
@@ -95,6 +100,10 @@ class Kernel:
 
     def pays(self, x: Array) -> bool:
         """Return whether to choose it unasked for `x`, if it can run."""
+        return True
+
+    def stays(self) -> bool:
+        """Return whether no other kernel pays more by now: asked between passes, as bits do not depend on the kernel."""
         return True
 
     @property
@@ -239,15 +248,15 @@ class Kernel:
         """Return sums (k, d) by weights (k,), in the dtype of `c`, an empty cluster's row of `c`."""
         return segment_mean(xp, sums, mass, c)
 
-    def cost(self, rows: Rows, distances: Array) -> float:
-        """Return the sum of per-row `distances` (n,) by relative weight, exact on its grid."""
-        work, weigh = rows.work, rows.relative_weight
-        tiles = work.tiles(step=max(1, work.tile // 8))
-        extents = work.map(
-            lambda tile: extent_of_costs(rows.xp, distances[tile], weigh(tile)), tiles
-        )
-        grid = Grid.of_costs(merged_extent(extents), rows.shape[0], rows.weights is not None)
-        return exact_sum(rows.xp, ((distances[tile], weigh(tile)) for tile in tiles), grid)
+    def cost(self, rows: Rows, frame: Frame, distances: Array) -> Cost:
+        """Return the exact sum of per-row `distances` (n,), squared and in the `frame`, by relative weight."""
+        work, grid = rows.work, frame.costs(rows.shape[0], rows.weights is not None)
+
+        def of_tile(tile: slice) -> Cost:
+            w = rows.relative_weight(tile)
+            return Cost.of(exact_sum(rows.xp, distances[tile], w, grid), grid)
+
+        return work.reduce(of_tile, work.tiles(step=max(1, work.tile // 8)), Cost.__add__)
 
     def variances(self, all_rows: Sequence[Rows]) -> list[float]:
         """Return the mean over features of the weighted variance of each source's rows, in their own frame."""
@@ -261,7 +270,7 @@ class Kernel:
         weight, frame = float(mass[0]), rows.frame()
         mean = frame.widen(sums / xp.full_like(sums, weight))  # as in `segment_mean`
         return (
-            self.cost(rows, self.distances(rows, frame, mean, labels))
+            float(self.cost(rows, frame, self.distances(rows, frame, mean, labels)))
             / weight
             / rows.matrix.features
         )
@@ -316,6 +325,10 @@ class Kernel:
             there = rows.frame().wide(rows.matrix.asarray([first]))
             seeds = self.seeds(rows, there, picks.size, draws.shape[1])
             for i in range(1, picks.size):
+                if rows.renewed():
+                    seeds = rows.kernel.seeds(rows, there, picks.size, draws.shape[1])
+                    for pick in picks[1:i].tolist():
+                        seeds.count_in(rows.frame().wide(rows.matrix.asarray([pick])), 0)
                 picks[i] = seeds.picked(draws[i - 1])
         return picks
 

@@ -7,23 +7,22 @@ import os
 import sys
 from pathlib import Path
 
+from anykmeans._settings import current
 from anykmeans._work import seconds
 
-# Numbers in `x` from which on compiled code is used unasked. Where it is compiled already it is used for less, too, as
-# who fits twice gains; where it is not, once small work has taken nearly as long as compiling it.
-LEAST = 1 << 16
-COMPILING = 5.0  # seconds
 _here = Path(__file__).absolute().parent
 _package = __name__.rpartition(".")[0]
 # The function, of each module that needs a compiler, whose compiled code stands for that of all.
 _COMPILED = {"numba": "small.passes", "sparse.numba": "sweep._settle"}
 
 
-def pays(module: str, size: int) -> bool:
-    """Return whether to use the compiled code of a module for so many numbers: it is loaded, on disk or worth compiling."""
-    if size >= LEAST or is_loaded(module) or seconds() >= COMPILING:
-        return True
-    return _is_compiled(module)
+def pays(module: str) -> bool:
+    """Return whether to use the compiled code of a module unasked.
+
+    It is if it is loaded, or on disk, where Numba will look for it. Else NumPy begins, and goes on until it has been at work
+    for as long as compiling takes: so nobody waits more than twice as long as by the better of the two, whatever is to come.
+    """
+    return is_loaded(module) or seconds() >= current().compiling or _is_compiled(module)
 
 
 def is_loaded(module: str) -> bool:
@@ -36,8 +35,8 @@ def is_loaded(module: str) -> bool:
 
 def _is_compiled(module: str) -> bool:
     """Return whether code of a module is where Numba will look for it."""
-    folder = _compiled_folder(module)
-    return folder is not None and any(folder.glob(_compiled_files(module)))
+    there = folder(module)
+    return there is not None and any(there.glob(_compiled_files(module)))
 
 
 def _compiled_files(module: str) -> str:
@@ -46,7 +45,7 @@ def _compiled_files(module: str) -> str:
     return f"{_COMPILED[module]}-*.{python}.nbi"
 
 
-def _compiled_folder(module: str) -> Path | None:
+def folder(module: str) -> Path | None:
     """Return the folder where Numba keeps compiled code of a module, or None if it has no place: asked without loading it."""
     config = getattr(sys.modules.get("numba"), "config", None)
     chosen = os.environ.get("NUMBA_CACHE_DIR") if config is None else config.CACHE_DIR

@@ -9,19 +9,22 @@ import numpy as np
 from anykmeans import _libraries as arrays
 from anykmeans._fork import first_call
 from anykmeans._libraries import Array, Namespace
+from anykmeans._settings import current
+from anykmeans._work import seconds
 from anykmeans.kernels.agnostic import Kernel
 
 if TYPE_CHECKING:
     from anykmeans.sources.rows import Rows
 
 
-CALL = 1 << 16  # numbers that take compiled code longer than it takes to call another thread
-
-
 class Cpu(Kernel):
     """The steps in place, and sums as sparse products."""
 
     name, library = "cpu", "numpy"
+
+    def stays(self) -> bool:
+        """Return whether it has not worked for as long as compiling takes yet."""
+        return self.named or seconds() < current().compiling
 
     def why_not(self, x: Array) -> str | None:
         """Return None for arrays in host memory, else where they are."""
@@ -67,7 +70,7 @@ def long_tiles(rows: Rows, m: int, clusters: int) -> list[slice]:
     results = -(-clusters * rows.shape[1] // work.d)  # rows as large as these
     share = -(-m // (2 * work.threads)) if work.threads > 1 else m
     # Each result is written and added, and each thread called.
-    share = max(share, 2 * results, CALL // work.d)
+    share = max(share, 2 * results, current().call // work.d)
     return work.tiles(0, m, max(1, min(share, work.readable(rows.matrix))))
 
 

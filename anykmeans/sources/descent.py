@@ -13,12 +13,11 @@ from anykmeans._distance import halving_sum
 from anykmeans._frame import BESIDE, Frame, within_reach
 from anykmeans._libraries import Array, dtype_name, to_numpy
 from anykmeans._lloyd import Descent, Labelled, Progress
+from anykmeans._settings import current
 from anykmeans._stats import ClusterStats, Farthest, farthest_rows
 
 if TYPE_CHECKING:
     from anykmeans.sources.rows import Rows
-
-BOUNDS = "auto"  # "auto", "off", "hamerly" or "groups"
 
 
 class InMemory(Descent):
@@ -58,7 +57,7 @@ class InMemory(Descent):
         frame: Frame | None = None,
     ) -> None:
         self.rows, self.kernel, self.given, self.c = rows, rows.kernel, c, c
-        self._bounds = BOUNDS if bounds is None else bounds
+        self._bounds = current().bounds if bounds is None else bounds
         self._stats: ClusterStats | None = None
         if frame is None:
             frame = self._framed(to_numpy(c) if host is None else host)
@@ -81,7 +80,13 @@ class InMemory(Descent):
     # -- passes -------------------------------------------------------------------------------
 
     def steps(self, c: Array, most: int, tol: float, empty: str) -> tuple[Array, int, float]:
-        """Return the centroids after the next passes: as many as the search can make at once."""
+        """Return the centroids after the next passes: as many as the search can make at once.
+
+        By a kernel that pays more by now, if there is one: its search begins anew.
+        """
+        if self.rows.renewed():
+            self.kernel = self.rows.kernel
+            self.search = self.kernel.search(self.rows, self.frame, c, self._bounds)
         return self.search.steps(self, c, most, tol, empty)
 
     def sweep(self, c: Array) -> ClusterStats:
@@ -169,13 +174,12 @@ class InMemory(Descent):
         labels, rows = self.labels(c), self.rows
         distances = self.distances(c)
         del self.search  # whose bounds are as large as what follows
-        cost = self.kernel.cost(rows, distances)
-        exponent = self.frame.exponent
-        inertia = float(np.ldexp(cost, 2 * exponent + rows.heaviest))
+        cost, exponent = self.kernel.cost(rows, self.frame, distances), self.frame.exponent
+        inertia = float(np.ldexp(float(cost), 2 * exponent + rows.heaviest))
         for part in (exponent // 2, (exponent + 1) // 2) * 2:
             if part:  # in four steps, as 2**exponent itself may be out of range
                 distances = distances * 2.0**part
-        return Labelled(labels, distances, inertia)
+        return Labelled(labels, distances, cost, inertia)
 
     def restored(self, c: Array) -> Array:
         """Return centroids (k, d) with those that were cut, and that have not moved since, as they were given."""

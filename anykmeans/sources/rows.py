@@ -14,7 +14,7 @@ from anykmeans import _check as check
 from anykmeans._extent import Extent, grids
 from anykmeans._frame import BESIDE, Frame, power_of_two
 from anykmeans._grid import Grid
-from anykmeans._libraries import Array, Namespace, Selection, to_numpy
+from anykmeans._libraries import Array, Selection, stacked, to_numpy
 from anykmeans._matrix import Matrix
 from anykmeans._stats import ClusterStats
 from anykmeans._work import Work
@@ -52,6 +52,8 @@ class Rows:
         The largest magnitude of the rows.
     heaviest : int
         Relative weights are the user's times ``2**-heaviest``.
+    ran : dict
+        The names of the kernels that were at work, in their order.
     glanced : bool
         Whether `largest` is that of the first row alone.
 
@@ -75,6 +77,7 @@ class Rows:
         look: bool = True,
     ) -> None:
         self.matrix, self.weights, self.kernel = matrix, weights, kernel
+        self.ran = {kernel.name: None}
         self.xp, self.shape = matrix.xp, matrix.shape
         self.exact, self.names, self.problem = precision == "exact", names, problem
         self.largest, self.heaviest, self.glanced = 0.0, 0, False
@@ -126,6 +129,14 @@ class Rows:
             if self.problem:
                 error.add_note(f"This was while clustering `{self.problem}`.")
             raise
+
+    def renewed(self) -> bool:
+        """Go on with the kernel that pays by now; return whether that is another."""
+        if self.kernel.stays():
+            return False
+        before, self.kernel = self.kernel, choose(self.matrix.source)
+        self.ran |= {self.kernel.name: None}
+        return self.kernel is not before
 
     # -- rows ---------------------------------------------------------------------------------
 
@@ -213,6 +224,10 @@ class Rows:
         if self._extent is None:
             (self._extent,) = self.kernel.extents([self])
         return self._extent
+
+    def be_part_of(self, extent: Extent) -> None:
+        """Add up on the grid of more rows, of which `extent` is known, and weigh these as it weighs all."""
+        self.heaviest, self._grid = extent.heaviest, extent.grid()
 
     # No `functools.cached_property`: up to Python 3.11 it has a lock, which a process forked meanwhile would wait for.
     @property
@@ -339,8 +354,3 @@ def vary(all_rows: list[Rows]) -> None:
     found = missing[0].kernel.variances(missing) if missing else []
     for rows, variance in zip(missing, found, strict=True):
         rows._variance = variance, rows.frame().exponent
-
-
-def stacked(xp: Namespace, arrays: list[Array]) -> Array:
-    """Return arrays with an axis of their own in front; one alone is not copied."""
-    return xp.stack(arrays) if len(arrays) > 1 else arrays[0][None, ...]

@@ -1,14 +1,14 @@
 """Compiled steps for arrays in host memory: a row is read once for all that is done to it.
 
-`sweep` searches the nearest centroids, by `near` in few features and by `grouped` in more, after a first look
-in a `subspace`; `simd` has the inner loops. `small` computes all distances instead, where they are few. `sums`
-and `seeding` are what their names say. None holds the interpreter's lock, so that threads really run at once.
+`sweep` chooses how to search the nearest centroids: by `near` in few features, by `grouped` in more, after a first look
+in a `subspace`. What both share is in `bounded`, and compiled in `steps`; centroids go by `panels`, and `simd` has the inner
+loops. `small` computes all distances instead, where they are few. `sums` and `seeding` are what their names say. None holds
+the interpreter's lock, so that threads really run at once.
 Whatever needs Numba is imported when first called.
 """
 
 from __future__ import annotations
 
-import math
 import sys
 from typing import TYPE_CHECKING
 
@@ -17,11 +17,11 @@ import numpy as np
 from anykmeans import _libraries as arrays
 from anykmeans._extent import Extent
 from anykmeans._fork import first_call
-from anykmeans._grid import Grid
 from anykmeans._libraries import Array, Namespace, Selection
 from anykmeans._matrix import Matrix
 from anykmeans._search import Search
-from anykmeans._stats import ClusterStats
+from anykmeans._settings import current
+from anykmeans._stats import ClusterStats, Cost
 from anykmeans.kernels import compiled
 from anykmeans.kernels.cpu import Cpu, long_tiles
 from anykmeans.kernels.optional import broken
@@ -31,8 +31,6 @@ if TYPE_CHECKING:
     from anykmeans._frame import Frame
     from anykmeans.sources.rows import Rows
 
-# Distances of a pass, or of a pick, times features: up to so many, all are computed, and in one call.
-SMALL = 1 << 21
 _DIFFERENCES = 64  # features up to which all distances cost less by differences than by a product
 _CACHE = 1 << 15  # numbers of rows that wait in the L2 cache beside a panel of centroids
 _ONE = np.ones(1)
@@ -49,16 +47,20 @@ class Numba(Cpu):
         if not arrays.on_cpu(x):
             return f"the rows are {arrays.where_is(x)}, out of NumPy's reach"
         if (reason := broken("numba.core.config")) is not None:
-            return f"Numba cannot be imported ({reason}; `pip install anykmeans[numba]`)"
+            return f"Numba cannot be imported ({reason}; `pip install numba`)"
         if sys.modules["numba.core.config"].DISABLE_JIT:
             return "Numba is told not to compile (NUMBA_DISABLE_JIT)"
         if (reason := broken(f"{__name__}.small")) is not None:
             return f"its code does not suit the Numba installed ({reason})"
         return None
 
+    def stays(self) -> bool:
+        """Return True: nothing on a CPU pays more."""
+        return True
+
     def pays(self, x: Array) -> bool:
-        """Return whether there is enough to do, or compiled code is there already."""
-        return compiled.pays("numba", math.prod(x.shape))
+        """Return whether compiled code is there, or NumPy has worked for as long as compiling takes."""
+        return compiled.pays("numba")
 
     def notices_outliers(self) -> bool:
         """Return True: the loops count rows that are beyond what their bounds hold for."""
@@ -139,7 +141,7 @@ class Numba(Cpu):
         with first_call:
             from anykmeans.kernels.numba import sweep
 
-        return sweep.Sweeping(frame, rows.work, bounds=bounds, exact=rows.exact)
+        return sweep.choose(frame, rows.work, bounds=bounds, exact=rows.exact)
 
     def total(self, rows: Rows, stats: ClusterStats) -> np.ndarray:
         """Return the sums (k, d + 1) that whole numbers mean."""
@@ -165,15 +167,14 @@ class Numba(Cpu):
         loops.means(sums, mass, c, found)
         return found
 
-    def cost(self, rows: Rows, distances: np.ndarray) -> float:
-        """Return the exact sum of the weighted `distances` (n,): `anykmeans._grid.exact_sum`, bit for bit."""
+    def cost(self, rows: Rows, frame: Frame, distances: np.ndarray) -> Cost:
+        """Return the exact sum of per-row `distances` (n,), squared and in the `frame`, by relative weight."""
         from anykmeans.kernels.numba import sums
 
         w = rows.relative_weight(rows.every)
-        extent = sums.extent_of_costs(distances, weights(w))
-        grid = Grid.of_costs(extent, distances.shape[0], w is not None)
+        grid = frame.costs(distances.size, w is not None)
         whole = sums.whole(distances, weights(w), grid.scale[0], grid.step, grid.folds)
-        return float(sums.total(whole, grid.scale, grid.step, grid.folds)[0, 0])
+        return Cost.of(whole, grid)
 
     def pairwise(self, rows: Rows, frame: Frame, wide: np.ndarray) -> tuple[np.ndarray, int]:
         """Return the distances (n, k) of rows to centroids `wide` (k, d), and of how many rows they mean nothing."""
@@ -190,7 +191,7 @@ class Numba(Cpu):
 
         else:
             with first_call:
-                from anykmeans.kernels.numba.sweep import Panels
+                from anykmeans.kernels.numba.panels import Panels
 
             centred, offset = frame.centre(wide), frame.affine(narrow=False)[1]
             panels, norms = Panels.in_order(wide.shape[0]).coefficients(centred, np.float64)
@@ -229,7 +230,8 @@ def is_small(rows: Rows, times: int) -> bool:
     """Return whether to compute as many distances of each row at once, from copies of them."""
     n, d = rows.shape
     numbers = n * (4 << max(0, (d - 1).bit_length() - 2))  # padded
-    return bool(numbers * times <= SMALL and numbers <= min(SMALL >> 3, rows.work.max_bytes >> 6))
+    most = current().at_once
+    return bool(numbers * times <= most and numbers <= min(most >> 3, rows.work.max_bytes >> 6))
 
 
 def read(matrix: Matrix, select: Selection) -> np.ndarray:

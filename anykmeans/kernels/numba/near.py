@@ -8,15 +8,78 @@ Loops over lanes that have no branches become vector code where the order of min
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from anykmeans._bounds import DOWN, FAR, GAP, TINY, UP
+from anykmeans._search import Change
+from anykmeans.kernels.numba import bounded
+from anykmeans.kernels.numba.bounded import BoundedSearch, Changes, Counts
+from anykmeans.kernels.numba.panels import Panels
 from anykmeans.kernels.numba.simd import LANES, WIDTH, lanes, prefetch
-from anykmeans.kernels.numba.steps import any_minimum, decide, inner, jit, squared_distance
+from anykmeans.kernels.numba.steps import (
+    Rows,
+    State,
+    Truth,
+    any_minimum,
+    decide,
+    inner,
+    jit,
+    squared_distance,
+)
+
+if TYPE_CHECKING:
+    from anykmeans._frame import Frame
+    from anykmeans._work import Work
 
 _SORTED = 8  # centroids a row up to which sorting them pays
 _CHUNK = 16  # centroids searched before looking whether to go on
+_SPREAD = (
+    512  # centroids whose surroundings take longer to find than it takes to call another thread
+)
+_FULL = 64  # rows in doubt for each centroid in each block, as many as fill vectors
+
+
+class Scoring(NamedTuple):
+    """How rows are scored: with ``y = x * scale - offset``, ``|y|^2 + norms[j] + minus_2c[j] @ y`` is nearly a squared distance.
+
+    Attributes
+    ----------
+    scale : float
+        Of the dtype of `offset`.
+    offset : ndarray of shape (d,)
+        In the dtype in which rows are centred.
+    minus_2c : ndarray of shape (k, d)
+        Centroids, centred, times -2, in the dtype of scores.
+    norms : ndarray of shape (k,)
+        Their squared norms, in that dtype.
+    beta, eta : float
+        How far that can be off: `Bounds`.
+    """
+
+    scale: float
+    offset: np.ndarray
+    minus_2c: np.ndarray
+    norms: np.ndarray
+    beta: float
+    eta: float
+
+
+class Surroundings(NamedTuple):
+    """Where centroids are.
+
+    Attributes
+    ----------
+    low, high : ndarray of shape (panels, d), float64
+        The corners of the boxes around the panels.
+    apart : ndarray of shape (k,), float32
+        How far the nearest other centroid is at most.
+    """
+
+    low: np.ndarray
+    high: np.ndarray
+    apart: np.ndarray
 
 
 @jit
@@ -45,15 +108,16 @@ def boxes(wide, ids):
 
 
 @jit
-def surroundings(wide, ids, place, corners, drift, farthest, start, stop):
+def surroundings(wide, panels, corners, drift, farthest, start, stop):
     """Return what surrounds each centroid from `start` to `stop`, four float32 arrays.
 
     At least and at most how far the nearest other centroid is; at most how far the others moved that
     a row may get nearest to, if it is no farther from its centroid than `farthest`; and at least how
     far all others are.
     """
-    low_corner, high_corner = corners
-    k, p_count = wide.shape[0], low_corner.shape[0]
+    ids, place = panels
+    low, high = corners
+    k, p_count = wide.shape[0], low.shape[0]
     found = np.empty((4, stop - start), np.float32)
     away, fastest = np.empty(p_count), np.zeros(p_count, np.float32)
     for j in range(k):
@@ -64,7 +128,7 @@ def surroundings(wide, ids, place, corners, drift, farthest, start, stop):
         nearest = np.inf
         for turn in range(p_count):
             p = own if turn == 0 else (turn - 1 if turn <= own else turn)  # the own panel first
-            away[p] = _to_panel(wide, a, low_corner, high_corner, p)
+            away[p] = _to_panel(wide, a, low, high, p)
             if away[p] < nearest:
                 for slot in range(p * LANES, (p + 1) * LANES):
                     j = ids[slot]
@@ -91,12 +155,21 @@ def surroundings(wide, ids, place, corners, drift, farthest, start, stop):
 
 
 @inner
-def _to_panel(wide, a, low_corner, high_corner, p):
+def _aligned(d, like):
+    """Return room (d, WIDTH) in the dtype of `like` that begins with a line of the cache, so that no vector is in two."""
+    line = 64 // like.itemsize
+    room = np.empty(d * WIDTH + line, like.dtype)
+    start = -(room.ctypes.data // like.itemsize) % line
+    return room[start : start + d * WIDTH].reshape((d, WIDTH))
+
+
+@inner
+def _to_panel(wide, a, low, high, p):
     """Return the squared distance of centroid `a` to the box around panel `p`."""
     squared = 0.0
     for f in range(wide.shape[1]):
         c = wide[a, f]
-        under, over = low_corner[p, f] - c, c - high_corner[p, f]
+        under, over = low[p, f] - c, c - high[p, f]
         gap = under if under > over else over
         squared += gap * gap if gap > 0.0 else 0.0
     return squared
@@ -113,8 +186,8 @@ def _between(wide, a, j):
 
 
 @inner  # as what is not a number must stay that
-def _measure(columns, minus_2c, norms, a, norm, own, above, beta, eta, first):
-    """Write squared norms; lower `above` to what the scores `own` with centroid `a` say, unless `first`."""
+def _measure(columns, minus_2c, norms, a, norm, own, above, beta, eta, every):
+    """Write squared norms; lower `above` to what the scores `own` with centroid `a` say, unless `every` one is scored."""
     for r in range(WIDTH):
         norm[r], own[r] = 0.0, norms[a]
     for f in range(columns.shape[0]):
@@ -123,7 +196,7 @@ def _measure(columns, minus_2c, norms, a, norm, own, above, beta, eta, first):
             value = np.float64(columns[f, r])
             norm[r] += value * value
             own[r] += c * value
-    if not first:
+    if not every:
         for r in range(WIDTH):
             estimate = norm[r] + own[r]
             squared = estimate + abs(estimate) * beta + norm[r] * beta + eta
@@ -161,32 +234,8 @@ def _interval(norm, best, second, above, unseen, beta, eta, ups, downs):
 
 
 @jit
-def near(
-    x,
-    at,
-    rows,
-    scale,
-    offset,
-    unit,
-    minus_2c,
-    norms,
-    ids,
-    place,
-    low_corner,
-    high_corner,
-    wide,
-    apart,
-    labels,
-    upper,
-    lower,
-    beta,
-    eta,
-    tie,
-    first,
-    exact,
-    changes,
-):
-    """Search the centroids near each row's own, or all if `first`.
+def near(rows, scoring, panels, around, truth, state, every, changes):
+    """Search the centroids near each row's own, or all if `every`.
 
     Returns how many labels changed, rows not proven by scores, scores made, and rows out of range, whose labels
     mean nothing. Changed rows, their old and new labels go to the rows of `changes` (3, m), unless that is empty.
@@ -195,28 +244,32 @@ def near(
     distance u of its centroid c, no centroid farther from c than u + v can be at less than v. Rows of
     one centroid go together, as lanes.
     """
-    m, k, d = rows.shape[0], wide.shape[0], x.shape[1]
+    x, at, numbers = rows
+    scale, offset, minus_2c, norms, beta, eta = scoring
+    labels, upper, lower = state
+    wide, unit, tie, exact = truth
+    m, k, d = numbers.shape[0], wide.shape[0], x.shape[1]
     begin, farthest = np.zeros(k + 2, np.int64), np.zeros(k)
     # By label: the rows, and where they are in `x`, which is the same where that is the whole matrix.
-    order = np.zeros(m + WIDTH, rows.dtype)
-    places = order if x.shape[0] == labels.shape[0] else np.zeros(m + WIDTH, rows.dtype)
-    if first:
+    order = np.zeros(m + WIDTH, numbers.dtype)
+    places = order if x.shape[0] == labels.shape[0] else np.zeros(m + WIDTH, numbers.dtype)
+    if every:
         begin[1] = m
         for i in range(m):
-            order[i], places[i] = rows[i], at[i]
+            order[i], places[i] = numbers[i], at[i]
     else:  # by label, in one go
         for i in range(m):
-            own = np.uint64(labels[rows[i]])  # unsigned, so that no sign is looked at
+            own = np.uint64(labels[numbers[i]])  # unsigned, so that no sign is looked at
             begin[own + np.uint64(2)] += 1
-            up = np.float64(upper[rows[i]])
+            up = np.float64(upper[numbers[i]])
             farthest[own] = up if up > farthest[own] else farthest[own]
         for a in range(k):
             begin[a + 2] += begin[a + 1]
         for i in range(m):
-            after = np.uint64(labels[rows[i]]) + np.uint64(1)
-            order[begin[after]], places[begin[after]] = rows[i], at[i]
+            after = np.uint64(labels[numbers[i]]) + np.uint64(1)
+            order[begin[after]], places[begin[after]] = numbers[i], at[i]
             begin[after] += 1
-    columns = np.empty((d, WIDTH), minus_2c.dtype)
+    columns = _aligned(d, minus_2c)
     best, second = np.empty(WIDTH, minus_2c.dtype), np.empty(WIDTH, minus_2c.dtype)
     who, norm, above = np.empty(WIDTH, np.int32), np.empty(WIDTH), np.empty(WIDTH)
     ups, downs = np.empty(WIDTH, np.float32), np.empty(WIDTH, np.float32)
@@ -226,16 +279,14 @@ def near(
     candidates, squared = np.empty(k, np.int64), np.empty(k)
     room = np.empty(d + WIDTH)
     hard = changed = scored = lost = 0
-    for a in range(1 if first else k):
+    for a in range(1 if every else k):
         start, stop = begin[a], begin[a + 1]
         if start == stop:
             continue
         visits, beyond = k, np.inf
-        if not first:
-            radius = (2 * farthest[a] + apart[a]) * UP
-            visits, beyond = _nearby(
-                wide, ids, place, low_corner, high_corner, a, radius, stop - start, visit, reach
-            )
+        if not every:
+            radius = (2 * farthest[a] + around.apart[a]) * UP
+            visits, beyond = _nearby(wide, panels, around, a, radius, stop - start, visit, reach)
         for b in range(start, stop, WIDTH):
             used = stop - b if stop - b < WIDTH else WIDTH
             for r in range(used):
@@ -250,17 +301,17 @@ def near(
                 at_x, row = np.int64(places[b + r]), order[b + r]
                 for f in range(d):
                     columns[f, r] = x[at_x, f] * scale - offset[f]
-                above[r] = 0.0 if first else upper[row]
+                above[r] = 0.0 if every else upper[row]
             for r in range(used, WIDTH):  # the last row again
                 above[r] = above[used - 1]
                 for f in range(d):
                     columns[f, r] = columns[f, used - 1]
-            _measure(columns, minus_2c, norms, a, norm, room, above, beta, eta, first)
+            _measure(columns, minus_2c, norms, a, norm, room, above, beta, eta, every)
             for r in range(WIDTH):
                 best[r], second[r], who[r] = np.inf, np.inf, 0
             q, limit = 0, np.inf
             while q < visits and reach[q] <= limit:
-                until = visits if first or visits - q < _CHUNK else q + _CHUNK
+                until = visits if every or visits - q < _CHUNK else q + _CHUNK
                 lanes(columns, d, minus_2c, norms, visit, q, until, best, second, who)
                 q = until
                 if q < visits:
@@ -293,7 +344,7 @@ def near(
                             candidates, squared, np.int64(found), most, tie, label
                         )
                 upper[row], lower[row] = up, down
-                if first or label != a:
+                if every or label != a:
                     if changes.shape[0] and label != labels[row]:
                         changes[0, changed], changes[1, changed] = row, labels[row]
                         changes[2, changed] = label
@@ -303,30 +354,32 @@ def near(
 
 
 @inner
-def _nearby(wide, ids, place, low_corner, high_corner, a, radius, rows, visit, reach):
+def _nearby(wide, panels, around, a, radius, rows, visit, reach):
     """List the centroids within `radius` of `a` and perhaps some more, nearest first, itself among the first.
 
     Returns how many, and at least how far all others are. No centroid from ``visit[q]`` on is nearer than
     ``reach[q]``. For few `rows` whole panels are listed, as sorting their centroids would not pay.
     """
-    k, p_count = wide.shape[0], low_corner.shape[0]
-    panels, away = np.empty(p_count, np.int64), np.empty(p_count)
+    ids, place = panels
+    low, high = around.low, around.high
+    k, p_count = wide.shape[0], low.shape[0]
+    near_by, away = np.empty(p_count, np.int64), np.empty(p_count)
     listed, outside, square = 0, np.inf, radius * radius
     for p in range(p_count):
-        squared = _to_panel(wide, a, low_corner, high_corner, p)
+        squared = _to_panel(wide, a, low, high, p)
         if squared > square:
             outside = squared if squared < outside else outside
         else:
-            panels[listed], away[listed] = p, squared
+            near_by[listed], away[listed] = p, squared
             listed += 1
     whole, visits = listed * LANES > _SORTED * rows, 0
     if whole:
         own = place[a] // LANES
         for q in range(listed):
-            away[q] = -1.0 if panels[q] == own else math.sqrt(away[q]) * DOWN - TINY
-        _sort(away, panels, np.int64(listed))
+            away[q] = -1.0 if near_by[q] == own else math.sqrt(away[q]) * DOWN - TINY
+        _sort(away, near_by, np.int64(listed))
     for q in range(listed):
-        for slot in range(panels[q] * LANES, (panels[q] + 1) * LANES):
+        for slot in range(near_by[q] * LANES, (near_by[q] + 1) * LANES):
             j = ids[slot]
             if j == k:
                 break
@@ -361,3 +414,114 @@ def _sort(keys, values, count):
                 q -= gap
             keys[q], values[q] = key, value
         gap //= 3
+
+
+class _Pass(NamedTuple):
+    """Centroids prepared for a look at rows, see `bounded.Pass`."""
+
+    matrix: Any
+    state: State
+    panels: Panels
+    scoring: Scoring
+    around: Surroundings
+    truth: Truth
+    worn: tuple[np.ndarray, np.ndarray]
+    whole: bool
+    every: bool
+
+    def look(self, numbers: np.ndarray, changes: Changes) -> Counts:
+        """Bring the rows of these numbers (m,) up to date."""
+        x, at = self.matrix.readable(numbers)
+        rows, room = Rows(x, at, numbers), changes.room(numbers)
+        changed, hard, scored, lost = near(
+            rows, self.scoring, self.panels, self.around, self.truth, self.state, self.every, room
+        )
+        changes.add(room, changed)
+        return Counts(hard, scored, numbers.size, numbers.size, lost)
+
+
+class NearSearch(BoundedSearch):
+    """Labels of all rows, of which each has one lower bound, and is compared with the centroids near its own.
+
+    Attributes
+    ----------
+    every : bool
+        Whether a row is compared with all centroids, as those near its own are no fewer.
+    """
+
+    def __init__(self, frame: Frame, work: Work, *, skips: bool, exact: bool) -> None:
+        super().__init__(frame, work, skips=skips, exact=exact)
+        n = self.matrix.shape[0]
+        self.every, self._looked = False, n
+        self._farthest = np.asarray([np.inf], np.float32)  # row of each centroid, at most
+        self._long_blocks = work.tiles(step=-(-n // work.threads))
+
+    def relabel(self, c: np.ndarray) -> tuple[list[Change], int]:
+        """Give every row its nearest centroid of `c`; return changes, and how many rows changed."""
+        k, first = c.shape[0], self.passes == 0
+        wide, drift = self.advance(c)
+        renew = first or (self.skips and self._renews())
+        if renew:  # without skipping it does not matter which are near each other
+            self.panels = Panels.of(wide) if self.skips else Panels.in_order(k)
+        every, whole = self.every and not renew, first or not self.skips
+        drift = bounded.not_below(drift)
+        self._farthest = self._farthest + drift
+        prepared = self._prepared(wide, drift, every=every, whole=whole)
+        # Rows of one centroid go side by side: where few are in doubt, together from longer blocks.
+        few = self._looked < _FULL * k * len(self.blocks)
+        counts, changes = self.sweep(prepared, self._long_blocks if few else self.blocks)
+        self._looked = counts.looked
+        if not (whole or every):
+            self.every = counts.scored > counts.looked * k
+        if renew and self.skips:
+            self._farthest = np.zeros(k, np.float32)
+            farthest_rows(self.state.upper, self.labels, self._farthest)
+        return changes, self.matrix.shape[0] if first else bounded.moved(changes)
+
+    def _renews(self) -> bool:
+        """Return whether to choose panels anew: centroids move most in the first passes."""
+        if self.every:  # look again now and then whether those near the own have become fewer
+            return self.passes in (16, 64, 256)
+        return self.passes & (self.passes - 1) == 0  # 1, 2, 4, 8, ...
+
+    def _prepared(self, wide: np.ndarray, drift: np.ndarray, *, every: bool, whole: bool) -> _Pass:
+        """Return centroids `wide` (k, d), moved by up to `drift` (k,), prepared."""
+        k, d = wide.shape
+        errors = self.errors(d)
+        centred = self.frame.centre(wide)
+        scale, offset = self.frame.affine(self.narrow)
+        scoring = Scoring(
+            scale,
+            offset,
+            (centred * -2.0).astype(self.dtype),
+            (centred * centred).sum(axis=1).astype(self.dtype),
+            errors.beta,
+            errors.eta,
+        )
+        if not self.skips or (every and k * _FULL > self.matrix.shape[0]):
+            worn = bounded.alone(drift)
+            around = Surroundings(np.empty((0, d)), np.empty((0, d)), np.zeros(k, np.float32))
+        else:
+            low, high = boxes(wide, self.panels.ids)
+            step = -(-k // self.work.threads) if k >= _SPREAD else k
+            parts = self.work.map(
+                lambda part: surroundings(
+                    wide, self.panels, (low, high), drift, self._farthest, part.start, part.stop
+                ),
+                self.work.tiles(0, k, step),
+            )
+            nearest, apart, drifts, beyond = np.concatenate(parts, axis=1)
+            worn = bounded.pairs(drift, drifts), bounded.pairs(nearest, beyond)
+            around = Surroundings(low, high, apart)
+        truth = self.truth(wide, errors)
+        return _Pass(
+            self.matrix,
+            self.state,
+            self.panels,
+            scoring,
+            around,
+            truth,
+            worn,
+            whole,
+            every or whole,
+        )

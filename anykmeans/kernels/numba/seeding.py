@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from anykmeans._settings import current
 from anykmeans.kernels.numba import subspace, weights
 from anykmeans.kernels.numba.simd import LANES, SIDE, how_many, lowest, prefetch, saving, within
 from anykmeans.kernels.numba.steps import (
@@ -25,8 +26,8 @@ from anykmeans.kernels.numba.steps import (
 )
 from anykmeans.kernels.seeding import BLOCK, Seeds, Tile
 
-_FEW = 32  # features up to which all are coordinates
-_PIECES, LONG = 4, 1 << 18  # tiles: at most so many a thread, of at least so many numbers
+_WHOLE = 32  # features up to which all are coordinates
+_PIECES = 4  # tiles a thread at most
 _SAMPLE = 512  # rows that directions are found from, where they are not
 _NARROW = 2.0**-23  # error of a vector of coordinates, relatively, where it is but rounded
 _WIDER = 1 + 2.0**-9  # edges over squared distances
@@ -43,7 +44,7 @@ class CompiledSeeds(Seeds):
         """Choose coordinates: all features of few, else the directions in which a sample varies most."""
         frame, work = self.frame, self.rows.work
         n, d = self.rows.shape
-        p = d if d <= _FEW else LANES if d < 256 else 2 * LANES
+        p = d if d <= _WHOLE else LANES if d < 256 else 2 * LANES
         # Coordinates of all rows, and directions with what finding them takes, within the budget.
         p = min(p, max(2, work.max_bytes // (16 * n)), max(2, work.max_bytes // (128 * d)))
         sample = max(1, min(_SAMPLE, work.max_bytes // (64 * d)))
@@ -59,7 +60,7 @@ class CompiledSeeds(Seeds):
     def cut(self, trials: int) -> list[slice]:
         """Return tiles: long ones, as nothing of the rows' size is written but what copies the rows take."""
         (n, d), work = self.rows.shape, self.rows.work
-        pieces = n * (d + trials) // LONG + 1 if work.threads > 1 else 1
+        pieces = n * (d + trials) // current().piece + 1 if work.threads > 1 else 1
         step = -(-n // min(pieces, _PIECES * work.threads))
         most = n if self.frame.exponent == 0 else max(1, work.room // d)
         return work.tiles(step=min(step, most, work.readable(self.rows.matrix)))
@@ -283,13 +284,13 @@ def shorten(y, c, closest, edge, spare, won, j):
     """Update what is closest, for rows that candidate `j`, at `c` (1, d), may be nearer to: all if `won` is empty."""
     m, d = y.shape
     room = np.empty(d)
-    left = quarter(d) if d <= _FEW else 1
+    left = quarter(d) if d <= _WHOLE else 1
     columns, sums, wide = (
         np.zeros((4 * left, SIDE)),
         np.zeros((left, SIDE)),
         np.zeros((1, 4 * left)),
     )
-    for f in range(d if d <= _FEW else 0):
+    for f in range(d if d <= _WHOLE else 0):
         wide[0, f] = c[0, f]
     for block in range(edge.shape[0]):
         first = block * SIDE
@@ -300,7 +301,7 @@ def shorten(y, c, closest, edge, spare, won, j):
             row = first + SIDE + lowest(coming)
             coming &= coming - 1
             _ask(y, closest, row)
-        if d <= _FEW and how_many(bits) > SIDE // 4:
+        if d <= _WHOLE and how_many(bits) > SIDE // 4:
             for i in range(count):
                 for f in range(d):
                     columns[f, i] = y[first + i, f]

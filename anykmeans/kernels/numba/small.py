@@ -8,7 +8,7 @@ Where little is to be computed, calls between steps are what costs. Rows are the
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -17,6 +17,28 @@ from anykmeans._search import Change, Search
 from anykmeans.kernels.numba import seeding, sums, weights
 from anykmeans.kernels.numba.simd import SIDE
 from anykmeans.kernels.numba.steps import halve, inner, jit, quarter, side_by_side, squared_distance
+
+if TYPE_CHECKING:
+    from anykmeans._frame import Frame
+    from anykmeans.sources.descent import InMemory
+
+
+class Folds(NamedTuple):
+    """The grid of the sums, see `anykmeans._grid.Grid`.
+
+    Attributes
+    ----------
+    scale : ndarray of shape (d + 1,), float64
+        What brings a column to the first fold.
+    step : float
+        What brings it to the next.
+    number : int
+        How many there are.
+    """
+
+    scale: np.ndarray
+    step: float
+    number: int
 
 
 @jit
@@ -59,16 +81,16 @@ def assign(columns, wide, tie, labels):
 
 
 @jit
-def passes(columns, x, w, c, single, unit, tie, scale, step, folds, labels, most, tol, keep):
+def passes(columns, x, w, c, single, unit, tie, folds, labels, most, tol, keep):
     """Move the centroids `c` (k, d), float64, by up to `most` passes; return how many, and the last shift.
 
     Stops after a shift of at most `tol`, and before a pass that would leave a cluster without weight, unless
     to `keep` its centroid is what to do then.
     With `single` centroids are float32. `labels` are those of the last pass.
     """
-    n, (k, d) = x.shape[0], c.shape
+    n, (k, d), (scale, step, number) = x.shape[0], c.shape, folds
     wide, new, moves, room = np.empty((k, d)), np.empty((k, d)), np.empty(k), np.empty(d)
-    whole = np.zeros((k, folds * (d + 1)))
+    whole = np.zeros((k, number * (d + 1)))
     before, none = np.empty(n, np.int32), np.empty(0, np.int32)
     rows, old, now = np.empty(n, np.int32), np.empty(n, np.int32), np.empty(n, np.int32)
     weights = np.empty(n)
@@ -95,10 +117,10 @@ def passes(columns, x, w, c, single, unit, tie, scale, step, folds, labels, most
             left,
             scale,
             step,
-            folds,
+            number,
             whole,
         )
-        total = sums.total(whole, scale, step, folds)
+        total = sums.total(whole, scale, step, number)
         for j in range(k):
             mass = total[j, d]
             if mass == 0.0 and not keep:
@@ -260,7 +282,7 @@ def seeds(y, w, draws, picks):
 
 
 class AtOnce(Search):
-    """Labels of all rows, for few rows: as `anykmeans.kernels.numba.sweep.Search`, without bounds.
+    """Labels of all rows, for few rows: as `anykmeans.kernels.numba.bounded.BoundedSearch`, without bounds.
 
     Attributes
     ----------
@@ -268,7 +290,7 @@ class AtOnce(Search):
         Whether a row was out of the frame's range, or not finite: then labels mean nothing.
     """
 
-    def __init__(self, frame: Any) -> None:
+    def __init__(self, frame: Frame) -> None:
         self.frame = frame
         self._x = np.ascontiguousarray(frame.matrix.rows(slice(None), np.float64))
         self._columns = by_lanes(self._x, frame.unit)
@@ -285,14 +307,14 @@ class AtOnce(Search):
         return [(rows, before[rows], self.labels[rows])], rows.size
 
     def steps(
-        self, run: Any, c: np.ndarray, most: int, tol: float, empty: str
+        self, run: InMemory, c: np.ndarray, most: int, tol: float, empty: str
     ) -> tuple[np.ndarray, int, float]:
         """Return the centroids after up to `most` passes from `c`, how many those were, and the last squared move."""
         rows, moved = run.rows, c.astype(np.float64)
         grid, w = rows.grid, weights(rows.relative_weight(rows.every))
         done, shift = passes(
             self._columns, self._x, w, moved, c.dtype == np.float32, self.frame.unit, self._tie,
-            grid.scale, grid.step, grid.folds, self.labels, most, tol, empty == "keep",
+            Folds(grid.scale, grid.step, grid.folds), self.labels, most, tol, empty == "keep",
         )  # fmt: skip
         run.forget()
         if not done:

@@ -2,13 +2,15 @@
 """What both ways to search share, compiled: bounds wear, and float64 distances decide.
 
 Here and in the two searches all arrays are C-contiguous. A *slot* is a place among the lanes of the panels,
-``place[j]`` that of centroid j and ``ids[slot]`` its inverse. ``x[at[i]]`` is row number ``rows[i]``.
+``place[j]`` that of centroid j and ``ids[slot]`` its inverse. Named tuples say what goes together; compiled code takes
+them apart where it begins.
 """
 
 from __future__ import annotations
 
 import contextlib
 import math
+from typing import NamedTuple
 
 import numpy as np
 from numba import njit
@@ -75,13 +77,72 @@ def _compiled(**options):
 # it, and are spelled out; and what a variable is passed to that begins as a literal would be compiled once for the
 # literal.
 jit = _compiled()
-# What compiled code alone calls.
+# What compiled code alone calls, and what goes in line: where it is called for each row, handing it arrays by the stack,
+# seven words and more each, would take about as long as what it does.
 inner = _compiled(no_cpython_wrapper=True)
 inline = _compiled(no_cpython_wrapper=True, forceinline=True)
 # Sums whose order of addition is free, as the bounds allow any.
 any_order = _compiled(fastmath={"reassoc", "contract"})
 # Minima in any order.
-any_minimum = _compiled(fastmath={"nnan", "nsz", "reassoc"})
+_MINIMA = {"nnan", "nsz", "reassoc"}
+any_minimum = _compiled(fastmath=_MINIMA)
+inline_minimum = _compiled(no_cpython_wrapper=True, forceinline=True, fastmath=_MINIMA)
+
+
+class Rows(NamedTuple):
+    """Rows to look at.
+
+    Attributes
+    ----------
+    x : ndarray of shape (., d)
+        Rows as they are read.
+    at : ndarray of shape (m,), int32
+        Where in `x` they are.
+    numbers : ndarray of shape (m,), int32 or int64
+        Their numbers among all.
+    """
+
+    x: np.ndarray
+    at: np.ndarray
+    numbers: np.ndarray
+
+
+class State(NamedTuple):
+    """What is kept of all rows.
+
+    Attributes
+    ----------
+    labels : ndarray of shape (n,), int32
+        The nearest centroid.
+    upper, lower : ndarray of shape (n,), float32
+        How far it is at most, and how far all others are at least.
+    """
+
+    labels: np.ndarray
+    upper: np.ndarray
+    lower: np.ndarray
+
+
+class Truth(NamedTuple):
+    """What decides where scores do not.
+
+    Attributes
+    ----------
+    wide : ndarray of shape (k, d), float64
+        The centroids.
+    unit : float
+        What rows are multiplied by to be compared with them.
+    tie : float
+        By what share two squared distances may differ that count as equal.
+    exact : bool
+        Whether it is asked.
+    """
+
+    wide: np.ndarray
+    unit: float
+    tie: float
+    exact: bool
+
 
 _STRETCH = 256  # rows whose bounds are worn before the doubtful ones are listed
 

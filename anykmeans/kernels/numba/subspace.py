@@ -10,17 +10,37 @@ little of centroids is left, and the two bounds are close.
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from anykmeans._settings import current
 from anykmeans.kernels.numba.simd import LANES, ROWS, tile
 from anykmeans.kernels.numba.steps import jit, squared_norm
 
-WIDE, LONG = 64, 8192  # features and rows from which on fewer coordinates pay
-_SHARE = 4  # features a coordinate, at least
+if TYPE_CHECKING:
+    from anykmeans._frame import Frame
+    from anykmeans._work import Work
+
+WIDE = 64  # features from which on fewer coordinates pay
+_FEATURES = 4  # features a coordinate, at least
 _SAMPLE = 512  # rows the directions are found from
 _LEFT = 0.1  # of the centroids' squared norms: where more is left out, bounds are too far apart
+
+
+class Subspace(NamedTuple):
+    """Rows in a few coordinates.
+
+    Attributes
+    ----------
+    q : ndarray of shape (d, p - 1), float64
+        The directions Q.
+    rows : ndarray of shape (n, p), float32
+        The `coordinates` of all rows.
+    """
+
+    q: np.ndarray
+    rows: np.ndarray
 
 
 def error(d: int) -> float:
@@ -120,16 +140,18 @@ def projected(
     )
 
 
-def of_rows(frame: Any, work: Any, c: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
-    """Return Q (d, p - 1) for centred `c` (k, d), and all rows' coordinates (n, p), float32.
-
-    None where they do not pay.
-    """
+def of_rows(frame: Frame, work: Work, c: np.ndarray) -> Subspace | None:
+    """Return all rows in coordinates that suit centred `c` (k, d), or None where they do not pay."""
     n, d = frame.matrix.shape
     k = c.shape[0]
     # k means span k - 1 directions, and those of the data hold most of them.
-    p = LANES * max(2, min(d // _SHARE // LANES, 1 + k // LANES))
-    if d < WIDE or n < LONG or 16 * p * n > work.max_bytes or 128 * p * d > work.max_bytes:
+    p = LANES * max(2, min(d // _FEATURES // LANES, 1 + k // LANES))
+    if (
+        d < WIDE
+        or n < current().first_look
+        or 16 * p * n > work.max_bytes
+        or 128 * p * d > work.max_bytes
+    ):
         return None
 
     every = np.arange(0, n, -(-n // min(_SAMPLE, max(p, work.max_bytes // (64 * d)))))
@@ -144,4 +166,4 @@ def of_rows(frame: Any, work: Any, c: np.ndarray) -> tuple[np.ndarray, np.ndarra
         project(x, at, unit, offset, panels, found[tile])
 
     work.map(fill, work.tiles(step=min(work.readable(frame.matrix), -(-n // (4 * work.threads)))))
-    return q, found
+    return Subspace(q, found)

@@ -10,7 +10,6 @@ import numpy as np
 from anykmeans._bounds import FAR
 from anykmeans.kernels.numba.simd import LANES, ROWS, SIDE, tile
 from anykmeans.kernels.numba.steps import (
-    any_minimum,
     inline,
     jit,
     squared_distance,
@@ -109,23 +108,9 @@ def own_distances(x, unit, wide, labels, distances):
         distances[row] = squared_distance(x, row, unit, wide, np.int64(labels[row]), room)
 
 
-@any_minimum
-def extent_of_costs(values, w):
-    """Return the largest of `values` (n,), not negative, and the largest and the smallest nonzero of them times `w`."""
-    high, largest, smallest = 0.0, 0.0, np.inf
-    for i in range(values.shape[0]):
-        value = values[i]
-        cost = value * (w[i] if w.shape[0] > 1 else w[0])
-        high = value if value > high else high
-        largest = cost if cost > largest else largest
-        cost = cost if cost > 0.0 else np.inf
-        smallest = cost if cost < smallest else smallest
-    return high, largest, smallest
-
-
 @jit
 def whole(values, w, scale, step, folds):
-    """Return the sum of `values` (n,) times `w` as whole numbers (1, folds) of the grid."""
+    """Return the sum of `values` (n,) times `w` as whole numbers (folds,) of the grid."""
     found, rest, error = np.zeros((folds, SIDE)), np.empty(SIDE), np.zeros(SIDE)
     weighted = w.shape[0] > 1 or w[0] != 1.0
     for start in range(0, values.shape[0], SIDE):
@@ -139,19 +124,24 @@ def whole(values, w, scale, step, folds):
                 weight = w[start + i] if w.shape[0] > 1 else w[0]
                 rest[i], error[i] = two_product(rest[i], weight)
         for fold in range(folds):
+            left = False
             for i in range(SIDE):
                 part = np.rint(rest[i])
                 found[fold, i] += part
                 rest[i] = (rest[i] - part) * step
+                left |= rest[i] != 0.0
             if weighted:
                 for i in range(SIDE):
                     part = np.rint(error[i])
                     found[fold, i] += part
                     error[i] = (error[i] - part) * step
-    total = np.zeros((1, folds))
+                    left |= error[i] != 0.0
+            if not left:  # as of most, before all folds are through
+                break
+    total = np.zeros(folds)
     for fold in range(folds):
         for i in range(SIDE):
-            total[0, fold] += found[fold, i]
+            total[fold] += found[fold, i]
     return total
 
 

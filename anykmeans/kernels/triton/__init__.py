@@ -19,6 +19,7 @@ from anykmeans._frame import BESIDE, Frame, largest_and_offsets, power_of_two
 from anykmeans._grid import significant_bits
 from anykmeans._libraries import Array, Selection
 from anykmeans._lloyd import Watch, lloyd
+from anykmeans._stats import Cost
 from anykmeans.kernels.agnostic import Kernel
 from anykmeans.kernels.optional import broken
 from anykmeans.kernels.torch import Torch
@@ -118,12 +119,13 @@ class Triton(Torch):
 
         return DeviceSearch(frame, rows.work, c.shape[0], exact=rows.exact)
 
-    def cost(self, rows: Rows, distances: Array) -> float:
-        """Return the exact sum of the weighted `distances` (n,): `anykmeans._grid.exact_sum`, bit for bit."""
+    def cost(self, rows: Rows, frame: Frame, distances: Array) -> Cost:
+        """Return the exact sum of per-row `distances` (n,), squared and in the `frame`, by relative weight."""
         from anykmeans.kernels.triton import looks
 
         w = rows.relative_weight(rows.every)
-        return float(looks.costs(distances[None], None if w is None else w[None])[0])
+        (cost,) = looks.costs(distances[None], None if w is None else w[None])
+        return cost
 
     def variances(self, all_rows: Sequence[Rows]) -> list[float]:
         """Return the mean over features of the weighted variance of each source's rows, in their own frame."""
@@ -132,9 +134,12 @@ class Triton(Torch):
         w, found = relative_weights(all_rows), []
         for part in _parts(all_rows):
             xs = [rows.matrix.data for rows in all_rows[part]]
-            units = np.asarray([rows.frame().unit for rows in all_rows[part]])
+            frames = [rows.frame() for rows in all_rows[part]]
+            units = np.asarray([frame.unit for frame in frames])
             grids = [rows.grid for rows in all_rows[part]]
-            costs, weights = looks.variances(xs, units, stacked(w and w[part]), grids)
+            heavy = stacked(w and w[part])
+            distances, weights = looks.deviations(xs, units, heavy, grids)
+            costs = np.asarray([float(cost) for cost in looks.costs(distances, heavy)])
             found.append(costs / weights / all_rows[0].matrix.features)
         variances: list[float] = np.concatenate(found).tolist()
         return variances
@@ -155,7 +160,11 @@ class Triton(Torch):
         from anykmeans.kernels.triton import seeding
 
         one = all_rows[0]
-        if draws.shape[1] == 0 or draws.shape[2] > seeding.LANES or one.shape[1] > seeding.MOST:
+        if (
+            draws.shape[1] == 0
+            or draws.shape[2] > seeding.CANDIDATES
+            or one.shape[1] > seeding.MOST
+        ):
             return super().picks(all_rows, first, draws)
         w, found = relative_weights(all_rows), []
         # Costs, owners, candidates won; different rows are there to be worked on all at once.
@@ -232,8 +241,9 @@ class Triton(Torch):
         labels = []
         for shared in dict.fromkeys(search.passes for search in searches):
             at = [i for i, search in enumerate(searches) if search.passes is shared]
-            shared.settle({searches[i].place: ends[i] for i in at})
-            costs[at] = looks.costs(shared.distances(), stacked(w and [w[i] for i in at]))
+            shared.relabel({searches[i].place: ends[i] for i in at})
+            heavy = stacked(w and [w[i] for i in at])
+            costs[at] = [float(cost) for cost in looks.costs(shared.distances(), heavy)]
         for run, search in zip(runs, searches, strict=True):
             labels.append(search.labels)
             del run.search  # whose memory is as large as what follows

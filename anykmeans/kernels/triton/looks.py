@@ -11,6 +11,7 @@ import triton
 
 from anykmeans._grid import FOLDS, Grid
 from anykmeans._libraries import Array
+from anykmeans._stats import Cost
 from anykmeans.kernels.triton import device, resolve, sums
 from anykmeans.kernels.triton.screen import COLUMNS, STATES, STEP
 
@@ -69,8 +70,8 @@ def magnitudes(xs: list[Array], w: Array | None) -> np.ndarray:
     return made if w is not None else made[:, :, :d]
 
 
-def costs(distances: Array, w: Array | None) -> np.ndarray:
-    """Return the exact sums (b,) of the weighted `distances` (b, n), after one wait: the device plans their grids, too."""
+def costs(distances: Array, w: Array | None) -> list[Cost]:
+    """Return the exact sums of the weighted `distances` (b, n), after one wait: the device plans their grids, by what they are."""
     (b, n), weighted = distances.shape, w is not None
     weighed = distances if w is None else w * distances
     smallest = torch.where(weighed > 0, weighed, math.inf).amin(1)
@@ -87,12 +88,14 @@ def costs(distances: Array, w: Array | None) -> np.ndarray:
             enable_fp_fusion=False,
         )
     both = torch.cat([extents.view(torch.int64), found], dim=1).cpu().numpy()
-    # The same grids, but that all folds are in use, which does not show.
-    grid = Grid.of_costs(both[:, :3].view(np.float64).T, n, weighted)
-    grid = Grid(grid.scale, grid.step, FOLDS)
-    whole = both[:, 3:].astype(np.float64).T.reshape(1, -1)
-    made: np.ndarray = grid.total(np, whole, grid.scale)[0]
-    return made
+    extent = both[:, :3].view(np.float64)
+    high, largest = np.frexp(extent[:, 0])[1], np.frexp(extent[:, 1])[1]
+    coarse = np.minimum(52 - bits - largest, 960 - high if weighted else 1023)
+    step = 2.0 ** (53 - bits)
+    return [
+        Cost.of(whole, Grid(scale, step, FOLDS))
+        for whole, scale in zip(both[:, 3:], np.ldexp(1.0, coarse)[:, None], strict=True)
+    ]
 
 
 def own_distances(xs: list[Array], units: np.ndarray, c: Array, labels: Array) -> Array:
@@ -115,10 +118,10 @@ def own_distances(xs: list[Array], units: np.ndarray, c: Array, labels: Array) -
     return found
 
 
-def variances(
+def deviations(
     xs: list[Array], units: np.ndarray, w: Array | None, grids: list[Grid]
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return the weighted sums (b,) of squared distances of rows of problems (n, d) to their mean, and the weights (b,)."""
+) -> tuple[Array, np.ndarray]:
+    """Return squared distances (b, n) of rows of problems (n, d) to their mean, and the weights (b,) of all."""
     b, (n, d) = len(xs), xs[0].shape
     labels = torch.zeros((b, n), dtype=torch.int32, device=xs[0].device)
     whole = accumulate(xs, w, labels, None, grids, 1).cpu().numpy()
@@ -129,4 +132,4 @@ def variances(
     total = grid.total(np, whole, grid.scale).reshape(b, d + 1)
     means = device.placed(total[:, None, :d] / total[:, None, d:], xs[0])
     units = np.stack([units, units], axis=1)
-    return costs(own_distances(xs, units, means, labels), w), total[:, d]
+    return own_distances(xs, units, means, labels), total[:, d]

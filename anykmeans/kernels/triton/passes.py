@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -17,6 +17,11 @@ from anykmeans._libraries import Array
 from anykmeans._search import Change, Search
 from anykmeans.kernels.triton import device, looks, marginals, resolve, screen, sums
 from anykmeans.kernels.triton.screen import COLUMNS, STATES
+
+if TYPE_CHECKING:
+    from anykmeans._frame import Frame
+    from anykmeans._work import Work
+    from anykmeans.sources.descent import InMemory
 
 _GRAPH = 4  # passes up to which launches are not worth replaying as a graph
 _BLOCKS = 2  # for a list of unknown length, on each multiprocessor
@@ -37,7 +42,7 @@ class DeviceSearch(Search):
         Whether labels are certified.
     """
 
-    def __init__(self, frame: Any, work: Any, k: int, *, exact: bool) -> None:
+    def __init__(self, frame: Frame, work: Work, k: int, *, exact: bool) -> None:
         self.frame, self.work, self.k, self.exact = frame, work, k, exact
         self._passes: Passes | None = None
         self.place = 0
@@ -60,11 +65,11 @@ class DeviceSearch(Search):
 
     def relabel(self, c: Array) -> tuple[list[Change], int]:
         """Give every row its nearest centroid of `c`; any label may have changed."""
-        self.passes.settle({self.place: c})
+        self.passes.relabel({self.place: c})
         return [], self.frame.matrix.shape[0]
 
     def steps(
-        self, run: Any, c: Array, most: int, tol: float, empty: str
+        self, run: InMemory, c: Array, most: int, tol: float, empty: str
     ) -> tuple[Array, int, float]:
         """Return the centroids after up to `most` passes, how many, and the last squared move.
 
@@ -112,7 +117,7 @@ class Passes:
         self._sums: torch.Tensor | None = None
         self._graph: Callable[[], None] | None = None
 
-    def _frame(self, frames: list[Any]) -> None:
+    def _frame(self, frames: list[Frame]) -> None:
         """Note where the coordinates of each problem begin, and what they are multiplied by."""
         b, d, matrix = self._b, self._d, frames[0].matrix
         units, offsets = zip(*(frame.affine(narrow=False) for frame in frames), strict=True)
@@ -154,10 +159,10 @@ class Passes:
         self._again, self._open, self._rivals = (
             torch.empty((b, n), dtype=torch.int32, **on) for _ in range(3)
         )
-        pair = 4 * screen.FEW * self._width  # bytes of listed rows in two halves
+        pair = 4 * screen.LISTED * self._width  # bytes of listed rows in two halves
         most = _BLOCKS * self._about.multiprocessors
         self._blocks = max(1, min(most, self._max_bytes // 8 // pair))
-        shape = self._blocks, 2, screen.FEW, self._width
+        shape = self._blocks, 2, screen.LISTED, self._width
         self._pairs = torch.empty(shape, dtype=torch.float16, **on)
 
     def _halve(self, problems: int, *, bounded: bool) -> None:
@@ -211,7 +216,7 @@ class Passes:
             TensorDescriptor.from_tensor(high, [self._lanes, marginals.chunk(width)]),
         )
 
-    def settle(self, centroids: dict[int, Array]) -> None:
+    def relabel(self, centroids: dict[int, Array]) -> None:
         """Label all rows of the problems whose `centroids` are given by their number."""
         with device.on_device(self._x):
             self._begin(centroids)
@@ -398,7 +403,7 @@ class Passes:
                 (min(d, held) + 16) * 2.0**-22 + 2.0**-28,
                 (width // held + 2) * 2.0**-23,
                 1.0,
-                ROWS=screen.FEW,
+                ROWS=screen.LISTED,
                 LANES=screen.NARROW,
                 WIDTH=width,
                 CHUNK=held,

@@ -2,7 +2,7 @@
 """The fused pass: scores in half precision on tensor cores, the two lowest of a row, and what they prove.
 
 Rows and centroids are shifted and scaled by a power of two, rounded to float16, and what that leaves of each
-is measured. So a row's scores err by no more than its own residual and the centroids' say; ``docs/design.md``
+is measured. So a row's scores err by no more than its own residual and the centroids' say; ``docs/proofs.md``
 has the proof. Rows that are not proven go to a list; those are scored once more with rows and centroids split
 into two halves, and what is left then is for `resolve`.
 """
@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 
 ROWS, LANES = 128, 64  # of a tile of scores
-FEW, NARROW = 64, 32  # where rows and centroids are in two halves, which take more registers
+LISTED, NARROW = 64, 32  # where rows and centroids are in two halves, which take more registers
 FULL = 128  # centroids up to which the last bits of a score have room for their number
 HELD = 256  # features up to which a tile of rows is read once for all centroids
 CHUNK = 64  # features of a product, where they are more
@@ -170,7 +170,7 @@ def _at_most(norm, rest, d):
 
 @triton.jit
 def proven(lowest, runner, length, error, floor, farthest, rounding, shift):
-    """Return which rows' lowest score is surely that of the nearest centroid: see ``docs/design.md``.
+    """Return which rows' lowest score is surely that of the nearest centroid: see ``docs/proofs.md``.
 
     The product of a row and a centroid of norm C errs by at most `error` times C, or `floor` if that is more, and the score
     besides by `rounding` times ``C^2 + 2 |y| C + shift``.

@@ -2,7 +2,7 @@
 """Greedy k-means++ on the device: five launches a pick, none of which the host waits for.
 
 `draw` finds the candidates, `reach` how far around each pick none of them is nearer, `gains` what each saves,
-`settle` counts the best in, and `costs` adds what the next draws need. Costs are whole numbers on a grid, added
+`count_in` counts the best in, and `costs` adds what the next draws need. Costs are whole numbers on a grid, added
 in int64: any order makes the same bits. Everything a pick changes stays on the device, the number of the pick as
 well, so that all picks are the same launches.
 """
@@ -10,7 +10,7 @@ well, so that all picks are the same launches.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -22,14 +22,17 @@ from anykmeans.kernels.triton import device
 from anykmeans.kernels.triton.resolve import halving_sum
 from anykmeans.kernels.triton.screen import LARGEST, centred
 
-LANES = 16  # candidates at most: columns of a product
+if TYPE_CHECKING:
+    from anykmeans._frame import Frame
+
+CANDIDATES = 16  # candidates at most: columns of a product
 BLOCK = 1024  # rows whose cost is kept as one number
 SPAN = 512  # rows that a block settles
 TILE = 256  # numbers of a tile for each warp: few rows, as one nearer to a candidate costs all of them a distance
 PIECE = 16  # features of a tile; more where a row would have more than `PIECES` of them
 PIECES, WARPS = 8, 16
 MOST = 4096  # features up to which tiles of differences fit the registers
-FEW = 16  # features up to which all distances cost less than to rule some out
+MEASURED = 16  # features up to which all distances cost less than to rule some out
 CHUNK = 64  # features of a product
 _BLOCKS = 64  # on each multiprocessor: far more than run at once, as some have more to do
 _REPLAYED = 8  # picks from which on launches are replayed as a graph
@@ -118,7 +121,7 @@ def draw(
     WEIGHTED: tl.constexpr,
     WIDE: tl.constexpr,
     BLOCK: tl.constexpr,
-    LANES: tl.constexpr,
+    CANDIDATES: tl.constexpr,
     WIDTH: tl.constexpr,
     CHUNK: tl.constexpr,
 ):
@@ -132,8 +135,8 @@ def draw(
     sums += problem * blocks
     closest += problem * n
     c += problem * t * d
-    near += problem * (LANES * WIDTH)
-    norms += problem * LANES
+    near += problem * (CANDIDATES * WIDTH)
+    norms += problem * CANDIDATES
     saved += problem * t
     if WEIGHTED:
         w += problem * n
@@ -229,17 +232,17 @@ def _maybe(
     along,
     gamma,
     WIDE: tl.constexpr,
-    LANES: tl.constexpr,
+    CANDIDATES: tl.constexpr,
     WIDTH: tl.constexpr,
     CHUNK: tl.constexpr,
 ):
     """Return which candidates may be nearer to rows than `before` (m,), a bit for each, int32.
 
-    The estimate from a product errs by at most `gamma` times the squared norms of both: ``docs/design.md``.
+    The estimate from a product errs by at most `gamma` times the squared norms of both: ``docs/proofs.md``.
     """
-    lanes = tl.arange(0, LANES)
+    lanes = tl.arange(0, CANDIDATES)
     norm = tl.zeros(before.shape, tl.float32)
-    product = tl.zeros((before.shape[0], LANES), tl.float32)
+    product = tl.zeros((before.shape[0], CANDIDATES), tl.float32)
     for begin in range(0, WIDTH, CHUNK):
         cols = begin + tl.arange(0, CHUNK)
         y = centred(x, rows, cols, there, d, across, along, offset, unit, zoom, WIDE)
@@ -277,7 +280,7 @@ def gains(
     WIDE: tl.constexpr,
     SCREENED: tl.constexpr,
     ROWS: tl.constexpr,
-    LANES: tl.constexpr,
+    CANDIDATES: tl.constexpr,
     WIDTH: tl.constexpr,
     CHUNK: tl.constexpr,
     PIECE: tl.constexpr,
@@ -289,17 +292,17 @@ def gains(
     offset += problem * D
     table += problem * 2
     c += problem * t * D
-    near += problem * (LANES * WIDTH)
-    norms += problem * LANES
+    near += problem * (CANDIDATES * WIDTH)
+    norms += problem * CANDIDATES
     least += problem * k
     closest += problem * n
     owner += problem * n
     won += problem * n
     if WEIGHTED:
         w += problem * n
-    lanes = tl.arange(0, LANES)
+    lanes = tl.arange(0, CANDIDATES)
     unit, zoom, grid = tl.load(table), tl.load(table + 1), tl.load(scale + problem)
-    total = tl.zeros((LANES,), tl.int64)
+    total = tl.zeros((CANDIDATES,), tl.int64)
     step = tl.num_programs(0).to(tl.int64) * ROWS
     for start in range(tl.program_id(0).to(tl.int64) * ROWS, n, step):
         rows = start + tl.arange(0, ROWS).to(tl.int64)
@@ -312,7 +315,7 @@ def gains(
         if SCREENED and tl.max(maybe, 0) > 0:
             maybe &= _maybe(
                 *(x, rows, there, before, offset, near, norms, unit, zoom, D, across, along, gamma),
-                *(WIDE, LANES, WIDTH, CHUNK),
+                *(WIDE, CANDIDATES, WIDTH, CHUNK),
             )
         if tl.max(maybe, 0) > 0:
             weight = tl.full((ROWS,), 1.0, tl.float64)
@@ -332,7 +335,7 @@ def gains(
 
 
 @triton.jit(do_not_specialize=["n", "t", "k"])
-def settle(
+def count_in(
     x,
     w,
     table,
@@ -353,7 +356,7 @@ def settle(
     WEIGHTED: tl.constexpr,
     SPAN: tl.constexpr,
     ROWS: tl.constexpr,
-    LANES: tl.constexpr,
+    CANDIDATES: tl.constexpr,
     PIECE: tl.constexpr,
     D: tl.constexpr,
 ):
@@ -367,7 +370,7 @@ def settle(
     won += problem * n
     if WEIGHTED:
         w += problem * n
-    lanes = tl.arange(0, LANES)
+    lanes = tl.arange(0, CANDIDATES)
     best = tl.argmax(tl.load(saved + problem * t + lanes, mask=lanes < t, other=-1), 0)
     pick, unit = tl.load(state + PICK), tl.load(table + problem * 2)
     if tl.program_id(0) == 0:
@@ -440,7 +443,7 @@ class Seeds:
     """
 
     def __init__(
-        self, frames: list[Any], w: list[Array] | None, first: Sequence[int], draws: np.ndarray
+        self, frames: list[Frame], w: list[Array] | None, first: Sequence[int], draws: np.ndarray
     ) -> None:
         matrix = frames[0].matrix
         (n, d), on = matrix.shape, {"device": matrix.data.device}
@@ -480,13 +483,13 @@ class Seeds:
         rows = [frame.wide(at) for frame, at in zip(frames, self.candidates[:, :1], strict=True)]
         self.offset = torch.cat(rows)
         self.c = self.offset[:, None, :].repeat(1, t, 1)
-        self.near = torch.zeros((b, LANES, self._width), dtype=torch.float32, **on)
-        self.norms = torch.zeros((b, LANES), dtype=torch.float32, **on)
+        self.near = torch.zeros((b, CANDIDATES, self._width), dtype=torch.float32, **on)
+        self.norms = torch.zeros((b, CANDIDATES), dtype=torch.float32, **on)
 
     def run(self) -> np.ndarray:
         """Return all picks (b, k)."""
         with device.on_device(self.x):
-            self.settle()
+            self.count_in()
             self.costs()
             step: Callable[[], None] = self.pick
             for turn in range(1, self.k):
@@ -501,7 +504,7 @@ class Seeds:
         self.draw()
         self.reach()
         self.gains()
-        self.settle()
+        self.count_in()
         self.costs()
 
     def draw(self) -> None:
@@ -511,7 +514,7 @@ class Seeds:
             *(self.sums, self.closest, self.candidates, self.c, self.near, self.norms, self.saved),
             *(self.n, self.t, self.sums.shape[1], self.d, *self.strides),
             BLOCK=BLOCK,
-            LANES=LANES,
+            CANDIDATES=CANDIDATES,
             WIDTH=self._width,
             enable_fp_fusion=False,
             **self._weighted,
@@ -535,8 +538,8 @@ class Seeds:
             *(self.x, self.w, self.offset, self.table, self.scale, self.c, self.near, self.norms),
             *(self.least, self.closest, self.owner, self.won, self.saved),
             *(self.n, self.t, self.k, *self.strides, gamma(self.d)),
-            SCREENED=self.d > FEW,
-            LANES=LANES,
+            SCREENED=self.d > MEASURED,
+            CANDIDATES=CANDIDATES,
             WIDTH=self._width,
             enable_fp_fusion=False,
             **self._weighted,
@@ -545,14 +548,14 @@ class Seeds:
             **self._tile,
         )
 
-    def settle(self) -> None:
+    def count_in(self) -> None:
         """Launch what counts the best candidate in."""
-        settle[(triton.cdiv(self.n, SPAN), self.b)](
+        count_in[(triton.cdiv(self.n, SPAN), self.b)](
             *(self.x, self.w, self.table, self.state, self.candidates, self.c, self.saved),
             *(self.closest, self.owner, self.won, self.picks),
             *(self.n, self.t, self.k, *self.strides),
             SPAN=SPAN,
-            LANES=LANES,
+            CANDIDATES=CANDIDATES,
             enable_fp_fusion=False,
             **self._weighted,
             **self._tile,

@@ -11,7 +11,7 @@ from benchmarks.gpu.day.record import Day
 
 
 def run(day: Day) -> None:
-    """Note all of them, one a record, what the bound of docs/design.md needs first."""
+    """Note all of them, one a record, what the bound of docs/proofs.md needs first."""
     for part in (errors, memory, multiply, clocks, blocks, launches, graph, atomics, cache):
         with day.guarded(what=part.__name__):
             part(day)

@@ -29,8 +29,8 @@ class SparseNumba(Numba):
     """The steps that see entries; what sees none of them is that of dense rows."""
 
     def pays(self, x: Array) -> bool:
-        """Return whether there is enough to do, or compiled code is there already."""
-        return compiled.pays("sparse.numba", x.nnz)
+        """Return whether compiled code is there, or NumPy has worked for as long as compiling takes."""
+        return compiled.pays("sparse.numba")
 
     def notices_outliers(self) -> bool:
         """Return False: all entries are looked at anyway."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -13,6 +13,9 @@ from anykmeans._sparse import coefficients
 from anykmeans.kernels.numba.simd import EIGHT, combine
 from anykmeans.kernels.numba.steps import jit
 from anykmeans.kernels.sparse.numba import sums
+
+if TYPE_CHECKING:
+    from anykmeans._frame import Frame
 
 
 @jit
@@ -46,7 +49,7 @@ def pairwise(begins, ends, features, values, minus_2c, norms, norm, factor, begi
     return norm.shape[0], count
 
 
-def writing(frame: Any, wide: np.ndarray) -> Callable[[slice, np.ndarray], None]:
+def writing(frame: Frame, wide: np.ndarray) -> Callable[[slice, np.ndarray], None]:
     """Return what writes the distances (m, k) of selected rows to all centroids of `wide` (k, columns)."""
     k, factor = wide.shape[0], 2.0**frame.exponent
     minus_2c, norms = coefficients(wide, np.float64, EIGHT)

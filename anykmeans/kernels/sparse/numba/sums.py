@@ -4,13 +4,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from anykmeans._sparse import Halving, SparseRows
 from anykmeans.kernels.numba.steps import halve, inline, inner, jit
 from anykmeans.kernels.numba.sums import total_part, two_product
+
+if TYPE_CHECKING:
+    from anykmeans._work import Work
 
 TOGETHER = 512  # features whose sums are read together, as many as stay in the nearest cache
 _ALONE = 1 << 14  # numbers that take no longer to go through than it takes to call another thread
@@ -69,7 +72,7 @@ def by_cluster(new, old, k):
 
 
 def cluster_by_cluster(
-    do: Callable[[np.ndarray], None], work: Any, new: np.ndarray, old: np.ndarray, k: int
+    do: Callable[[np.ndarray], None], work: Work, new: np.ndarray, old: np.ndarray, k: int
 ) -> None:
     """Have threads do `by_cluster`'s order of the labels; each has clusters of its own, of about as many rows."""
     order, begins = by_cluster(new, old, k)
@@ -78,7 +81,7 @@ def cluster_by_cluster(
     work.map(do, np.split(order, begins[cuts]))
 
 
-def threads(work: Any, numbers: int) -> int:
+def threads(work: Work, numbers: int) -> int:
     """Return in how many threads to go through so many numbers."""
     return int(min(work.threads, 1 + numbers // _ALONE))
 

@@ -9,7 +9,7 @@ their sums to the coefficients of the next pass, is made while a few of their fe
 from __future__ import annotations
 
 import functools
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -23,6 +23,12 @@ from anykmeans.kernels.numba.sums import total, total_part
 from anykmeans.kernels.sparse.numba import sums
 from anykmeans.kernels.sparse.numba.sums import TOGETHER
 
+if TYPE_CHECKING:
+    from anykmeans._frame import Frame
+    from anykmeans._work import Work
+    from anykmeans.sources.descent import InMemory
+    from anykmeans.sources.rows import Rows
+
 _CACHE = 1 << 18  # bytes of coefficients that stay near whatever their dtype
 
 
@@ -35,7 +41,7 @@ class SparseSearch(Search):
         Of the last centroids.
     """
 
-    def __init__(self, frame: Any, work: Any, k: int, *, skip: bool, exact: bool) -> None:
+    def __init__(self, frame: Frame, work: Work, k: int, *, skip: bool, exact: bool) -> None:
         self.frame, self.work, self.matrix = frame, work, frame.matrix
         n, columns = self.matrix.shape
         self._skip, self._exact, self._terms = skip, exact, self.matrix.terms
@@ -73,7 +79,7 @@ class SparseSearch(Search):
         return [(rows, old, self.labels[rows])], self.labels.size if first else rows.size
 
     def steps(
-        self, run: Any, c: np.ndarray, most: int, tol: float, empty: str
+        self, run: InMemory, c: np.ndarray, most: int, tol: float, empty: str
     ) -> tuple[np.ndarray, int, float]:
         """Return the centroids after up to `most` passes from `c`, how many those were, and the last squared move."""
         rows = run.rows
@@ -121,7 +127,7 @@ class SparseSearch(Search):
         self._reached = state.astype(c.dtype)
         return self._reached, done, shift
 
-    def distances(self, rows: Any, frame: Any, c: np.ndarray) -> np.ndarray:
+    def distances(self, rows: Rows, frame: Frame, c: np.ndarray) -> np.ndarray:
         """Return the squared distances (n,), by R5 in the frame, of rows to the centroids of their labels."""
         found = np.empty(self.labels.size)
         for tile in self.work.tiles(step=self.work.readable(self.matrix)):
@@ -218,7 +224,8 @@ class SparseSearch(Search):
                 count = _decide(
                     at, candidates, squared, most, stops, errors.tie, count, *state, *changed
                 )
-        self._rows[block.start : block.start + count] += block.start
+        found = self._rows[block.start : block.start + count]
+        np.add(found, block.start, out=found)
         return count, hard
 
 
