@@ -49,16 +49,20 @@ class Grid:
         n: int,
         lowest_bit: np.ndarray,
         high: np.ndarray | None = None,
+        bound: np.ndarray | None = None,
     ) -> Grid:
         """Return the grid for sums of `n` summands of magnitude at most `largest` (columns,).
 
         `lowest_bit` (columns,) holds exponents e such that every summand is a multiple of ``2**e``. Where a summand is
         a weight times a value of at most `high` (columns,), the product and what its rounding took are two of `n`.
+        Sums that are `carried` after every `n` summands may reach ``2**bound`` (columns,).
         """
         bits = max(
             n - 1, 1
         ).bit_length()  # so that a summand has 51 at most, as kernels that round by 1.5 * 2^52 need
         coarse = np.minimum(_ROOM - bits - np.frexp(largest)[1], 1023)
+        if bound is not None:  # that of the coarsest grid alone, as the finer ones are carried
+            coarse = np.minimum(coarse, _ROOM - bound)
         if (
             high is not None
         ):  # scaled values are split into halves: neither they nor these may overflow
@@ -76,21 +80,40 @@ class Grid:
         n: int,
         precision: tuple[int, int],
         weight_digits: int | np.ndarray | None = None,
+        room: int | None = None,
     ) -> Grid:
         """Return the grid for sums over `n` rows of values of at most `high` (columns,) and a dtype's `precision`.
 
         The summands, or what weights of `weight_digits` bits make of them, are from `smallest`, the least that is
-        not zero, or infinite if all are, to `largest` (columns,).
+        not zero, or infinite if all are, to `largest` (columns,). Sums that are `carried` after every `n` rows have
+        `room` for weights of ``2**room``.
         """
+        bound = None if room is None else np.frexp(high)[1] + room
         empty = ~np.isfinite(smallest)
         first = np.frexp(np.where(empty, 1.0, smallest))[1]
         digits, last = precision
         if weight_digits is None:
             lowest = np.maximum(first - float(digits), last)
-            return cls.plan(largest, n, np.where(empty, 0.0, lowest))
+            return cls.plan(largest, n, np.where(empty, 0.0, lowest), bound=bound)
         # A product may be rounded up to the next power of two.
         lowest = first - 1.0 - np.minimum(digits + weight_digits, 2 * DOUBLE[0])
-        return cls.plan(largest, 2 * n, np.where(empty, 0.0, lowest), high)
+        return cls.plan(largest, 2 * n, np.where(empty, 0.0, lowest), high, bound)
+
+    def holds(
+        self, high: np.ndarray, largest: np.ndarray, smallest: np.ndarray, bits: float, room: int
+    ) -> bool:
+        """Return whether sums over other rows are exact here, too, if as many are added at once.
+
+        Their values are at most `high` (d,), the summands from `smallest`, of so many significant `bits`, to `largest`
+        (d,), or (d + 1,) with the weights' own column, and there is to be `room` for weights of ``2**room``.
+        """
+        scale, most = self.scale[: largest.size], 2.0 ** min(_ROOM - room, 960)
+        if (largest * scale).max() * 2 >= self.step or self.scale[-1] >= most:
+            return False
+        if (high * scale[: high.size]).max() >= most:
+            return False
+        finest = 2.0 ** (bits - 1) * self.step ** (1 - self.folds)
+        return self.folds == FOLDS or bool((smallest * scale).min() >= finest)
 
     @classmethod
     def of_costs(cls, most: float, n: int, weighted: bool) -> Grid:
@@ -131,13 +154,7 @@ class Grid:
 
         Correctly rounded, so that sums which are equal give equal floats, whatever their grid.
         """
-        columns = int(self.scale.shape[0])
-        parts = [sums[:, i * columns : (i + 1) * columns] for i in range(self.folds)]
-        # Carry what overflowed a finer grid up: what is left of it is at most half a step of the grid before.
-        for i in range(self.folds - 1, 0, -1):
-            carry = xp.round(parts[i] / self.step)
-            parts[i] = parts[i] - carry * self.step
-            parts[i - 1] = parts[i - 1] + carry
+        parts = self._carried(xp, sums)
         # From the coarsest down: one addition rounds, what it loses is `low`; only where that is half a unit does the
         # sign of the first that follows decide (as in Python's `math.fsum`).
         found, low, after = parts[0], xp.zeros_like(parts[0]), xp.zeros_like(parts[0])
@@ -155,6 +172,26 @@ class Grid:
         return (
             xp.where(tie, beyond, found) + 0.0
         ) / scale  # never -0.0, which some ways of adding give
+
+    def carried(self, xp: Namespace, sums: Array) -> Array:
+        """Return whole-number `sums` (k, folds * columns) that mean the same, and have room for as many summands again.
+
+        Of a finer grid no more is left than of one summand; only the coarsest grows.
+        """
+        return sums if self.folds == 1 else xp.concat(self._carried(xp, sums), axis=-1)
+
+    def _carried(self, xp: Namespace, sums: Array) -> list[Array]:
+        """Return the sums (k, columns) of each grid, after what overflowed a finer one is carried up.
+
+        What is left of it is at most half a step of the grid before.
+        """
+        columns = int(self.scale.shape[0])
+        parts = [sums[:, i * columns : (i + 1) * columns] for i in range(self.folds)]
+        for i in range(self.folds - 1, 0, -1):
+            carry = xp.round(parts[i] / self.step)
+            parts[i] = parts[i] - carry * self.step
+            parts[i - 1] = parts[i - 1] + carry
+        return parts
 
     def __eq__(self, other: object) -> bool:
         return (

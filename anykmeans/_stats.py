@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -48,6 +48,10 @@ class Cost:
             parts = [*apart, x] if x else apart
         return Cost(tuple(parts))
 
+    def scaled(self, exponent: int) -> Cost:
+        """Return the cost times ``2**exponent``."""
+        return Cost(tuple(math.ldexp(part, exponent) for part in self.parts))
+
     def __float__(self) -> float:
         return math.fsum(self.parts)
 
@@ -83,18 +87,46 @@ class ClusterStats:
         cost = self.cost + other.cost if known else None  # type: ignore[operator]
         return ClusterStats(self.sums + other.sums, self.grid, cost)
 
-    def on(self, grid: Grid) -> ClusterStats:
-        """Return the same stats on another `grid`, which must be planned for these rows and all to be added."""
-        if grid == self.grid:
+    def on(self, grid: Grid, exponent: int = 0) -> ClusterStats:
+        """Return the same stats, times ``2**exponent``, on another `grid`, planned for these rows and all to be added.
+
+        They leave room there for as many summands as it has room for at once.
+        """
+        if grid == self.grid and not exponent:
             return self
         xp, columns = namespace(self.sums), self.grid.scale.shape[0]
-        scale, to = (like(each.scale, self.sums) for each in (self.grid, grid))
-        found, unit = xp.zeros((self.sums.shape[0], grid.folds * columns), dtype=xp.float64), 1.0
+        mine, theirs = (np.frexp(each.scale)[1] for each in (self.grid, grid))
+        carried, found = self.grid.carried(xp, self.sums), None
+        finer = int(np.frexp(self.grid.step)[1]) - 1
         for fold in range(self.grid.folds):
-            part = self.sums[:, fold * columns : (fold + 1) * columns]
-            found = found + grid.split(xp, part * unit / scale, to)
-            unit /= self.grid.step
-        return ClusterStats(found, grid, self.cost)
+            part = carried[:, fold * columns : (fold + 1) * columns]
+            # Whole numbers, which neither overflow nor underflow in the unit of a grid that has room for them. What is
+            # below 2^-500 is beyond its last fold, and where nothing is, it may be that the factor is out of range.
+            power = np.clip(theirs - mine + (exponent - fold * finer), -500, 1023)
+            whole = grid.split(xp, part, like(np.ldexp(1.0, power), self.sums))
+            found = whole if found is None else found + whole
+        cost = None if self.cost is None else self.cost.scaled(exponent)
+        return ClusterStats(grid.carried(xp, found), grid, cost)
+
+    def carried(self) -> ClusterStats:
+        """Return the same stats, which leave room for as many summands as the grid has room for at once."""
+        return replace(self, sums=self.grid.carried(namespace(self.sums), self.sums))
+
+    def among(self, columns: np.ndarray) -> ClusterStats:
+        """Return the stats, in NumPy, of some features, which are numbered by `columns` (m,)."""
+        grid, (k, _) = self.grid, self.sums.shape
+        at = np.append(columns, grid.scale.size - 1)
+        sums = np.take(self.sums.reshape(k, grid.folds, grid.scale.size), at, axis=2)
+        grid = replace(grid, scale=grid.scale[at])
+        return ClusterStats(sums.reshape(k, -1), grid, self.cost)
+
+    def spread(self, columns: np.ndarray, d: int) -> ClusterStats:
+        """Return the stats, in NumPy, over `d` features, of which these are the `columns` (m,) and all others are zero."""
+        grid, (k, _) = self.grid, self.sums.shape
+        at = np.append(columns, d)
+        sums, scale = np.zeros((k, grid.folds, d + 1)), np.ones(d + 1)
+        sums[:, :, at], scale[at] = self.sums.reshape(k, grid.folds, -1), grid.scale
+        return ClusterStats(sums.reshape(k, -1), replace(grid, scale=scale), self.cost)
 
     def totals(self) -> tuple[Array, Array]:
         """Return the sums (k, d) and weights (k,) that these mean, float64, each rounded once."""

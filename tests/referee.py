@@ -47,6 +47,40 @@ def weighted_sum(values, w):
     return float(exact)
 
 
+def meant(stats, host=np.asarray):
+    """What the whole numbers mean, exactly: a list of columns for each cluster."""
+    grid, sums = stats.grid, host(stats.sums)
+    columns = grid.scale.size
+    return [
+        [
+            sum(
+                Fraction(row[i * columns + f]) / Fraction(grid.step) ** i for i in range(grid.folds)
+            )
+            / Fraction(scale)
+            for f, scale in enumerate(grid.scale.tolist())
+        ]
+        for row in sums.tolist()
+    ]
+
+
+def exact_sums(x, w, labels, k, heaviest=0):
+    """Sums of the rows (n, d) and of the weights, by label, of weights relative to ``2**heaviest``: fractions."""
+    found = [[Fraction(0)] * (x.shape[1] + 1) for _ in range(k)]
+    for row, weight, j in zip(x.tolist(), w.tolist(), labels.tolist(), strict=True):
+        weight = Fraction(weight) / Fraction(2) ** heaviest
+        for f, value in enumerate([*row, 1.0]):
+            if value:
+                found[j][f] += weight * Fraction(value)
+    return found
+
+
+def wild(n, d, seed=0):
+    """Rows (n, d) over 60 powers of two, some of them zero."""
+    draw = np.random.default_rng(seed)
+    x = np.ldexp(draw.normal(size=(n, d)), draw.integers(-60, 1, size=(n, d)))
+    return np.where(draw.random((n, d)) < 0.1, 0, x)
+
+
 def update(x, w, labels, squared, c, empty="relocate"):
     """The next centroids (k, d) in float64; each empty cluster takes the farthest row left."""
     labels = labels.copy()

@@ -80,6 +80,10 @@ def test_functions_load_neither_estimators_nor_other_libraries():
     assert fresh(code) == []
 
 
+def test_mini_batches_are_an_algorithm_without_scikit_learn():
+    assert fresh("import sys, anykmeans._minibatch; print('sklearn' in sys.modules)") == ["False"]
+
+
 def test_import_changes_no_global_state():
     code = (
         "import warnings, random, numpy as np, os, sklearn; w = list(warnings.filters);"

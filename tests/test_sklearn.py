@@ -211,7 +211,7 @@ def test_sparse_rows_with_long_indices(cls, container):
 def same_batches(ours, theirs):
     """Both mini-batch fits took the same steps."""
     np.testing.assert_allclose(ours.cluster_centers_, theirs.cluster_centers_, rtol=1e-7, atol=1e-9)
-    np.testing.assert_allclose(ours._seen[1], theirs._counts)
+    np.testing.assert_allclose(ours._seen.counts, theirs._counts)
     assert ours.n_steps_ == theirs.n_steps_
     if hasattr(theirs, "n_iter_"):
         assert ours.n_iter_ == theirs.n_iter_

@@ -432,9 +432,6 @@ class _BaseKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixi
         peer.cluster_centers_, peer._n_features_out = centers, centers.shape[0]
         if hasattr(peer, "labels_"):
             peer.labels_ = peer.labels_.astype(np.int32)
-        if hasattr(peer, "_counts"):
-            _, counts = fitted.get("_seen", (None, np.zeros(centers.shape[0])))
-            peer._counts = counts.astype(centers.dtype)
         return peer
 
     def __sklearn_is_fitted__(self) -> bool:

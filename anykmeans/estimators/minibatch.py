@@ -9,78 +9,13 @@ from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 
 from anykmeans import _check
-from anykmeans._distance import halving_sum
 from anykmeans._eager import eager
 from anykmeans._evaluate import evaluated
-from anykmeans._frame import power_of_two
-from anykmeans._init import given, start
-from anykmeans._libraries import (
-    Array,
-    is_sparse,
-    like,
-    np_compat,
-    take,
-    to_numpy,
-)
-from anykmeans._stats import segment_mean
+from anykmeans._init import given
+from anykmeans._libraries import is_sparse, like
+from anykmeans._minibatch import EarlyStop, Seen, Urn, drawn, initial, squared_shift, step, variance
 from anykmeans.estimators.base import _BaseKMeans, _whole
-from anykmeans.kernels.agnostic import KERNEL
 from anykmeans.sources.rows import Rows
-
-
-def _drawn(w: Array | None, n: int, size: int, rng: np.random.RandomState) -> np.ndarray:
-    """Return the numbers (size,) of rows drawn with replacement from those of n that have weight."""
-    if w is None:
-        return rng.randint(0, n, size)
-    heavy = np.flatnonzero(to_numpy(w))
-    return heavy[rng.randint(0, heavy.size, size)]
-
-
-def _sums(rows: Rows, labels: Array, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the exact weighted sums (k, columns) and weights (k,) of the rows by label, float64 in NumPy."""
-    sums, mass = map(to_numpy, rows.sums(labels, k))
-    unit = 2.0**rows.heaviest
-    return (sums, mass) if unit == 1.0 else (sums * unit, mass * unit)
-
-
-def _squared_shift(rows: Rows, before: np.ndarray, after: np.ndarray) -> float:
-    """Return the sum of the squared differences of two sets of centroids (k, columns), in the order of a distance."""
-    a, b = (rows.matrix.asarray(c.astype(np.float64)) for c in (after, before))
-    return float(halving_sum(np, to_numpy(rows.kernel.moves(rows.matrix, a, b))[None, :])[0])
-
-
-class _EarlyStop:
-    """Tell when batches no longer improve the centroids, by scikit-learn's two rules.
-
-    Called once a step with the mean cost of a row of the batch and the squared shift of the centroids.
-    """
-
-    def __init__(self, n: int, batch_size: int, tol: float, patience: int | None) -> None:
-        self.alpha = min(batch_size * 2.0 / (n + 1), 1)
-        self.tol = tol
-        self.patience = patience
-        self.smoothed: float | None = None
-        self.best = math.inf
-        self.waited = 0
-        self.started = False
-
-    def __call__(self, cost: float, shift: float) -> str | None:
-        """Return why to stop, in scikit-learn's words, or None."""
-        if not self.started:  # the cost of the first centroids says nothing about progress
-            self.started = True
-            return None
-        if self.smoothed is None:
-            self.smoothed = cost
-        else:
-            self.smoothed = self.smoothed * (1 - self.alpha) + cost * self.alpha
-        if self.tol > 0 and shift <= self.tol:
-            return "small centers change"
-        if self.smoothed < self.best:
-            self.best, self.waited = self.smoothed, 0
-        else:
-            self.waited += 1
-        waited = self.patience is not None and self.waited >= self.patience
-        return "lack of improvement in inertia" if waited else None
 
 
 class MiniBatchKMeans(_BaseKMeans):
@@ -153,8 +88,10 @@ class MiniBatchKMeans(_BaseKMeans):
 
     Notes
     -----
-    The centroids are the running sums of all rows seen, kept in float64, over their mass, so that late
-    batches of a long stream still count. Ties between counts go to the lowest index.
+    The centroids are the sums of all rows seen over their weight. These sums are exact, so that late batches of a long
+    stream still count, and batches that get the same labels in another order give the same centroids to the last bit.
+    They are kept between batches, in two to four float64 numbers a coordinate as a rule. Ties between counts go to the
+    lowest index.
 
     References
     ----------
@@ -172,11 +109,9 @@ class MiniBatchKMeans(_BaseKMeans):
     """
 
     _random_starts = 3
-    # Sums (k, d) and counts (k,) of all batches, float64; in a tuple, as scikit-learn wants arrays of a model where X is.
-    _seen: tuple[np.ndarray, np.ndarray]
+    _seen: Seen
     _batch_size: int
     _init_size: int
-    _n_since_last_reassign: int
 
     def __init__(
         self,
@@ -262,23 +197,18 @@ class MiniBatchKMeans(_BaseKMeans):
         w = self._weights(sample_weight, x)
         # Raises if a value is not finite, drawn or not.
         rows = Rows.over(x, w, given=given(init, x), **self._how)
-        n, size = x.shape[0], self._batch_size
-        chances = np.ones(n) if w is None else _check.host_float64(w)
-        exponent = power_of_two(float(chances.max()))  # else their sum might be out of range
-        chances = np.ldexp(chances, -exponent)
-        total = chances.sum()
-        chances = np.cumsum(chances / total)  # `RandomState.choice` would sum them up at each step
-        chances /= chances[-1]
-        tol = self.tol * self._variance(rows) if self.tol else 0.0
+        plain = rows if w is None else rows.of(rows.matrix, None)  # as batches are
+        n, size, urn = x.shape[0], self._batch_size, Urn(w, x.shape[0])
+        tol = self.tol * variance(plain) if self.tol else 0.0
 
         rng = self._drawing(check_random_state(self.random_state))
-        valid = _drawn(w, n, self._init_size, rng)  # even if there is nothing to compare
+        valid = drawn(w, n, self._init_size, rng)  # even if there is nothing to compare
         compared = n_init > 1 or self.verbose
         starts = []
         for i in range(n_init):
             if self.verbose:
                 print(f"Init {i + 1}/{n_init} with method {self.init}")
-            first, cost = self._initial(rows, init, rng), 0.0
+            first, cost = initial(rows, self.n_clusters, self._init_size, init, rng), 0.0
             if compared:
                 some = rows.take(valid, alike=True)
                 with some.work:
@@ -286,36 +216,32 @@ class MiniBatchKMeans(_BaseKMeans):
             if self.verbose:
                 print(f"Inertia for init {i + 1}/{n_init}: {cost}")
             starts.append((cost, first))
-        centers = min(starts, key=lambda each: each[0])[1]
+        seen = Seen.nothing(plain, min(starts, key=lambda each: each[0])[1], size)
 
-        sums, counts = self._nothing(centers)
-        self._n_since_last_reassign = 0
-        stop = _EarlyStop(n, size, tol, self.max_no_improvement)
+        stop = EarlyStop(n, size, tol, self.max_no_improvement)
         steps = (self.max_iter * n) // size
-        for step in range(1, steps + 1):
-            drawn = chances.searchsorted(rng.random_sample(size), side="right")
-            batch, before = rows.take(drawn, weighted=False, alike=True), centers
-            centers, sums, counts, inertia = self._step(batch, centers, sums, counts, rng)
-            cost, shift = inertia / size, _squared_shift(rows, before, centers) if tol else 0.0
+        for done in range(1, steps + 1):
+            batch, before = plain.take(urn.drawn(size, rng), alike=True), seen.centers
+            seen, inertia = self._step(seen, batch, rng)
+            cost, shift = inertia / size, squared_shift(rows, before, seen.centers) if tol else 0.0
             why = stop(cost, shift)
             if self.verbose:
                 smoothed = "" if stop.smoothed is None else f", ewa inertia: {stop.smoothed}"
-                print(f"Minibatch step {step}/{steps}: mean batch inertia: {cost}{smoothed}")
+                print(f"Minibatch step {done}/{steps}: mean batch inertia: {cost}{smoothed}")
             if why:
                 if self.verbose:
-                    print(f"Converged ({why}) at step {step}/{steps}")
+                    print(f"Converged ({why}) at step {done}/{steps}")
                 break
 
-        self._keep(rows, centers, sums, counts)
-        self.n_steps_ = step
-        self.n_iter_ = math.ceil(step * size / n)
+        self._keep(rows, seen)
+        self.n_steps_ = done
+        self.n_iter_ = math.ceil(done * size / n)
         self.converged_ = why is not None
-        weight = float(np.ldexp(total, exponent))
-        self.inertia_ = (cost if stop.smoothed is None else stop.smoothed) * weight
+        self.inertia_ = (cost if stop.smoothed is None else stop.smoothed) * urn.weight
         if "labels_" in vars(self):  # of an earlier fit
             delattr(self, "labels_")
         if self.compute_labels:
-            self._label(rows, centers)
+            self._label(rows, seen)
         return self
 
     @eager
@@ -361,14 +287,14 @@ class MiniBatchKMeans(_BaseKMeans):
         w = self._weights(sample_weight, x)
         if not hasattr(self, "_random_state"):
             self._random_state = check_random_state(self.random_state)
-        if hasattr(self, "_seen") and self._seen[1].shape[0] == self._centers.shape[0]:
+        seen: Seen | None = getattr(self, "_seen", None)
+        if seen is not None and tuple(self._centers.shape) == (seen.counts.size, seen.features):
             centers = _check.host(self._centers)
             # In a float dtype, whatever was set by hand.
-            centers = centers.astype(np.result_type(centers, np.float32))
-            sums, counts = self._running(centers)
-            used = ((sums != 0) | (centers != 0)).any(axis=0)[None, :]
-            rows = Rows.over(x, w, given=used if is_sparse(x) else None, **self._how)
-            centers, sums = rows.matrix.columns_of(centers), rows.matrix.columns_of(sums)
+            centers = centers.astype(np.result_type(centers, np.float32), copy=False)
+            seen = seen.moved(centers, "cluster_centers_")
+            used = seen.used[None, :] if is_sparse(x) else None
+            rows = Rows.over(x, w, given=used, **self._how)
         else:
             self._check_parameters(x)
             if self.__sklearn_is_fitted__():  # set by hand
@@ -376,27 +302,36 @@ class MiniBatchKMeans(_BaseKMeans):
                 init = _check.centroids(self.cluster_centers_, x, names.centroids, k, names)
             else:
                 init, _ = self._starting(x)
-            self._n_since_last_reassign = 0
             rows = Rows.over(x, w, given=given(init, x), **self._how)
-            centers = self._initial(rows, init, self._drawing(self._random_state))
-            sums, counts = self._nothing(centers)
-        centers, sums, counts, _ = self._step(rows, centers, sums, counts, self._random_state)
-        self._keep(rows, centers, sums, counts)
+            rng = self._drawing(self._random_state)
+            first = initial(rows, self.n_clusters, self._init_size, init, rng)
+            seen = Seen.nothing(rows, first, x.shape[0])
+        seen, _ = self._step(seen, rows, self._random_state)
+        self._keep(rows, seen)
         self.n_steps_ = getattr(self, "n_steps_", 0) + 1
         if self.compute_labels:
-            self._label(rows, centers)
+            self._label(rows, seen)
         return self
 
-    def _keep(self, rows: Rows, centers: np.ndarray, sums: np.ndarray, counts: np.ndarray) -> None:
-        """Keep what was found in the columns of the rows, with all of the user's."""
-        spread = rows.matrix.spread
-        self.cluster_centers_ = like(spread(centers), rows.matrix.source)
-        self._seen = spread(sums), counts
+    def _step(self, seen: Seen, batch: Rows, rng: np.random.RandomState) -> tuple[Seen, float]:
+        """Return where the run stands after a batch, and the inertia of that before."""
+        size, ratio = self._batch_size, self.reassignment_ratio
+        seen, inertia, moved = step(seen, batch, lambda: self._drawing(rng), size=size, ratio=ratio)
+        if moved and self.verbose:
+            print(f"[MiniBatchKMeans] Reassigning {moved} cluster centers.")
+        return seen, inertia
 
-    def _label(self, rows: Rows, centers: np.ndarray) -> None:
+    def _keep(self, rows: Rows, seen: Seen) -> None:
+        """Keep what was found in the columns of the rows, with all of the user's."""
+        centers = rows.matrix.spread(seen.centers)
+        if centers is seen.centers:  # by which it will show if somebody sets others
+            centers = centers.copy()
+        self._seen, self.cluster_centers_ = seen, like(centers, rows.matrix.source)
+
+    def _label(self, rows: Rows, seen: Seen) -> None:
         """Keep the labels of the rows, and their inertia."""
         with rows.work:
-            labels, _, self.inertia_ = evaluated(rows, centers)
+            labels, _, self.inertia_ = evaluated(rows, seen.centers)
         self.labels_ = rows.matrix.give(rows.xp.astype(labels, rows.xp.int64))
 
     @eager
@@ -424,7 +359,12 @@ class MiniBatchKMeans(_BaseKMeans):
         from sklearn.cluster import MiniBatchKMeans as Peer
 
         check_is_fitted(self)
-        return self._filled(Peer())
+        peer, seen = self._filled(Peer()), getattr(self, "_seen", None)
+        centers, counts = peer.cluster_centers_, np.zeros(peer._n_features_out)
+        if seen is not None and seen.counts.size == counts.size:
+            counts, peer._n_since_last_reassign = seen.weights, seen.since
+        peer._counts = counts.astype(centers.dtype)
+        return peer
 
     def _check_parameters(self, x: Any) -> None:
         """Raise on a parameter that cannot be, and settle the sizes for these rows."""
@@ -454,90 +394,3 @@ class MiniBatchKMeans(_BaseKMeans):
                     RuntimeWarning,
                 )
         self._init_size = min(size, x.shape[0])
-
-    def _variance(self, rows: Rows) -> float:
-        """Return the mean variance of the features, of rows without their weights."""
-        matrix, n = rows.matrix, rows.shape[0]
-        if rows.weights is not None:
-            rows = rows.of(matrix, None)
-        with rows.work:
-            sums, _ = _sums(rows, matrix.asarray(np.zeros(n, dtype=np.int32)), 1)
-            spread = evaluated(rows, sums / n)[2]
-        return spread / float(n * matrix.features)
-
-    def _initial(self, rows: Rows, init: Any, rng: np.random.RandomState) -> np.ndarray:
-        """Return first centroids (k, columns), from `init_size` random rows."""
-        n, w = rows.shape[0], None if rows.weights is None else rows.weights.source
-        heavy = n if w is None else np.count_nonzero(to_numpy(w))
-        chosen = None
-        if self._init_size < heavy:
-            chosen = _drawn(w, n, self._init_size, rng)
-        elif self.n_clusters <= heavy < n:
-            chosen = np.flatnonzero(to_numpy(w))
-        if chosen is not None:
-            if callable(init):  # which is for the user's own kind of rows
-                x = take(rows.matrix.source, chosen)
-                w = w if w is None else take(w, chosen)
-                rows = Rows.over(x, w, given=given(init, x), **self._how)
-            else:
-                rows = rows.take(chosen)
-        with rows.work:
-            found: np.ndarray = to_numpy(start(rows, self.n_clusters, init, rng))
-        return found
-
-    def _nothing(self, centers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return sums (k, d) and counts (k,) before the first batch."""
-        return np.zeros(centers.shape), np.zeros(centers.shape[0])
-
-    def _running(self, centers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return sums (k, d) of which `centers` are the means, also where these were set by hand, and counts (k,)."""
-        sums, counts = self._seen
-        same = segment_mean(np_compat, sums, counts, centers) == centers
-        return np.where(same, sums, centers * counts[:, None]), counts
-
-    def _step(
-        self,
-        rows: Rows,
-        centers: np.ndarray,
-        sums: np.ndarray,
-        counts: np.ndarray,
-        rng: np.random.RandomState,
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, float]:
-        """Return centroids, sums (k, columns) and counts (k,) after a batch of rows, and its inertia before.
-
-        They stay in NumPy: they are few beside the rows of a batch, and some libraries divide in ways of their own.
-        """
-        k = centers.shape[0]
-        since = self._n_since_last_reassign + self._batch_size
-        due = since >= 10 * k or not counts.all()
-        with rows.work:
-            labels, _, inertia = evaluated(rows, centers)
-            batch_sums, mass = _sums(rows, labels, k)
-        self._n_since_last_reassign = 0 if due else since
-        sums, counts = sums + batch_sums, counts + mass
-        kernel = rows.kernel if rows.kernel.host else KERNEL
-        centers = kernel.divide(np_compat, sums, np.where(mass > 0, counts, mass), centers)
-
-        if due and self.reassignment_ratio > 0:
-            w = rows.weights
-            heavy = np.arange(rows.shape[0]) if w is None else np.flatnonzero(to_numpy(w.source))
-            low = self._to_reassign(counts, heavy.size)
-            if low.any():
-                m = np.count_nonzero(low)
-                if self.verbose:
-                    print(f"[MiniBatchKMeans] Reassigning {m} cluster centers.")
-                picks = self._drawing(rng).choice(heavy.size, size=m, replace=False)
-                centers[low] = to_numpy(rows.rows(rows.matrix.asarray(heavy[picks])))
-                # Some weight, or the cluster would be moved again at once: scikit-learn's rule.
-                counts[low] = counts[~low].min()
-                sums[low] = centers[low] * counts[low, None]
-        return centers, sums, counts, inertia
-
-    def _to_reassign(self, counts: np.ndarray, n: int) -> np.ndarray:
-        """Return a mask (k,) of the clusters to move to rows of a batch of n, at most half of it."""
-        low: np.ndarray = counts < self.reassignment_ratio * counts.max()
-        # A stable order, so that every machine moves the same ones of equal count.
-        order = np.argsort(counts, kind="stable")
-        most = int(0.5 * n) if low.sum() > 0.5 * n else counts.shape[0] - 1
-        low[order[most:]] = False
-        return low

@@ -15,7 +15,17 @@ from anykmeans import _distance
 from anykmeans._bounds import squared_norms
 from anykmeans._extent import Extent
 from anykmeans._grid import exact_sum, significant_bits
-from anykmeans._libraries import Array, Namespace, Selection, device_of, is_sparse, put, to_numpy
+from anykmeans._libraries import (
+    Array,
+    Namespace,
+    Selection,
+    device_of,
+    is_sparse,
+    like,
+    namespace,
+    put,
+    to_numpy,
+)
 from anykmeans._lloyd import Watch, lloyd
 from anykmeans._matrix import Matrix
 from anykmeans._search import Search, Tiled, members
@@ -218,6 +228,16 @@ class Kernel:
     def totals_by_label(self, rows: Rows, labels: Array, k: int) -> Array:
         """Return the same of all rows by label (n,), where sums need not be kept."""
         return self.total(rows, rows.stats(labels, k))
+
+    def joined(self, stats: ClusterStats, more: ClusterStats) -> tuple[ClusterStats, Array]:
+        """Return the sum of stats on one grid, carried, and the sums (k, d + 1), float64, that it means.
+
+        Who can writes it to `more`.
+        """
+        both = (stats + more).carried()
+        return both, both.grid.total(
+            namespace(both.sums), both.sums, like(both.grid.scale, both.sums)
+        )
 
     def means(self, rows: Rows, stats: ClusterStats, c: Array) -> tuple[Array, Array]:
         """Return the means (k, d) of clusters in the dtype of `c`, an empty one's row of `c`, and the weights (k,)."""

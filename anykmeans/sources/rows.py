@@ -237,6 +237,10 @@ class Rows:
             plan([self])
         return cast(Grid, self._grid)
 
+    def add_on(self, grid: Grid) -> None:
+        """Have sums made on a `grid` that holds those of other rows, too."""
+        self._grid, self._scale = grid, None
+
     @property
     def scale(self) -> Array:
         """The grid's scale where the work is done: not every kernel wants it there."""

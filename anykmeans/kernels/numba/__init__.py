@@ -151,6 +151,14 @@ class Numba(Cpu):
         found: np.ndarray = sums.total(stats.sums, grid.scale, grid.step, grid.folds)
         return found
 
+    def joined(self, stats: ClusterStats, more: ClusterStats) -> tuple[ClusterStats, np.ndarray]:
+        """Return the sum of stats on one grid, carried, and the sums (k, d + 1) that it means; `more` is overwritten."""
+        from anykmeans.kernels.numba import sums
+
+        grid, total = stats.grid, np.zeros((stats.sums.shape[0], stats.grid.scale.size))
+        sums.join(stats.sums, more.sums, grid.scale, grid.step, grid.folds, total)
+        return more, total
+
     def divide(self, xp: Namespace, sums: Array, mass: Array, c: np.ndarray) -> np.ndarray:
         """Return sums (k, d) by weights (k,), in the dtype of `c`, an empty cluster's row of `c`."""
         from anykmeans.kernels.numba import sums as loops

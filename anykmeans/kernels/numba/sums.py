@@ -17,6 +17,7 @@ from anykmeans.kernels.numba.steps import (
 )
 
 _HALVING = 2.0**27 + 1
+_TOGETHER = 64  # columns that are skipped if all are zero
 
 
 @jit
@@ -155,15 +156,54 @@ def total(sums, scale, step, folds):
     return result
 
 
+@jit
+def join(sums, more, scale, step, folds, result):
+    """Add whole numbers `sums` (k, folds * columns) to `more`, carry, and write to `result` (k, columns), zeros, what that means.
+
+    Bit for bit as `Grid.carried` and `Grid.total`. Of wide sparse rows most sums are zero, and stay so.
+    """
+    columns = scale.shape[0]
+    parts, low, after = np.empty((folds, _TOGETHER)), np.empty(_TOGETHER), np.empty(_TOGETHER)
+    for a in range(sums.shape[0]):
+        for begin in range(0, columns, _TOGETHER):
+            end = begin + _TOGETHER if begin + _TOGETHER < columns else columns
+            count, some = end - begin, False
+            for i in range(folds):
+                part, start = parts[i], i * columns
+                these, those = (
+                    sums[a, start + begin : start + end],
+                    more[a, start + begin : start + end],
+                )
+                for f in range(count):
+                    part[f] = these[f] + those[f]
+                    some |= part[f] != 0.0
+            if not some:
+                continue
+            carry_part(parts, step, folds, count)
+            for i in range(folds):
+                part, those = parts[i], more[a, i * columns + begin : i * columns + end]
+                for f in range(count):
+                    those[f] = part[f]
+            round_part(
+                parts, scale[begin:end], step, folds, count, low, after, result[a, begin:end]
+            )
+
+
 @inline
 def total_part(sums, scale, step, folds, first, stop, parts, low, after, result):
     """Write what the sums of one cluster mean, columns from `first` to `stop`; `parts` (folds, .), `low` and `after` are room."""
     count, columns = stop - first, scale.shape[0]
-    scales, found = scale[first:stop], parts[0]
     for i in range(folds):
         part, whole = parts[i], sums[i * columns + first : i * columns + stop]
         for f in range(count):
             part[f] = whole[f]
+    carry_part(parts, step, folds, count)
+    round_part(parts, scale[first:stop], step, folds, count, low, after, result)
+
+
+@inline
+def carry_part(parts, step, folds, count):
+    """Carry up what overflowed finer grids of `parts` (folds, .), the first `count` columns."""
     finer = 1.0 / step  # a power of two, as `step` is
     for i in range(folds - 1, 0, -1):
         part, above = parts[i], parts[i - 1]
@@ -171,6 +211,12 @@ def total_part(sums, scale, step, folds, first, stop, parts, low, after, result)
             carry = np.rint(part[f] * finer)
             part[f] -= carry * step
             above[f] += carry
+
+
+@inline
+def round_part(parts, scales, step, folds, count, low, after, result):
+    """Write what carried `parts` (folds, .) mean, `count` columns of these `scales`; they are overwritten."""
+    finer, found = 1.0 / step, parts[0]
     for f in range(count):
         low[f] = after[f] = 0.0
     unit = 1.0
