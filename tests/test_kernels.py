@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import scipy.sparse
 
-from anykmeans import _compile, kernels, kmeans
+from anykmeans import MiniBatchKMeans, _compile, kernels, kmeans
 from anykmeans.__main__ import main
 from anykmeans._matrix import Matrix
 from anykmeans.kernels import compiled
@@ -416,6 +416,23 @@ def test_the_kernel_may_change_between_two_passes_or_picks(monkeypatch, kind, af
     for one, other in zip(found, wanted, strict=True):
         if not isinstance(one, str):
             assert np.asarray(one).tobytes() == np.asarray(other).tobytes()
+
+
+@needs_numba
+@pytest.mark.parametrize("after", [2, 5, 11, 30])
+def test_the_kernel_may_change_between_two_batches(monkeypatch, after):
+    x = np.random.default_rng(0).normal(size=(600, 5))
+    settings = {"n_clusters": 7, "batch_size": 60, "random_state": 0}
+    wanted = MiniBatchKMeans(kernel="cpu", **settings).fit(x)
+    monkeypatch.delitem(sys.modules, "anykmeans.kernels.numba.steps", raising=False)
+    monkeypatch.setattr(compiled, "_is_compiled", lambda module: False)
+    clock = Clock(after)
+    for where in ("compiled", "cpu"):
+        monkeypatch.setattr(f"anykmeans.kernels.{where}.seconds", clock)
+    found = MiniBatchKMeans(**settings).fit(x)
+    assert clock.left <= 0
+    assert found.cluster_centers_.tobytes() == wanted.cluster_centers_.tobytes()
+    assert found.labels_.tolist() == wanted.labels_.tolist()
 
 
 @needs_numba

@@ -221,6 +221,7 @@ class MiniBatchKMeans(_BaseKMeans):
         stop = EarlyStop(n, size, tol, self.max_no_improvement)
         steps = (self.max_iter * n) // size
         for done in range(1, steps + 1):
+            plain.renewed()
             batch, before = plain.take(urn.drawn(size, rng), alike=True), seen.centers
             seen, inertia = self._step(seen, batch, rng)
             cost, shift = inertia / size, squared_shift(rows, before, seen.centers) if tol else 0.0

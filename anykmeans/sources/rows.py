@@ -227,7 +227,8 @@ class Rows:
 
     def be_part_of(self, extent: Extent) -> None:
         """Add up on the grid of more rows, of which `extent` is known, and weigh these as it weighs all."""
-        self.heaviest, self._grid = extent.heaviest, extent.grid()
+        self.heaviest = extent.heaviest
+        self.add_on(extent.grid())
 
     # No `functools.cached_property`: up to Python 3.11 it has a lock, which a process forked meanwhile would wait for.
     @property
