@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from anykmeans._grid import Grid
-from anykmeans._libraries import stacked
+from anykmeans._libraries import np_compat, stacked
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,7 +86,7 @@ def grids(extents: Sequence[Extent]) -> list[Grid]:
     """
     one = extents[0]
     high, largest, smallest = (
-        stacked(np, [getattr(each, name) for each in extents])
+        stacked(np_compat, [getattr(each, name) for each in extents])
         for name in ("high", "largest", "smallest")
     )
     unit = np.ones((len(extents), 1))
