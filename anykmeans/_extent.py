@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from anykmeans._grid import DOUBLE, Grid
-from anykmeans._libraries import stacked
+from anykmeans._libraries import np_compat, stacked
 
 _LEAST = 2.0**-1074  # the smallest float
 
@@ -130,7 +130,7 @@ def grids(
     one = extents[0]
     n = one.n if at_once is None else at_once
     high, largest, smallest = (
-        stacked(np, [getattr(each, name) for each in extents])
+        stacked(np_compat, [getattr(each, name) for each in extents])
         for name in ("high", "largest", "smallest")
     )
     unit = np.ones((len(extents), 1))

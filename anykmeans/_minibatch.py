@@ -314,7 +314,7 @@ def to_reassign(counts: np.ndarray, ratio: float, n: int) -> np.ndarray:
 def squared_shift(rows: Rows, before: np.ndarray, after: np.ndarray) -> float:
     """Return the sum of the squared differences of two sets of centroids (k, columns), in the order of a distance."""
     a, b = (rows.matrix.asarray(c.astype(np.float64)) for c in (after, before))
-    return float(halving_sum(np, to_numpy(rows.kernel.moves(rows.matrix, a, b))[None, :])[0])
+    return float(halving_sum(np_compat, to_numpy(rows.kernel.moves(rows.matrix, a, b))[None, :])[0])
 
 
 class EarlyStop:

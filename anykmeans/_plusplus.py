@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from anykmeans._libraries import Array, stacked, to_numpy
+from anykmeans._libraries import Array, np_compat, stacked, to_numpy
 from anykmeans.sources.rows import Rows
 
 Draws = np.random.Generator | np.random.RandomState
@@ -39,7 +39,9 @@ def starts(all_rows: list[Rows], k: int, runs: int, rng: Draws) -> list[list[Arr
     for group in groups:
         some = [all_rows[i] for i, _ in group]
         first, draws = zip(*(drawn[i][run] for i, run in group), strict=True)
-        for (i, _), at in zip(group, kernel.picks(some, first, stacked(np, draws)), strict=True):
+        for (i, _), at in zip(
+            group, kernel.picks(some, first, stacked(np_compat, draws)), strict=True
+        ):
             rows = all_rows[i]
             found[i].append(rows.rows(rows.matrix.asarray(at)))
     return found

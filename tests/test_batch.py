@@ -9,7 +9,7 @@ from referee import bits
 from sklearn.exceptions import ConvergenceWarning
 
 from anykmeans import KMeansResult, assign, kmeans, kmeans_plusplus
-from anykmeans._libraries import namespace
+from anykmeans._libraries import device_of, namespace
 
 B, N, D, K = 4, 90, 3, 6
 
@@ -188,7 +188,7 @@ def test_results_live_where_the_rows_do_and_numbers_on_the_host(backend, make, k
     result = kmeans(x, K, rng=0, kernel=kernel)
     for array in [result.centroids, result.labels]:
         assert type(array) is type(x)
-        assert array.device == x.device
+        assert device_of(array) == device_of(x)
     assert result.centroids.shape == (B, K, D)
     assert backend.dtype_name(result.centroids) == "float32"
     assert result.labels.shape == (B, N)
@@ -204,13 +204,6 @@ def test_results_live_where_the_rows_do_and_numbers_on_the_host(backend, make, k
     centroids, labels, *_ = result
     assert centroids is result.centroids
     assert labels is result.labels
-
-
-def test_results_live_on_the_rows_own_device():
-    xp = pytest.importorskip("array_api_strict")
-    device = xp.Device("device1")
-    result = kmeans(xp.asarray(problems(), device=device), K, rng=0)
-    assert result.centroids.device == result.labels.device == device
 
 
 def test_problems_are_never_copied_whole(kernel):
@@ -322,7 +315,7 @@ def test_sparse_arrays_have_two_dimensions():
         kmeans(x, K, sample_weight=sparse.csr_matrix(sample_weights()))
     try:
         x = sparse.coo_array(x)
-    except ValueError:
+    except (TypeError, ValueError):
         pytest.skip("this SciPy has no sparse arrays of three dimensions")
     with pytest.raises(ValueError, match=r"^`x` must have at most 2 dimensions where it is sparse"):
         kmeans(x, K)

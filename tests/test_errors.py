@@ -409,16 +409,14 @@ def test_tensors_whose_numbers_are_not_at_hand(kept):
             call()
 
 
-def test_mixed_devices_are_named():
-    xp = pytest.importorskip("array_api_strict")
-    x = xp.asarray(good(), device=xp.Device("device1"))
+def test_mixed_devices_are_named(strict):
+    x = strict.asarray(good(), device=strict.Device("device1"))
     with pytest.raises(ValueError, match=r"^`init`.*CPU_DEVICE.*device1"):
-        kmeans(x, 3, init=xp.asarray(start()))
+        kmeans(x, 3, init=strict.asarray(start()))
 
 
-def test_a_device_without_float64_is_refused():
-    xp = pytest.importorskip("array_api_strict")
-    x = xp.asarray(good(), dtype=xp.float32, device=xp.Device("no_float64"))
+def test_a_device_without_float64_is_refused(strict):
+    x = strict.asarray(good(), dtype=strict.float32, device=strict.Device("no_float64"))
     with pytest.raises(ValueError, match=r"^`x` must live where float64 can be computed"):
         kmeans(x, 3)
 

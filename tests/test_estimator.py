@@ -155,9 +155,8 @@ def test_another_library_raises_with_the_line_that_fixes_it(cls, method, x):
 
 
 @BOTH
-def test_another_device_raises_with_the_line_that_fixes_it(cls, x):
-    xp = pytest.importorskip("array_api_strict", reason="needs array-api-strict")
-    km, X = fitted(cls, xp.asarray(x)), xp.asarray(x, device=xp.Device("device1"))
+def test_another_device_raises_with_the_line_that_fixes_it(cls, x, strict):
+    km, X = fitted(cls, strict.asarray(x)), strict.asarray(x, device=strict.Device("device1"))
     with pytest.raises(ValueError, match="must use the same namespace and the same device") as info:
         km.predict(X)
     line = str(info.value).splitlines()[-1].strip()
@@ -224,15 +223,14 @@ def test_as_sklearn_from_any_library(cls, x, backend):
     np.testing.assert_array_equal(km.as_sklearn().predict(x), backend.host(km.labels_))
 
 
-def test_scikit_learn_moves_it_too(x, monkeypatch):
-    xp = pytest.importorskip("array_api_strict", reason="needs array-api-strict")
+def test_scikit_learn_moves_it_too(x, monkeypatch, strict):
     array_api = pytest.importorskip("sklearn.utils._array_api", reason="needs move_estimator_to")
     if not hasattr(array_api, "move_estimator_to"):
         pytest.skip("this scikit-learn has no move_estimator_to")
     monkeypatch.setenv("SCIPY_ARRAY_API", "1")
     with config_context(array_api_dispatch=True):
-        km = array_api.move_estimator_to(fitted(KMeans, x), xp, None)
-    km.predict(xp.asarray(x))
+        km = array_api.move_estimator_to(fitted(KMeans, x), strict, None)
+    km.predict(strict.asarray(x))
 
 
 @BOTH

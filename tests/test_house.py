@@ -109,6 +109,21 @@ def test_only_one_module_knows_array_api_compat():
     assert users == {"_libraries"}
 
 
+def test_plain_numpy_is_no_namespace():
+    """Before NumPy 2 it lacks names of the standard: `np_compat` has them."""
+    for name, path in MODULES.items():
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            given = (
+                [*node.args, *(each.value for each in node.keywords)]
+                if isinstance(node, ast.Call)
+                else []
+            )
+            handed = [
+                each.lineno for each in given if isinstance(each, ast.Name) and each.id == "np"
+            ]
+            assert not handed, f"{name}, line {handed}"
+
+
 def test_only_one_module_warns():
     """The one that finds the caller's line."""
     assert {name for name, path in MODULES.items() if "warnings" in imported(path)} == {"_check"}

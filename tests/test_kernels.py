@@ -7,9 +7,11 @@ import shutil
 import subprocess
 import sys
 
+import array_api_compat
 import numpy as np
 import pytest
 import scipy.sparse
+from sklearn.utils.fixes import parse_version
 
 from anykmeans import MiniBatchKMeans, _compile, kernels, kmeans
 from anykmeans.__main__ import main
@@ -360,6 +362,10 @@ sys.meta_path.insert(0, Blocked())""",
     ids=["none", "half", "hook"],
 )
 def test_other_libraries_may_be_blocked(block):
+    if "import sklearn" in block and parse_version(array_api_compat.__version__) < parse_version(
+        "1.12"
+    ):
+        pytest.skip("array-api-compat itself looked into what is half imported before 1.12")
     code = """
 import numpy as np
 from anykmeans import KMeans, MiniBatchKMeans, assign, kernels, kmeans, kmeans_plusplus

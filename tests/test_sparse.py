@@ -50,7 +50,7 @@ def test_a_distance_is_that_of_dense_rows(by, d, density):
     c = np.where(rng.random((3, d)) < 0.5, rng.normal(size=(3, d)), 0)
     c[2] = 0
     labels = rng.integers(3, size=40)
-    wanted = squared_distances(np, x.toarray(), c[labels])
+    wanted = squared_distances(np_compat, x.toarray(), c[labels])
     # With a column for each feature, and for those alone that are not zero everywhere.
     for room in (0, 1 << 30):
         matrix = Sparse(x, SparseRows.of(x, c, room), "float64")
@@ -61,7 +61,7 @@ def test_a_distance_is_that_of_dense_rows(by, d, density):
         found = chosen.own_distances(frame, at, matrix.columns_of(c), labels[at])
         assert found.tobytes() == wanted[at].tobytes()
         moved = chosen.moves(matrix, matrix.columns_of(c), matrix.columns_of(c[::-1]))
-        assert moved.tobytes() == squared_distances(np, c, c[::-1]).tobytes()
+        assert moved.tobytes() == squared_distances(np_compat, c, c[::-1]).tobytes()
 
 
 def test_few_features_with_entries_have_columns():

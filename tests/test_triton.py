@@ -21,6 +21,9 @@ if not GPU and os.environ.get("TRITON_INTERPRET") != "1":
     pytest.skip("no GPU, and TRITON_INTERPRET is not 1", allow_module_level=True)
 from anykmeans.kernels.triton.screen import STATES, tile_of  # noqa: E402
 
+if not GPU:
+    import interpreting  # noqa: F401
+
 ON = "cuda" if GPU else "cpu"
 PASSES = 40 if GPU else 6  # which take the interpreter a second each
 

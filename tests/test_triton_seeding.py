@@ -25,6 +25,8 @@ if not (INTERPRETED or torch.cuda.is_available()):
 # The interpreter's own.
 pytestmark = pytest.mark.filterwarnings("ignore:Conversion of an array with ndim > 0")
 DEVICE = "cpu" if INTERPRETED else "cuda"
+if INTERPRETED:
+    import interpreting  # noqa: F401
 
 
 def tensor(a, dtype=None):

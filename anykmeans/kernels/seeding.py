@@ -19,7 +19,7 @@ from anykmeans._bounds import GAP, Bounds
 from anykmeans._distance import squared_distances
 from anykmeans._frame import Frame
 from anykmeans._grid import Grid
-from anykmeans._libraries import Array, Namespace, device_of, put, to_numpy
+from anykmeans._libraries import Array, Namespace, device_of, np_compat, put, to_numpy
 from anykmeans._matrix import take_rows
 from anykmeans._sparse import SparseRows
 
@@ -101,7 +101,7 @@ class Seeds:
         b = to_numpy(c - self._origin)
         picks, norms = self._picks[: self._count], self._norms[: self._count, None]
         estimate = picks @ (b * -2.0).T + (b * b).sum(axis=1) + norms
-        lower = self._bounds.lower(np, estimate, norms)
+        lower = self._bounds.lower(np_compat, estimate, norms)
         # A quarter, less more than rounding takes. Nothing that may have underflowed is used.
         return self.rows.matrix.asarray(np.where(lower > 2.0**-900, lower / (4 * GAP), 0.0))
 

@@ -84,7 +84,7 @@ class SparseCpu(Cpu):
         """Return the squared distances (k,), by R5, of centroids `a` to centroids `b` (k, columns)."""
         halving = matrix.data.halving
         if halving.complete:
-            return np.asarray(_distance.squared_distances(np, a, b))
+            return np.asarray(_distance.squared_distances(np_compat, a, b))
         found: np.ndarray = halving.sums((a - b) ** 2)[:, -1]
         return found
 
@@ -126,7 +126,7 @@ class SparseSeeds(Seeds):
         """Count candidate `j`, at `c` (1, d), in what is closest to the rows."""
         m, won = tile.closest.size, tile.won
         at = np.arange(m) if won is None else np.flatnonzero(won & (1 << j % 8))
-        found = distances_to(np, self.read(tile), at, c)
+        found = distances_to(np_compat, self.read(tile), at, c)
         tile.closest[at] = np.minimum(tile.closest[at], found)
 
 

@@ -10,7 +10,7 @@ import torch
 import triton
 
 from anykmeans._grid import FOLDS, Grid
-from anykmeans._libraries import Array
+from anykmeans._libraries import Array, np_compat
 from anykmeans._stats import Cost
 from anykmeans.kernels.triton import device, resolve, sums
 from anykmeans.kernels.triton.screen import COLUMNS, STATES, STEP
@@ -129,7 +129,7 @@ def deviations(
     # The columns of all problems on one grid.
     grid = Grid(np.concatenate([grid.scale for grid in grids]), grids[0].step, folds)
     whole = whole.reshape(b, folds, d + 1).transpose(1, 0, 2).reshape(1, -1)
-    total = grid.total(np, whole, grid.scale).reshape(b, d + 1)
+    total = grid.total(np_compat, whole, grid.scale).reshape(b, d + 1)
     means = device.placed(total[:, None, :d] / total[:, None, d:], xs[0])
     units = np.stack([units, units], axis=1)
     return own_distances(xs, units, means, labels), total[:, d]

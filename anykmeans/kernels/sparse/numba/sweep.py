@@ -16,6 +16,7 @@ import numpy as np
 from anykmeans._bounds import DOWN, GAP, TINY, UP, Bounds
 from anykmeans._distance import halving_sum
 from anykmeans._grid import Grid
+from anykmeans._libraries import np_compat
 from anykmeans._search import Change, Search
 from anykmeans.kernels.numba.simd import EIGHT, combine
 from anykmeans.kernels.numba.steps import any_order, decide, inline, jit
@@ -120,7 +121,7 @@ class SparseSearch(Search):
             self.work.map(move, parts)
             self._fill(clusters)
             self._drift = np.sqrt(moved)
-            shift, done = float(halving_sum(np, moved[None, :])[0]), done + 1
+            shift, done = float(halving_sum(np_compat, moved[None, :])[0]), done + 1
             if shift <= tol or done == most:
                 break
             rows, old = self._label()
