@@ -27,7 +27,8 @@ nox.options.reuse_venv = "yes"
 nox.options.error_on_external_run = False
 
 CONSTRAINTS = ("-c", ".ci/constraints.txt")
-WORKERS = ("-n", "auto", "--maxprocesses", "4")  # of pytest-xdist, as one core would do the most
+# Of pytest-xdist, as one core would do the most; who has nothing left to do takes from the others.
+WORKERS = ("-n", "auto", "--maxprocesses", "4", "--dist", "worksteal")
 README = Path(__file__).with_name("README.md")
 
 
@@ -101,9 +102,30 @@ def version(session: nox.Session) -> None:
 
 
 @nox.session
+def cpu(session: nox.Session) -> None:
+    """Test every array library of the CPU in one environment, and run all examples in it."""
+    if session.venv_backend == "none":
+        session.skip("it needs an environment of its own: try `nox -s tests examples --no-venv`")
+    on_cpu = [backend for backend in BACKENDS.values() if backend.cpu]
+    extras = {backend.extra for backend in on_cpu if backend.extra} | {"plot", "test"}
+    packages = {package for backend in on_cpu for package in backend.packages} | {"pytest-xdist"}
+    install(session, *CONSTRAINTS, "-e", f".[{','.join(sorted(extras))}]", *sorted(packages))
+    session.run("python", "-m", "pytest", *WORKERS, *session.posargs)
+    if not session.posargs:
+        run_examples(session)
+    if why_no_gpu() is None:
+        session.notify("tests(cupy)")
+
+
+@nox.session(default=False)
 def examples(session: nox.Session) -> None:
     """Run every example and the README's code; the walk-through with each library of the CPU."""
     install(session, *CONSTRAINTS, "-e", ".[plot,torch]", "array-api-strict")
+    run_examples(session)
+
+
+def run_examples(session: nox.Session) -> None:
+    """Run every example and the README's code with what is installed."""
     out = ("--out", session.create_tmp())
     for library in ("numpy", "torch", "array_api_strict"):
         session.run("python", "examples/from_scratch.py", "--library", library, *out)
@@ -113,7 +135,7 @@ def examples(session: nox.Session) -> None:
         session.run("python", "-c", code)
 
 
-@nox.session
+@nox.session(default=False)
 @nox.parametrize("backend", [nox.param(name, id=name) for name in BACKENDS])
 def tests(session: nox.Session, backend: str) -> None:
     """Test with one array library; `-- --gpu` tests it on a GPU."""

@@ -248,9 +248,9 @@ def peak_of(call):
 
 
 @pytest.mark.parametrize("init", ["k-means++", "random", "k-means||"])
-@pytest.mark.parametrize("max_bytes", [1_000_000, 2_000_000])
+@pytest.mark.parametrize("max_bytes", [500_000, 1_000_000])
 def test_memory_stays_within_the_budget(kernel, init, max_bytes):
-    n, d, k = 25_000, 8, 64
+    n, d, k = 12_500, 8, 64
     x = np.random.default_rng(0).normal(size=(n, d)).astype("float32")
     options = {"init": init, "n_init": 1, "max_iter": 3, "max_bytes": max_bytes, "kernel": kernel}
     # Bytes; n x k float32 scores would be 256 n.
@@ -267,7 +267,7 @@ def measured_rows(name):
             (rng.random(n * each), (np.repeat(np.arange(n), each), features.ravel())), shape=(n, d)
         )
         return x.tocsr(), 1 << 24
-    n, d, max_bytes = {"wide": (150, 12_000, 1 << 23), "tall": (60_000, 5, 1 << 21)}[name]
+    n, d, max_bytes = {"wide": (150, 6000, 1 << 22), "tall": (60_000, 5, 1 << 21)}[name]
     return rng.normal(size=(n, d)).astype("float32"), max_bytes
 
 

@@ -94,7 +94,7 @@ def test_segment_sum(steps, m, columns, k, labels_dtype):
 @pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("t", [1, 3, 11])
-@pytest.mark.parametrize("max_bytes", [None, 1])
+@pytest.mark.parametrize("max_bytes", [None, 20_000])  # tiles of many rows, of several, of one
 @pytest.mark.parametrize(("m", "d"), [(1, 1), (90, 2), (200, 3), (70, 16), (150, 33), (40, 300)])
 def test_steps_of_seeding(steps, m, d, max_bytes, t, dtype, weighted):
     """What candidates save and win, what a pick changes, and costs, against plain loops."""

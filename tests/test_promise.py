@@ -116,11 +116,11 @@ def test_every_library_picks_the_same_rows(backend, make, host, dtype):
 
 
 @pytest.mark.parametrize("init", INITS)
-@pytest.mark.parametrize("n_d_k", [(2000, 3, 9), (500, 30, 60)], ids=str)
+@pytest.mark.parametrize("n_d_k", [(1000, 3, 9), (300, 30, 60)], ids=str)
 def test_every_memory_budget(backend, make, host, kernel, n_d_k, init):
     n, d, k = n_d_k
     x, w = blobs(n, d, "float32"), sample_weights(n)
-    options = {"rng": 5, "max_iter": 8, "init": init, "n_init": 2}
+    options = {"rng": 5, "max_iter": 4, "init": init, "n_init": 2}
     wanted = reference(x, k, w, **options)
     for max_bytes in [40_000, 300_000, 10_000_000, None]:
         result = kmeans(
@@ -142,9 +142,9 @@ def test_smallest_memory_budget():
 @pytest.mark.parametrize("max_bytes", [60_000, None])
 @pytest.mark.parametrize("threads", [1, 2, 3, 4])
 def test_every_thread_count(backend, make, host, kernel, setting, threads, max_bytes):
-    x, w = blobs(3000, 7, "float32"), sample_weights(3000)
+    x, w = blobs(1000, 7, "float32"), sample_weights(1000)
     wanted = reference(x, 20, w, rng=2, max_iter=10)
-    setting(spread=0)
+    setting(spread=0, tile=1 << 11)  # that there be several tiles
     own = None
     if backend.library == "torch" and max_bytes is None:
         own = backend.xp.get_num_threads()
