@@ -65,7 +65,7 @@ def cluster(
     init = check.start(init, x, k, names)
     runs = _runs(n_init, init)
     batch = len(x.shape) == 3
-    chosen = choose(x, kernel)  # once, as what pays depends on how many problems there are
+    chosen = choose(x, kernel)  # once for all problems
     how: dict[str, Any] = {"max_bytes": max_bytes, "threads": threads, "precision": precision}
     problems: Iterator[tuple[Rows, Init]]
     if batch:

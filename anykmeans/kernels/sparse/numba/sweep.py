@@ -55,7 +55,7 @@ class SparseSearch(Search):
         self._rows = np.empty(n, np.int32 if n < 1 << 31 else np.int64)
         self._fresh, self._whole = True, False
         self._wide, self._drift = np.empty((0, 0)), np.zeros(k)
-        # Where the last leap ended, for which all is prepared.
+        # Where the last passes ended, for which all is prepared.
         self._reached: np.ndarray | None = None
         copied = frame.exponent or not self.matrix.direct
         most = max(1, work.room // work.d) if copied else n
