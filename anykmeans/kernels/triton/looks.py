@@ -90,7 +90,7 @@ def costs(distances: Array, w: Array | None) -> list[Cost]:
     both = torch.cat([extents.view(torch.int64), found], dim=1).cpu().numpy()
     extent = both[:, :3].view(np.float64)
     high, largest = np.frexp(extent[:, 0])[1], np.frexp(extent[:, 1])[1]
-    coarse = np.minimum(52 - bits - largest, 960 - high if weighted else 1023)
+    coarse = np.minimum(52 - bits - largest, np.minimum(960 - high, 1023) if weighted else 1023)
     step = 2.0 ** (53 - bits)
     return [
         Cost.of(whole, Grid(scale, step, FOLDS))
