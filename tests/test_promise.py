@@ -288,6 +288,7 @@ def test_autocast_does_not_reach_the_labels():
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
 @pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:os.fork.. was called:RuntimeWarning")  # JAX's, if it is there
 def test_forking_while_another_thread_fits():
     """A child must not wait for a lock whose holder was not forked."""
     x = blobs(300, 3, "float64")
