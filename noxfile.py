@@ -13,6 +13,7 @@ from __future__ import annotations
 import ctypes
 import re
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -29,6 +30,7 @@ nox.options.error_on_external_run = False
 CONSTRAINTS = ("-c", ".ci/constraints.txt")
 # Of pytest-xdist, as one core would do the most; who has nothing left to do takes from the others.
 WORKERS = ("-n", "auto", "--maxprocesses", "4", "--dist", "worksteal")
+OLDEST = ("tests/test_golden.py", "tests/test_estimator.py", "tests/test_sklearn.py")
 README = Path(__file__).with_name("README.md")
 
 
@@ -110,10 +112,13 @@ def cpu(session: nox.Session) -> None:
     extras = {backend.extra for backend in on_cpu if backend.extra} | {"plot", "test"}
     packages = {package for backend in on_cpu for package in backend.packages} | {"pytest-xdist"}
     install(session, *CONSTRAINTS, "-e", f".[{','.join(sorted(extras))}]", *sorted(packages))
-    session.run("python", "-m", "pytest", *WORKERS, *session.posargs)
-    if not session.posargs:
+    names = {"ANYKMEANS_BACKENDS": ",".join(backend.cpu or "" for backend in on_cpu)}
+    session.run("python", "-m", "pytest", *WORKERS, *without_gpu(session.posargs), env=names)
+    if not without_gpu(session.posargs):
         run_examples(session)
-    if why_no_gpu() is None:
+    if reason := why_no_gpu():
+        session.log(f"CuPy's arrays, and PyTorch's on a GPU, are not tested: {reason}")
+    else:
         session.notify("tests(cupy)")
 
 
@@ -147,7 +152,7 @@ def triton(session: nox.Session) -> None:
     """Test the Triton kernels: on a GPU if there is one, else interpreted; and compiled for some."""
     if session.venv_backend == "none" and find_spec("triton") is None:
         session.skip("triton is not installed, and --no-venv installs nothing")
-    run = ["pytest", *(argument for argument in session.posargs if argument != "--gpu")]
+    run = ["pytest", *without_gpu(session.posargs)]
     interpreted = why_no_gpu() is not None
     if interpreted:
         # Triton's interpreter does what NumPy 2.4 refuses.
@@ -160,14 +165,25 @@ def triton(session: nox.Session) -> None:
     kernels, others = ("", "_seeding"), ("_builds", "_host")
     for tests, mode in ((kernels, interpreted), (others, False)):
         paths = [f"tests/test_triton{name}.py" for name in tests]
+        if tests == others:  # which starts a process that interprets
+            paths += ["tests/test_benchmarks_gpu.py::test_stages_that_run_kernels"]
         session.run(python, "-m", *run, *paths, env={"TRITON_INTERPRET": str(int(mode))})
 
 
-@nox.session(default=False)
+@nox.session
 def oldest(session: nox.Session) -> None:
-    """Test NumPy arrays with the oldest versions that pyproject.toml allows."""
-    required = nox.project.load_toml("pyproject.toml")["project"]["dependencies"]
-    run_tests(session, BACKENDS["numpy"], *(r.replace(">=", "==") for r in required))
+    """Test bits, estimators and scikit-learn's checks, or what is named after --, with the oldest versions of all."""
+    if sys.version_info >= (3, 13):
+        session.skip("NumPy 1.26 is not made for this Python")
+    if session.venv_backend == "none":
+        session.skip("it needs an environment of its own")
+    project = nox.project.load_toml("pyproject.toml")["project"]
+    required = project["dependencies"] + project["optional-dependencies"]["test"]
+    pins = (requirement.replace(">=", "==", 1) for requirement in required)
+    install(session, "-e", ".[test]", "pytest-xdist", *pins)
+    names = {"ANYKMEANS_BACKENDS": "numpy"}
+    tests = without_gpu(session.posargs) or OLDEST
+    session.run("python", "-m", "pytest", *WORKERS, *tests, env=names)
 
 
 @nox.session(default=False, venv_backend="none")
@@ -176,12 +192,9 @@ def readme(session: nox.Session) -> None:
     README.write_text(with_table(README.read_text(encoding="utf-8")), encoding="utf-8")
 
 
-def run_tests(session: nox.Session, backend: Backend, *pins: str) -> None:
+def run_tests(session: nox.Session, backend: Backend) -> None:
     """Install one backend and run the tests with it, or skip with the reason why not."""
-    arguments = list(session.posargs)
-    on_gpu = "--gpu" in arguments
-    if on_gpu:
-        arguments.remove("--gpu")
+    on_gpu = "--gpu" in session.posargs
     name = (None if on_gpu else backend.cpu) or backend.gpu
     if name is None:
         session.skip(f"{backend.title} arrays live on the CPU alone")
@@ -196,9 +209,14 @@ def run_tests(session: nox.Session, backend: Backend, *pins: str) -> None:
     constraints = () if on_gpu else CONSTRAINTS
     workers = () if on_gpu or session.venv_backend == "none" else WORKERS
     packages = ("pytest-xdist",) if workers else ()
-    install(session, *constraints, "-e", f".[{extras}]", *backend.packages, *packages, *pins)
-    python = sys.executable if session.venv_backend == "none" else "python"
-    session.run(python, "-m", "pytest", *workers, *arguments, env={"ANYKMEANS_BACKENDS": name})
+    install(session, *constraints, "-e", f".[{extras}]", *backend.packages, *packages)
+    run = [sys.executable if session.venv_backend == "none" else "python", "-m", "pytest", *workers]
+    session.run(*run, *without_gpu(session.posargs), env={"ANYKMEANS_BACKENDS": name})
+
+
+def without_gpu(arguments: Iterable[str]) -> list[str]:
+    """Return the arguments after -- that go to pytest."""
+    return [argument for argument in arguments if argument != "--gpu"]
 
 
 def install(session: nox.Session, *arguments: str) -> None:
@@ -206,6 +224,8 @@ def install(session: nox.Session, *arguments: str) -> None:
     if session.venv_backend != "none":
         # Most modules are never imported, and compiling them takes longer than to unpack them.
         session.install("--no-compile", *arguments)
+        # Those that are, are compiled once, and not by each of many processes, whatever the machine says.
+        session.env["PYTHONDONTWRITEBYTECODE"] = ""
 
 
 def why_no_gpu() -> str | None:

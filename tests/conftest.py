@@ -28,7 +28,7 @@ class Backend:
     name: str
     library: str
     device: str | None = None  # None: the library's default
-    # "auto" is what the library picks here, "agnostic" what runs on every array library.
+    # "auto" is what suits its arrays here, "agnostic" what runs on every array library.
     kernels: tuple[str, ...] = ("auto", "agnostic")
 
     @property
@@ -120,13 +120,13 @@ class Backend:
 SKIPPING = "numba-skipping"
 COMPILED = ("numba", SKIPPING) if kernels.why_not("numba", np.ones((1, 1))) is None else ()
 BACKENDS = [
-    Backend("numpy", "numpy", kernels=("auto", *COMPILED, "agnostic")),
+    Backend("numpy", "numpy", kernels=("cpu", *COMPILED, "agnostic")),
     Backend("torch", "torch", kernels=("auto", "torch", "agnostic")),
     # Not the default device: its arrays refuse those of others, and NumPy, and default to float32. "auto" is agnostic.
     Backend("array_api_strict", "array_api_strict", device="device2", kernels=("auto",)),
     Backend("cupy", "cupy"),
     Backend("torch:cuda", "torch", device="cuda"),
-    Backend("jax", "jax.numpy", kernels=("auto", *COMPILED[:1])),  # all see NumPy's arrays
+    Backend("jax", "jax.numpy", kernels=("auto",)),  # which sees NumPy's arrays
 ]
 
 

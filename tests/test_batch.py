@@ -207,13 +207,13 @@ def test_results_live_where_the_rows_do_and_numbers_on_the_host(backend, make, k
 
 
 def test_problems_are_never_copied_whole(kernel):
-    x = np.random.default_rng(0).normal(size=(20, 2000, 100)).astype("float32")
+    x = np.random.default_rng(0).normal(size=(20, 1000, 100)).astype("float32")
     c = x[:, :10].copy()
     kmeans(x[:1, :100], 10, rng=0, kernel=kernel)  # loading does not count
     for same in [x, x.transpose(1, 0, 2).copy().transpose(1, 0, 2)]:
         tracemalloc.start()
         try:
-            kmeans(same, 10, init=c, max_iter=2, max_bytes=1_000_000, kernel=kernel)
+            kmeans(same, 10, init=c, max_iter=2, max_bytes=500_000, kernel=kernel)
             peak = tracemalloc.get_traced_memory()[1]
         finally:
             tracemalloc.stop()

@@ -288,7 +288,7 @@ def test_autocast_does_not_reach_the_labels():
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
 @pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
-@pytest.mark.filterwarnings("ignore:os.fork.. was called:RuntimeWarning")  # JAX's, if it is there
+@pytest.mark.filterwarnings("ignore:os.fork\\(\\) was called")  # by JAX, if it is there
 def test_forking_while_another_thread_fits():
     """A child must not wait for a lock whose holder was not forked."""
     x = blobs(300, 3, "float64")
@@ -314,7 +314,7 @@ def test_forking_while_another_thread_fits():
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
-@pytest.mark.parametrize("seconds", [0.05, 0.3, 0.7, 1.5])
+@pytest.mark.parametrize("seconds", [0.05, 0.4, 1.2])
 def test_forking_while_another_thread_is_in_its_first_call(tmp_path, seconds):
     """It imports first, then compiles; the child does both itself, from where the fork has found it."""
     code = f"""

@@ -53,7 +53,7 @@ def same_picks(x, k, seed, w=None, trials=None, on=None):
         (2, 1, 2, None),
         (300, 1, 6, None),
         (1100, 2, 4, 2),
-        (70, 5, 9, 16),
+        (70, 5, 6, 16),
         (60, 16, 6, None),
         (60, 17, 6, 9),
         (50, 33, 8, None),
