@@ -20,17 +20,8 @@ from anykmeans.sources.descent import InMemory
 from anykmeans.sources.rows import Rows
 
 
-def nearest(
-    x: Any,
-    centroids: Any,
-    *,
-    max_bytes: int | None = None,
-    threads: int | None = None,
-    kernel: str = "auto",
-    names: check.Names = check.FUNCTIONS,
-) -> Array:
+def nearest(x: Any, centroids: Any, **how: Any) -> Array:
     """Return labels (n,), int64: of the nearest centroids."""
-    how = _how(max_bytes, threads, kernel, names)
     rows, host = _against(x, centroids, glance=True, **how)
     with rows.work:
         run = _begun(rows, host)
@@ -43,17 +34,10 @@ def nearest(
 
 
 def evaluate(
-    x: Any,
-    centroids: Any,
-    *,
-    sample_weight: Any = None,
-    max_bytes: int | None = None,
-    threads: int | None = None,
-    kernel: str = "auto",
-    names: check.Names = check.FUNCTIONS,
+    x: Any, centroids: Any, *, sample_weight: Any = None, **how: Any
 ) -> tuple[Array, Array, float]:
     """Return labels (n,), squared distances (n,) and the inertia, bit for bit as a fit ends with."""
-    rows, host = _against(x, centroids, sample_weight, **_how(max_bytes, threads, kernel, names))
+    rows, host = _against(x, centroids, sample_weight, **how)
     with rows.work:
         labels, distances, inertia = evaluated(rows, host)
     give = rows.matrix.give
@@ -92,25 +76,18 @@ def _replaced(found: Array, at: np.ndarray, others: Array, axis: int = 0) -> Arr
     return xp.take(xp.concat([found, others], axis=axis), like(source, found), axis=axis)
 
 
-def _how(
-    max_bytes: int | None, threads: int | None, kernel: str, names: check.Names
-) -> dict[str, Any]:
-    """Return how to compute and to speak, for functions that hand it on."""
-    return {"max_bytes": max_bytes, "threads": threads, "kernel": kernel, "names": names}
-
-
 def _against(
     x: Any,
     centroids: Any,
     sample_weight: Any = None,
     *,
-    max_bytes: int | None,
-    threads: int | None,
-    kernel: str,
-    names: check.Names,
+    max_bytes: int | None = None,
+    threads: int | None = None,
+    kernel: str = "auto",
+    names: check.Names = check.FUNCTIONS,
     glance: bool = False,
 ) -> tuple[Rows, np.ndarray]:
-    """Return checked rows, and the centroids (k, columns) to compare them with, in NumPy."""
+    """Return checked rows, and the centroids (k, columns) to compare them with, in NumPy, told how as `assign` is."""
     x = check.matrix(x, names.x)
     c = check.centroids(centroids, x, names.centroids, names=names)
     sample_weight = check.weights(sample_weight, x, names)
@@ -143,21 +120,12 @@ def _begun(rows: Rows, host: np.ndarray) -> InMemory:
     return rows.start(c, bounds="off", host=host)
 
 
-def distances(
-    x: Any,
-    centroids: Any,
-    *,
-    max_bytes: int | None = None,
-    threads: int | None = None,
-    kernel: str = "auto",
-    names: check.Names = check.FUNCTIONS,
-) -> Array:
+def distances(x: Any, centroids: Any, **how: Any) -> Array:
     """Return Euclidean distances (n, k) of rows to centroids, in the dtype of centroids of `x`.
 
     In up to 64 features compiled code takes differences. Elsewhere they come from products, but those of
     nearly equal rows, where products lose digits, from differences: last bits may differ between libraries.
     """
-    how = _how(max_bytes, threads, kernel, names)
     rows, host = _against(x, centroids, glance=True, **how)
     with rows.work:
         run = _begun(rows, host)
@@ -165,7 +133,7 @@ def distances(
         near = run.near()
     x, found = rows.matrix.source, rows.matrix.give(found)
     if (far := run.cut).size:
-        cut = take(check.centroids(centroids, x, names.centroids), far)
+        cut = take(check.centroids(centroids, x, rows.names.centroids), far)
         found = _replaced(found, far, distances(x, cut, **how), axis=1)
     if near.size:
         found = _replaced(found, near, distances(take(x, near), centroids, **how))

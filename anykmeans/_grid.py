@@ -119,12 +119,11 @@ class Grid:
     def of_costs(cls, most: float, n: int, weighted: bool) -> Grid:
         """Return the grid for the sum of `n` costs of at most `most` each, known before any of them is.
 
-        Weighted ones are products of a distance, of at most `most` too, and a weight. There are folds down to the last bit
-        of any float64, as distances may be far below the most that they can be; who adds up goes no further than he has to.
+        Weighted ones are two summands each. There are folds down to the last bit of any float64, as distances may be far
+        below the most that they can be; who adds up goes no further than he has to.
         """
         bits = max((2 * n if weighted else n) - 1, 1).bit_length()
-        exponent = math.frexp(most)[1]
-        coarse = min(_ROOM - bits - exponent, 960 - exponent if weighted else 1023)
+        coarse = min(_ROOM - bits - math.frexp(most)[1], 1023)
         folds = 1 + math.ceil((_ROOM - DOUBLE[1] * (2 if weighted else 1)) / (_ROOM + 1 - bits))
         return cls(np.asarray([math.ldexp(1.0, coarse)]), 2.0 ** (_ROOM + 1 - bits), folds)
 

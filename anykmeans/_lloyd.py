@@ -28,7 +28,7 @@ class Descent(ABC):
 
     @abstractmethod
     def label(self, c: Array) -> Labelled:
-        """Return what a run ends with: labels, distances and inertia for the centroids `c` returned."""
+        """Return what a run ends with, after which it is over: labels, distances and inertia for the centroids `c` returned."""
 
     @abstractmethod
     def move(self, c_new: Array, c: Array) -> float:
@@ -104,7 +104,7 @@ class Progress:
 
 
 class Watch(Protocol):
-    """Who is told between passes, of which there are up to `every` at a time."""
+    """Who is told after every so many passes, and after the last."""
 
     every: int
 
@@ -129,10 +129,12 @@ def lloyd(
     repeat give centroids that repeat: a move of zero is scikit-learn's strict convergence. If passes are `done`
     already, they ended with the last `moved`.
     """
+    every = max_iter if watch is None else watch.every
     stop = watch is not None and watch(run.progress(done, c, moved, tol))
-    while done < max_iter and not (stop or moved <= tol):
-        most = max_iter - done if watch is None else min(watch.every, max_iter - done)
+    while not (stop or done >= max_iter or moved <= tol):
+        most = min(every - done % every, max_iter - done)
         c, made, moved = run.steps(c, most, tol, empty)
         done += made
-        stop = watch is not None and watch(run.progress(done, c, moved, tol))
+        if watch is not None and (done % every == 0 or done == max_iter or moved <= tol):
+            stop = watch(run.progress(done, c, moved, tol))
     return c, done, moved <= tol

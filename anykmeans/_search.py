@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from anykmeans._bounds import DOWN, GAP, TINY, UP, Bounds, squared_norms
-from anykmeans._certify import Scored, interval, resolve, unproven
+from anykmeans._certify import Differences, Scored, interval, unproven
 from anykmeans._frame import Frame
 from anykmeans._groups import groups
 from anykmeans._libraries import Array, Namespace, Selection, full_float32_products, put, to_numpy
@@ -345,10 +345,8 @@ class Tiled(Search):
             hard = int(at.shape[0])
             if hard:
                 rows = at + select.start if isinstance(select, slice) else xp.take(select, at)
-                found, above, far = resolve(
-                    self.frame, self.kernel, self.work, turn.scored,
-                    take_rows(xp, y, at), rows, xp.take(labels, at),
-                )  # fmt: skip
+                decide = Differences(self.frame, self.kernel, self.work, turn.scored)
+                found, above, far = decide.resolve(take_rows(xp, y, at), rows, xp.take(labels, at))
                 upper = put(xp, upper, at, above)
                 distance = put(xp, xp.full_like(upper, xp.inf), at, far)
                 after = put(xp, xp.asarray(labels, copy=True), at, found)

@@ -14,10 +14,12 @@ from dataclasses import dataclass, replace
 
 @dataclass(frozen=True)
 class Settings:
-    """Sizes from which on it pays to do a thing one way and not another.
+    """How many threads, which bounds, and the sizes from which on it pays to do a thing one way and not another.
 
     Attributes
     ----------
+    threads : int or None
+        Most threads to work in where a call does not say; None for as many as there are cores to be had.
     bounds : {"auto", "off", "hamerly", "groups"}
         How searches skip work: one lower bound a row, one for each group of centroids, or what suits the rows.
     spread : int
@@ -36,6 +38,7 @@ class Settings:
         Seconds of work by NumPy after which compiled code is used unasked where it has to be compiled first: what that takes.
     """
 
+    threads: int | None = None
     bounds: str = "auto"
     spread: int = 1 << 17
     tile: int = 1 << 16
@@ -55,7 +58,7 @@ def current() -> Settings:
 
 
 @contextlib.contextmanager
-def settings(**changes: float | str) -> Iterator[Settings]:
+def settings(**changes: float | str | None) -> Iterator[Settings]:
     """Have other settings within a block, in this thread alone."""
     before = _now.set(replace(_now.get(), **changes))  # type: ignore[arg-type]
     try:

@@ -84,6 +84,7 @@ class Work:
         blas: bool = True,
         effort: int = 1,
     ) -> None:
+        threads = current().threads if threads is None else threads
         self.n, self.d, self.host, self.most = n, d, host, threads
         self.max_bytes = max_bytes or (_CPU_BYTES if host else _DEVICE_BYTES)
         self.bounded = max_bytes is not None

@@ -257,7 +257,11 @@ def test_a_stage_that_raises_leaves_a_record(tmp_path, monkeypatch):
     assert day.failed(made)
 
 
-def test_a_stage_without_end_is_ended(tmp_path):
+def test_a_stage_without_end_is_ended(tmp_path, monkeypatch):
+    endless = tmp_path / "endless"
+    endless.write_text("#!/bin/sh\nexec sleep 600\n")
+    endless.chmod(0o755)
+    monkeypatch.setattr(day.sys, "executable", str(endless))
     day.attempt(Day("environment", tmp_path, "cpu", seconds=0.05), dict(os.environ))
     (made,) = day.records(tmp_path / "results.jsonl")
     assert made["ended"] == "out of time"

@@ -431,3 +431,11 @@ def test_whole_centroids_are_no_other_than_floats(dtype):
     c = np.asarray([[1, 0, 1], [0, 0, 0], [1, 1, 1]], dtype)
     for one, other in zip(assign(x, c), assign(x, c.astype(float)), strict=True):
         assert one.tobytes() == other.tobytes()
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_the_grid_of_costs_is_finite_whatever_they_may_be(weighted):
+    for most in (2.0**-1074, 1e-300, 1.0, 1e300):
+        grid = Grid.of_costs(most, 1000, weighted)
+        assert np.isfinite(grid.scale[0])
+        assert most * grid.scale[0] <= 2.0**52 / 1000

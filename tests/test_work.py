@@ -331,3 +331,10 @@ def test_threads_that_cannot_be(threads, error):
     ):
         with pytest.raises(error, match=rf"^`threads` must be .*; got .*{threads}"):
             call()
+
+
+def test_the_setting_says_how_many_threads_where_a_call_does_not(four_cores, setting):
+    assert Work(1 << 18, 4, host=True, max_bytes=None).threads == 4
+    setting(threads=3)
+    assert Work(1 << 18, 4, host=True, max_bytes=None).threads == 3
+    assert Work(1 << 18, 4, host=True, max_bytes=None, threads=2).threads == 2

@@ -77,6 +77,8 @@ class MiniBatchKMeans(_BaseKMeans):
         Number of batches.
     converged_ : bool
         Whether `fit` stopped before `max_iter`.
+    kernel_ : str
+        The kernel that did the work, or kernels, one after the other: ``"cpu+numba"``.
     n_features_in_ : int
         Number of features.
     feature_names_in_ : array of str, shape (n_features_in_,)
@@ -235,6 +237,7 @@ class MiniBatchKMeans(_BaseKMeans):
                 break
 
         self._keep(rows, seen)
+        self.kernel_ = "+".join(rows.ran | plain.ran)
         self.n_steps_ = done
         self.n_iter_ = math.ceil(done * size / n)
         self.converged_ = why is not None
@@ -309,6 +312,7 @@ class MiniBatchKMeans(_BaseKMeans):
             seen = Seen.nothing(rows, first, x.shape[0])
         seen, _ = self._step(seen, rows, self._random_state)
         self._keep(rows, seen)
+        self.kernel_ = rows.kernel.name
         self.n_steps_ = getattr(self, "n_steps_", 0) + 1
         if self.compute_labels:
             self._label(rows, seen)

@@ -14,7 +14,7 @@ import numpy as np
 from anykmeans import _distance
 from anykmeans._bounds import squared_norms
 from anykmeans._extent import Extent
-from anykmeans._grid import exact_sum, significant_bits
+from anykmeans._grid import exact_sum
 from anykmeans._libraries import (
     Array,
     Namespace,
@@ -152,24 +152,7 @@ class Kernel:
             smallest = xp.min(xp.where(x > 0, x, xp.full_like(x, xp.inf)), axis=0)
         else:  # at least 1, and none of those that are whole anyway
             smallest = xp.clip(largest, max=2.0**23)
-        return self.extent(rows, tile, *(to_numpy(a) for a in (high, largest, smallest)))
-
-    @staticmethod
-    def extent(
-        rows: Rows, tile: slice, high: np.ndarray, largest: np.ndarray, smallest: np.ndarray
-    ) -> Extent:
-        """Return the extent of a tile by its magnitudes, of any float dtype."""
-        w, digits = rows.relative_weight(tile), None
-        if w is not None and rows.weights is not None:
-            (digits,) = significant_bits(rows.xp, w[None, :], rows.weights.precision[0])
-        high, largest, smallest = (
-            a.astype(np.float64, copy=False) for a in (high, largest, smallest)
-        )
-        m, matrix = tile.stop - tile.start, rows.matrix
-        return Extent(
-            *(m, high, largest, smallest, matrix.precision, matrix.integral, digits),
-            heaviest=rows.heaviest,
-        )
+        return rows.told(tile, *(to_numpy(a) for a in (high, largest, smallest)))
 
     def sums(self, rows: Rows, select: Selection, new: Array, old: Array | None, k: int) -> Array:
         """Return the whole-number sums (k, columns) of selected rows by label `new` (m,), less by `old`."""
@@ -196,13 +179,14 @@ class Kernel:
 
     def extents(self, all_rows: Sequence[Rows]) -> list[Extent]:
         """Return what one look at the rows of each source tells."""
-        return [self.extent_of(rows) for rows in all_rows]
-
-    def extent_of(self, rows: Rows) -> Extent:
-        """Return that of one source."""
-        tiles = self.tiles(rows, rows.shape[0])
-        look = functools.partial(self.look, rows)
-        return rows.work.reduce(look, tiles, Extent.__or__)
+        return [
+            rows.work.reduce(
+                functools.partial(self.look, rows),
+                self.tiles(rows, rows.shape[0]),
+                Extent.__or__,
+            )
+            for rows in all_rows
+        ]
 
     def search(self, rows: Rows, frame: Frame, c: Array, bounds: str) -> Search:
         """Return what finds the labels of all rows, pass after pass, from centroids `c` (k, d) on."""

@@ -59,10 +59,12 @@ class InMemory(Descent):
         self.rows, self.kernel, self.given, self.c = rows, rows.kernel, c, c
         self._bounds = current().bounds if bounds is None else bounds
         self._stats: ClusterStats | None = None
-        if frame is None:
-            frame = self._framed(to_numpy(c) if host is None else host)
+        self._begin(self._framed(to_numpy(c) if host is None else host) if frame is None else frame)
+
+    def _begin(self, frame: Frame) -> None:
+        """Have all rows to be labelled, in a frame."""
         self.frame = frame
-        self.search = self.kernel.search(rows, frame, self.c, self._bounds)
+        self.search = self.kernel.search(self.rows, frame, self.c, self._bounds)
 
     def _framed(self, host: np.ndarray) -> Frame:
         """Return a frame for rows and centroids, and cut those that are out of reach."""
@@ -86,7 +88,7 @@ class InMemory(Descent):
         """
         if self.rows.renewed():
             self.kernel = self.rows.kernel
-            self.search = self.kernel.search(self.rows, self.frame, c, self._bounds)
+            self._begin(self.frame)
         return self.search.steps(self, c, most, tol, empty)
 
     def sweep(self, c: Array) -> ClusterStats:
@@ -163,7 +165,7 @@ class InMemory(Descent):
     def _look_again(self) -> None:
         """Begin anew, with a look at all rows: a glance misled."""
         self.rows.look()
-        self.__init__(self.rows, self.given, bounds=self._bounds)  # type: ignore[misc]
+        self._begin(self._framed(to_numpy(self.given)))
 
     def distances(self, c: Array) -> Array:
         """Return the squared distances (n,), in the frame, to the labels' centroids of `c`."""

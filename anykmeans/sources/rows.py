@@ -13,7 +13,7 @@ import numpy as np
 from anykmeans import _check as check
 from anykmeans._extent import Extent, grids
 from anykmeans._frame import BESIDE, Frame, power_of_two
-from anykmeans._grid import Grid
+from anykmeans._grid import Grid, significant_bits
 from anykmeans._libraries import Array, Selection, stacked, to_numpy
 from anykmeans._matrix import Matrix
 from anykmeans._stats import ClusterStats
@@ -218,6 +218,19 @@ class Rows:
             check.finite(extent.largest, f"sample_weight * {name}", "float64")
         check.summable(extent.largest, self.shape[0], name)
 
+    def told(
+        self, tile: slice, high: np.ndarray, largest: np.ndarray, smallest: np.ndarray
+    ) -> Extent:
+        """Return the extent of a tile by its magnitudes, of any float dtype."""
+        w, digits, matrix = self.relative_weight(tile), None, self.matrix
+        if w is not None and self.weights is not None:
+            (digits,) = significant_bits(self.xp, w[None, :], self.weights.precision[0])
+        high, largest, smallest = (
+            a.astype(np.float64, copy=False) for a in (high, largest, smallest)
+        )
+        m, about = tile.stop - tile.start, (matrix.precision, matrix.integral, digits)
+        return Extent(m, high, largest, smallest, *about, heaviest=self.heaviest)
+
     @property
     def extent(self) -> Extent:
         """What a look at all rows tells, which sparse ones that are ordinary numbers have not had yet."""
@@ -257,7 +270,7 @@ class Rows:
         """Return the mean over features of the rows' weighted variance, in the frame of an `exponent`."""
         if self._variance is None:
             vary([self])
-        variance, own = self._variance or (math.nan, 0)
+        variance, own = cast(tuple[float, int], self._variance)
         return math.ldexp(variance, 2 * (own - exponent))
 
     # -- exact sums ---------------------------------------------------------------------------

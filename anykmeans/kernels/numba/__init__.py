@@ -108,10 +108,10 @@ class Numba(Cpu):
         high = high.view(x.dtype).max(axis=(0, 1))
         smallest = smallest.view(x.dtype).min(axis=(0, 1))
         if w is None:
-            return self.extent(rows, tile, high, high, smallest)
+            return rows.told(tile, high, high, smallest)
         largest, least = np.zeros(d + 1), np.full(d + 1, np.inf)
         sums.weighted_magnitudes(x, w, largest, least)
-        return self.extent(rows, tile, high, largest, least)
+        return rows.told(tile, high, largest, least)
 
     def sums(
         self, rows: Rows, select: Selection, new: np.ndarray, old: np.ndarray | None, k: int

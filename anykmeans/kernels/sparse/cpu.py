@@ -46,7 +46,7 @@ class SparseCpu(Cpu):
         if w is not None:
             least = w[w > 0].min(initial=np.inf)
             largest, smallest = np.append(largest, w.max()), np.append(smallest, least)
-        return self.extent(rows, tile, high, largest, smallest)
+        return rows.told(tile, high, largest, smallest)
 
     def sums(
         self, rows: Rows, select: Selection, new: np.ndarray, old: np.ndarray | None, k: int

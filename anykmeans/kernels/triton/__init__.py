@@ -17,7 +17,7 @@ from anykmeans import _libraries as arrays
 from anykmeans._extent import Extent
 from anykmeans._frame import BESIDE, Frame, largest_and_offsets, power_of_two
 from anykmeans._grid import significant_bits
-from anykmeans._libraries import Array, Selection
+from anykmeans._libraries import Array, Selection, stacked
 from anykmeans._lloyd import Watch, lloyd
 from anykmeans._stats import Cost
 from anykmeans.kernels.agnostic import Kernel
@@ -102,11 +102,11 @@ class Triton(Torch):
 
         one, w = all_rows[0], relative_weights(all_rows)
         xs, (n, d), matrix = [rows.matrix.data for rows in all_rows], one.shape, one.matrix
-        parts = [looks.magnitudes(xs[part], stacked(w and w[part])) for part in _parts(xs)]
+        parts = [looks.magnitudes(xs[part], w and stacked(one.xp, w[part])) for part in _parts(xs)]
         high, largest, smallest = np.concatenate(parts).transpose(1, 0, 2)
         digits: Iterable[float | None] = [None] * len(all_rows)
-        if one.weights is not None:
-            digits = significant_bits(one.xp, stacked(w), one.weights.precision[0]).tolist()
+        if w is not None and one.weights is not None:
+            digits = significant_bits(one.xp, stacked(one.xp, w), one.weights.precision[0]).tolist()
         found = zip(all_rows, high[:, :d], largest, smallest, digits, strict=True)
         return [
             Extent(n, a, b, c, matrix.precision, matrix.integral, bits, rows.heaviest)
@@ -137,7 +137,7 @@ class Triton(Torch):
             frames = [rows.frame() for rows in all_rows[part]]
             units = np.asarray([frame.unit for frame in frames])
             grids = [rows.grid for rows in all_rows[part]]
-            heavy = stacked(w and w[part])
+            heavy = w and stacked(all_rows[0].xp, w[part])
             distances, weights = looks.deviations(xs, units, heavy, grids)
             costs = np.asarray([float(cost) for cost in looks.costs(distances, heavy)])
             found.append(costs / weights / all_rows[0].matrix.features)
@@ -181,7 +181,7 @@ class Triton(Torch):
         Runs over one source share a frame, and with it rounded rows.
         """
         one, alike = all_rows[0], _alike(all_rows)
-        largest, offsets = largest_and_offsets(one.xp, stacked(list(starts)), alike=alike)
+        largest, offsets = largest_and_offsets(one.xp, stacked(one.xp, starts), alike=alike)
         tops = [max(rows.largest, each) for rows, each in zip(all_rows, largest, strict=True)]
         shows = [top <= BESIDE * rows.largest for rows, top in zip(all_rows, tops, strict=True)]
         most = max((top for top, show in zip(tops, shows, strict=True) if show), default=0.0)
@@ -242,7 +242,7 @@ class Triton(Torch):
         for shared in dict.fromkeys(search.passes for search in searches):
             at = [i for i, search in enumerate(searches) if search.passes is shared]
             shared.relabel({searches[i].place: ends[i] for i in at})
-            heavy = stacked(w and [w[i] for i in at])
+            heavy = w and stacked(runs[0].rows.xp, [w[i] for i in at])
             costs[at] = [float(cost) for cost in looks.costs(shared.distances(), heavy)]
         for run, search in zip(runs, searches, strict=True):
             labels.append(search.labels)
@@ -256,15 +256,6 @@ def relative_weights(all_rows: Sequence[Rows]) -> list[Array] | None:
     if all_rows[0].weights is None:
         return None
     return [rows.relative_weight(rows.every) for rows in all_rows]
-
-
-def stacked(arrays: list[Array] | None) -> Array | None:
-    """Return arrays with an axis of their own in front; one alone is not copied."""
-    if arrays is None:
-        return None
-    import torch
-
-    return arrays[0][None] if len(arrays) == 1 else torch.stack(arrays)
 
 
 def _alike(all_rows: Sequence[Rows]) -> bool:

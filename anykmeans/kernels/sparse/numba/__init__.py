@@ -45,7 +45,7 @@ class SparseNumba(Numba):
         sums.magnitudes(x.begins, x.ends, x.features, x.values, weights(w), high, largest, smallest)
         if w is None:
             largest, smallest = largest[:d], smallest[:d]
-        return self.extent(rows, tile, high, largest, smallest)
+        return rows.told(tile, high, largest, smallest)
 
     def sums(
         self, rows: Rows, select: Selection, new: np.ndarray, old: np.ndarray | None, k: int
