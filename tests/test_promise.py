@@ -116,7 +116,7 @@ def test_every_library_picks_the_same_rows(backend, make, host, dtype):
 
 
 @pytest.mark.parametrize("init", INITS)
-@pytest.mark.parametrize("n_d_k", [(1000, 3, 9), (300, 30, 60)], ids=str)
+@pytest.mark.parametrize("n_d_k", [(600, 3, 9), (120, 30, 40)], ids=str)
 def test_every_memory_budget(backend, make, host, kernel, n_d_k, init):
     n, d, k = n_d_k
     x, w = blobs(n, d, "float32"), sample_weights(n)

@@ -301,7 +301,7 @@ def test_bounds_that_are_kept_hold(narrow, exact, k):
 
 
 @pytest.mark.parametrize("by", KERNELS)
-@pytest.mark.parametrize("k", [1, 3, 8, 9, 23, 64, 65, 131])
+@pytest.mark.parametrize("k", [1, 3, 8, 9, 64, 65, 131])
 def test_any_number_of_centroids(by, k):
     """Those whose coefficients are float64, and as many features as make them float32."""
     for d, n, dtype in ((90, 260, "float32"), (90, 260, "float64"), (1 << 15, 140, "float64")):
