@@ -59,12 +59,14 @@ class InMemory(Descent):
         self.rows, self.kernel, self.given, self.c = rows, rows.kernel, c, c
         self._bounds = current().bounds if bounds is None else bounds
         self._stats: ClusterStats | None = None
-        self._begin(self._framed(to_numpy(c) if host is None else host) if frame is None else frame)
+        if frame is None:
+            frame = self._framed(to_numpy(c) if host is None else host)
+        self._begin(frame, self.c)
 
-    def _begin(self, frame: Frame) -> None:
-        """Have all rows to be labelled, in a frame."""
+    def _begin(self, frame: Frame, c: Array) -> None:
+        """Have all rows to be labelled in a frame, from the centroids `c` on."""
         self.frame = frame
-        self.search = self.kernel.search(self.rows, frame, self.c, self._bounds)
+        self.search = self.kernel.search(self.rows, frame, c, self._bounds)
 
     def _framed(self, host: np.ndarray) -> Frame:
         """Return a frame for rows and centroids, and cut those that are out of reach."""
@@ -88,7 +90,7 @@ class InMemory(Descent):
         """
         if self.rows.renewed():
             self.kernel = self.rows.kernel
-            self._begin(self.frame)
+            self._begin(self.frame, c)
         return self.search.steps(self, c, most, tol, empty)
 
     def sweep(self, c: Array) -> ClusterStats:
@@ -165,7 +167,7 @@ class InMemory(Descent):
     def _look_again(self) -> None:
         """Begin anew, with a look at all rows: a glance misled."""
         self.rows.look()
-        self._begin(self._framed(to_numpy(self.given)))
+        self._begin(self._framed(to_numpy(self.given)), self.c)
 
     def distances(self, c: Array) -> Array:
         """Return the squared distances (n,), in the frame, to the labels' centroids of `c`."""
