@@ -67,7 +67,9 @@ def write(file: Path | None, report: dict[str, Any]) -> None:
     if file is not None:
         file.parent.mkdir(parents=True, exist_ok=True)
         text = json.dumps({"environment": environment()} | report, indent=2)
-        file.write_text(text + "\n", encoding="utf-8")
+        part = file.with_name(f"{file.name}.part")  # so that who is stopped leaves what was there
+        part.write_text(text + "\n", encoding="utf-8")
+        part.replace(file)
 
 
 def table(rows: list[list[str]], left: int = 1) -> str:
