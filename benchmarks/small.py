@@ -157,12 +157,19 @@ def method(name: str, options: argparse.Namespace) -> Iterator[tuple[str, str, T
         for dtype in options.dtypes:
             x = noise(n, d).astype(dtype)
             centres = initial_centres(x, k)
-            models = {}
-            for module in MODULES.values():
-                models[module] = module.KMeans(k, init=centres, n_init=1, max_iter=1).fit(centres)
-                models[module].cluster_centers_ = centres
+            models = {module: fitted(module, centres) for module in MODULES.values()}
             call = lambda module, x=x, models=models: getattr(models[module], name)(x)  # noqa: E731
             yield shape(n, d, k), dtype, both(call, options.repeats)
+
+
+def fitted(module: Any, centres: NDArray) -> Any:
+    """Return the `KMeans` of a module, with the given centroids (k, d) to the last bit."""
+    twice = np.concatenate(
+        [centres, centres]
+    )  # scikit-learn-intelex needs more rows than centroids
+    model = module.KMeans(len(centres), init=centres, n_init=1, max_iter=1).fit(twice)
+    model.cluster_centers_ = centres
+    return model
 
 
 def seeding(options: argparse.Namespace) -> Lines:
