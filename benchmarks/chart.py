@@ -1,10 +1,14 @@
-"""Draw the chart of a report that `cpu` or `growth` has written with --json.
+"""Draw the chart of a report that `cpu`, `growth` or `map` has written with --json.
 
 Several reports of `cpu` become one chart. Needs matplotlib.
 """
 
 import argparse
 import json
+import math
+import statistics
+import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -31,12 +35,23 @@ TITLES = {
 }
 GREY = "#666666"
 
+EMPTY = "#CFCFCF"
+EXTREME = 8
+"""Ratio, and one over it, from which on colours grow no stronger."""
+EVEN, WANTED = 1.0, 1.5
+"""Ratios below which a cell of the map is marked, with the stronger and the weaker mark."""
+MEASURES = {"cpu": "CPU time, one thread", "wall": "wall time, all threads"}
+
 
 def options(parser: argparse.ArgumentParser) -> None:
     """Add the options of this command."""
     parser.add_argument("reports", nargs="+", type=Path, metavar="REPORT.json")
     parser.add_argument("chart", type=Path, metavar="CHART.png")
     parser.add_argument("--mode", default="given", choices=list(TITLES), help="of a report of cpu")
+    parser.add_argument(
+        "--measure", default="cpu", choices=list(MEASURES), help="of a report of map"
+    )
+    parser.add_argument("--peer", default="sklearn", help="of a report of map (default: sklearn)")
 
 
 def run(options: argparse.Namespace) -> int:
@@ -44,6 +59,8 @@ def run(options: argparse.Namespace) -> int:
     reports = [json.loads(file.read_text(encoding="utf-8")) for file in options.reports]
     if reports[0]["command"] == "growth":
         growth(reports[0]["series"], options.chart)
+    elif reports[0]["command"] == "map":
+        ratios(reports[0], options.chart, options.measure, options.peer)
     else:
         results = [result for report in reports for result in report["results"]]
         speedups(results, options.chart, options.mode)
@@ -202,6 +219,123 @@ def growth(series: list[dict[str, Any]], file: Path) -> None:
     figure.suptitle("How the cost of the same iterations grows", fontsize=11)
     figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False)
     _save(plt, figure, file)
+
+
+def ratios(report: dict[str, Any], file: Path, measure: str = "cpu", peer: str = "sklearn") -> None:
+    """Draw the map: for every job and n a block of cells, d downwards and k to the right.
+
+    A cell's colour is the geometric mean over dtypes and kinds of data of the peer's time / ours; its mark says
+    whether any of them is below `WANTED` or `EVEN`.
+    """
+    shown = [r for r in report["results"] if r["measure"] == measure and peer in r["ratios"]]
+    if not shown:
+        print(f"nothing to draw: no cell of measure {measure} against {peer}", file=sys.stderr)
+        return
+    large = [r for r in report["left_out"] if r["measure"] == measure]
+    axes = {a: sorted({r[a] for r in [*shown, *large]}) for a in ("n", "d", "k")}
+    jobs = list(dict.fromkeys(r["job"] for r in shown))
+    across = min(2, len(jobs))  # jobs beside each other
+    down = -(-len(jobs) // across)
+
+    plt = pyplot()
+    size = (
+        max(7.5, across * (len(axes["n"]) * (0.19 * len(axes["k"]) + 0.15) + 0.7)),
+        down * (0.17 * len(axes["d"]) + 1.0) + 1.7,
+    )
+    figure = plt.figure(figsize=size, layout="constrained")
+    key, body = figure.subfigures(2, 1, height_ratios=(1.7, size[1] - 1.7))
+    parts = body.subfigures(down, across, squeeze=False).ravel()
+    for part, job in zip(parts, jobs, strict=False):
+        mean = geometric_mean(r["ratios"][peer] for r in shown if r["job"] == job)
+        part.suptitle(f"{job}: {mean:.2f} on average", fontsize=12, weight="bold")
+        panels = part.subplots(1, len(axes["n"]), squeeze=False, sharey=True)[0]
+        for panel, n in zip(panels, axes["n"], strict=True):
+            here = [[r for r in of if r["job"] == job and r["n"] == n] for of in (shown, large)]
+            image = _block(panel, axes["d"], axes["k"], here[0], here[1], peer)
+            panel.set_title(f"n = {n:,}", fontsize=9)
+        panels[0].set_ylabel("d", rotation=0, labelpad=8)
+    key.suptitle(
+        f"How many times as long {label(peer)} takes as {OURS}: {MEASURES[measure]}\n"
+        "n rows of d features in k clusters, means over data and dtypes",
+        fontsize=12,
+    )
+    _key(key, image, peer)
+    _save(plt, figure, file)
+
+
+def _block(
+    panel: Any,
+    d: list[int],
+    k: list[int],
+    shown: list[dict[str, Any]],
+    large: list[dict[str, Any]],
+    peer: str,
+) -> Any:
+    """Draw the cells of one job and n, and return the image."""
+    import numpy as np
+    from matplotlib.colors import LogNorm
+    from matplotlib.patheffects import withStroke
+
+    halo = [withStroke(linewidth=2, foreground="white")]  # so that marks are seen on dark cells
+    found: dict[tuple[int, int], list[float]] = {}
+    for r in shown:
+        found.setdefault((d.index(r["d"]), k.index(r["k"])), []).append(r["ratios"][peer])
+    means = np.full((len(d), len(k)), np.nan)
+    for at, values in found.items():
+        means[at] = geometric_mean(values)
+        if min(values) < WANTED:
+            mark = "x" if min(values) < EVEN else "."
+            panel.plot(at[1], at[0], mark, color="black", markersize=4, path_effects=halo)
+    for at in {(d.index(r["d"]), k.index(r["k"])) for r in large} - set(found):
+        panel.plot(at[1], at[0], "_", color=GREY, markersize=4)
+    panel.set_facecolor(EMPTY)
+    image = panel.imshow(
+        means, cmap="RdBu", norm=LogNorm(1 / EXTREME, EXTREME), aspect="auto", interpolation="none"
+    )
+    panel.set_xticks(range(len(k)), k, fontsize=6.5, rotation=90)
+    panel.set_yticks(range(len(d)), d, fontsize=6.5)
+    panel.set_xlabel("k", fontsize=9)
+    panel.tick_params(length=0)
+    panel.spines[:].set_visible(False)
+    panel.set_xticks([i - 0.5 for i in range(1, len(k))], minor=True)
+    panel.set_yticks([i - 0.5 for i in range(1, len(d))], minor=True)
+    panel.grid(which="minor", color="white", linewidth=0.8)
+    panel.tick_params(which="minor", length=0)
+    return image
+
+
+def _key(part: Any, image: Any, peer: str) -> None:
+    """Say what colours and marks mean."""
+    from matplotlib.lines import Line2D
+    from matplotlib.patches import Patch
+
+    bar = part.colorbar(
+        image, cax=part.add_axes((0.27, 0.5, 0.46, 0.12)), orientation="horizontal", extend="both"
+    )
+    ticks = {1 / 8: "⅛", 1 / 4: "¼", 1 / 2: "½", 1: "1", 2: "2", 4: "4", 8: "8"}
+    bar.set_ticks(list(ticks), labels=list(ticks.values()))
+    bar.minorticks_off()
+    bar.outline.set_visible(False)
+    for x, side, who in ((0.255, "right", label(peer)), (0.745, "left", OURS)):
+        part.text(x, 0.56, f"{who} is faster", ha=side, va="center", fontsize=10)
+    signs = {
+        "x": f"below {EVEN:g} on some data or dtype",
+        ".": f"below {WANTED:g} on some",
+        "_": "too large to measure",
+    }
+    handles: list[Any] = [
+        Line2D(
+            [], [], color=GREY if sign == "_" else "black", marker=sign, linestyle="", label=said
+        )
+        for sign, said in signs.items()
+    ]
+    handles.append(Patch(color=EMPTY, label="not measured"))
+    part.legend(handles=handles, loc="lower center", ncols=len(handles), frameon=False, fontsize=9)
+
+
+def geometric_mean(ratios: Iterable[float]) -> float:
+    """Return the mean that takes twice and half as even."""
+    return math.exp(statistics.fmean(map(math.log, ratios)))
 
 
 def style(name: str) -> tuple[str, str]:
