@@ -32,7 +32,7 @@ from threadpoolctl import threadpool_limits
 
 from anykmeans.__main__ import main as command_of_anykmeans
 from benchmarks import chart, report
-from benchmarks.jobs import DATA, JOBS, OURS_AT_FAULT
+from benchmarks.jobs import DATA, JOBS, OURS_AT_FAULT, same_work
 from benchmarks.peers import OURS
 from benchmarks.timing import Timings, alternate, busy
 
@@ -144,18 +144,24 @@ def options(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Measure, and print a summary in Markdown; return 1 if ours was at fault somewhere, 2 if it cannot go on."""
-    records, different = kept(options.json)
-    if different:
+    before = kept(options.json)
+    if different := other_environment(before):
         print(f"{options.json} was measured with {different}: give another --json", file=sys.stderr)
         return 2
     modules, reasons = ready(options.peers)
     wanted = list(cells(options))
-    left_out = {cell: why for cell in wanted if (why := cell.refused(options.longest))}
+    chosen = set(wanted)
+    records = before["results"]
     done = {Cell.of(record) for record in records}
+    refused = ((cell, cell.refused(options.longest)) for cell in wanted if cell not in done)
+    left_out = {cell: why for cell, why in refused if why}
+    # Those of other options stay in the file.
+    others = {Cell.of(record): record["why"] for record in before["left_out"]}
+    others = {cell: why for cell, why in others.items() if cell not in chosen}
     waiting = [cell for cell in ordered(wanted) if cell not in done and cell not in left_out]
 
     def save() -> None:
-        report.write(options.json, as_json(records, left_out, reasons))
+        report.write(options.json, as_json(records, others | left_out, reasons))
 
     if waiting and options.budget > 0:
         compile_first()
@@ -171,7 +177,6 @@ def run(options: argparse.Namespace) -> int:
                     saved = time.perf_counter()
         finally:
             save()
-    chosen = set(wanted)
     here = [record for record in records if Cell.of(record) in chosen]
     print("\n\n".join(summary(here, left_out, reasons, len(wanted))))
     if options.chart and here:
@@ -180,14 +185,18 @@ def run(options: argparse.Namespace) -> int:
     return 1 if any(at_fault(record) for record in here) else 0
 
 
-def kept(file: Path | None) -> tuple[list[dict[str, Any]], str]:
-    """Return the records of a file, if there is one, and what of its environment is not that of here."""
+def kept(file: Path | None) -> dict[str, Any]:
+    """Return the report in a file, or an empty one."""
     if file is None or not file.is_file():
-        return [], ""
-    before = json.loads(file.read_text(encoding="utf-8"))
+        return as_json([], {}, {})
+    return json.loads(file.read_text(encoding="utf-8"))
+
+
+def other_environment(before: dict[str, Any]) -> str:
+    """Return what of a report's environment is not that of here, or nothing."""
     now = report.environment()
-    apart = {k: v for k, v in before["environment"].items() if v != now.get(k)}
-    return before["results"], report.heading(apart) if apart else ""
+    apart = {k: v for k, v in before.get("environment", now).items() if v != now.get(k)}
+    return report.heading(apart) if apart else ""
 
 
 def ready(peers: Iterable[str]) -> tuple[dict[str, ModuleType], dict[str, str]]:
@@ -340,10 +349,9 @@ def summary(
 
 def part(records: list[dict[str, Any]], measure: str, peer: str) -> list[str]:
     """Return the paragraphs on one measure and peer."""
-    heads = ["job", "n", "cells", "mean", "mean where equal", "below 1.5", "below 1", "worst"]
+    heads = ["job", "n", "cells", "mean", "of same work", "below 1.5", "below 1", "worst"]
     rows = [[*heads, "results that differ"]]
-    jobs = [job for job in JOBS if any(r["job"] == job for r in records)]
-    for job in jobs:
+    for job in JOBS:
         mine = [r for r in records if r["job"] == job]
         for n in sorted({r["n"] for r in mine}):
             rows.append([job, f"{n:,}", *figures([r for r in mine if r["n"] == n], peer)])
@@ -369,20 +377,18 @@ def part(records: list[dict[str, Any]], measure: str, peer: str) -> list[str]:
 def figures(records: list[dict[str, Any]], peer: str) -> list[str]:
     """Return what a line of the summary says of some cells."""
     ratios = [r["ratios"][peer] for r in records]
-    equal = [r["ratios"][peer] for r in records if not r["differ"][peer]]
+    same = [r["ratios"][peer] for r in records if same_work(r["differ"][peer])]
     below = [
         sum(ratio < bound for ratio in ratios) / len(ratios) for bound in (chart.WANTED, chart.EVEN)
     ]
-    apart = len(records) - len(equal)
+    apart = [r["dtype"] for r in records if r["differ"][peer]]
     return [
         str(len(ratios)),
         f"{chart.geometric_mean(ratios):.2f}",
-        f"{chart.geometric_mean(equal):.2f}" if equal else "",
+        f"{chart.geometric_mean(same):.2f}" if same else "",
         *(f"{share:.0%}" for share in below),
         f"{min(ratios):.2f}",
-        f"{apart} ({sum(r['dtype'] == 'float32' and bool(r['differ'][peer]) for r in records)} float32)"
-        if apart
-        else "",
+        f"{len(apart)} ({apart.count('float32')} in float32)" if apart else "",
     ]
 
 

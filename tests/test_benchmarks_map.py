@@ -46,19 +46,18 @@ def found(file):
 
 def test_every_job_end_to_end(capsys, tmp_path):
     file = tmp_path / "map.json"
-    options = ["--dtypes", "float64", "--data", "separate", "--measure", "cpu", "wall"]
-    assert cli.main(["map", *GRID, *options, "--json", str(file)]) == 0
+    options = ["--dtypes", "float64", "--data", "separate", "--json", str(file)]
+    both = ["--measure", "cpu", "wall", "--jobs", "predict"]
+    assert cli.main(["map", *GRID, *options, *both]) == 0
+    assert "## scikit-learn, wall time, all threads" in capsys.readouterr().out
+    assert cli.main(["map", *GRID, *options]) == 0
     records = found(file)
-    assert len({Cell.of(r) for r in records}) == len(records) == 2 * len(jobs.JOBS) * 4
+    assert len({Cell.of(r) for r in records}) == len(records) == 4 * (1 + len(jobs.JOBS))
     assert all(r["ratios"]["sklearn"] > 0 and not r["differ"]["sklearn"] for r in records)
     out = capsys.readouterr().out
-    assert "56 of 56 cells are measured, 0 are left out" in out
-    for words in (
-        "## scikit-learn, CPU time, one thread",
-        "## scikit-learn, wall time",
-        *jobs.JOBS,
-    ):
-        assert words in out
+    assert "28 of 28 cells are measured, 0 are left out" in out
+    assert "## scikit-learn, CPU time, one thread" in out
+    assert all(f"| {job} | 60 | 4 |" in out for job in jobs.JOBS)
 
 
 def test_a_run_that_was_stopped_goes_on(monkeypatch, tmp_path):
@@ -80,6 +79,20 @@ def test_a_run_that_was_stopped_goes_on(monkeypatch, tmp_path):
     assert len(found(file)) == len(set(began)) == len(began) - 1 == 8
     assert cli.main(options) == 0
     assert len(began) == 9
+
+
+def test_a_report_keeps_what_other_options_left_out(monkeypatch, tmp_path):
+    monkeypatch.setattr(mapping, "measure", lambda cell, *rest: record(2.0, **vars(cell)))
+    file = tmp_path / "map.json"
+    options = ["map", "--n", "60", "--d", "1", "--jobs", "predict", "--data", "separate"]
+    for k in (["61", "2"], ["62", "3"]):
+        assert cli.main([*options, "--dtypes", "float64", "--k", *k, "--json", str(file)]) == 0
+    report = json.loads(file.read_text(encoding="utf-8"))
+    assert [(r["k"], r["why"]) for r in report["left_out"]] == [
+        (61, "k is above n"),
+        (62, "k is above n"),
+    ]
+    assert [r["k"] for r in report["results"]] == [2, 3]
 
 
 def test_a_report_of_another_machine_is_not_added_to(monkeypatch, capsys, tmp_path):
@@ -128,16 +141,20 @@ def test_every_beginning_of_the_order_is_a_fair_sample():
 
 
 def test_the_summary_has_the_losses():
-    records = [record(4.0, k=2), record(0.25, k=3), record(1.2, "3 labels", k=4, dtype="float32")]
+    records = [
+        record(4.0, k=2),
+        record(0.25, k=3),
+        record(1.2, "9 and 8 iterations", k=4, dtype="float32"),
+    ]
     text = "\n".join(mapping.summary(records, {}, {"sklearnex": "no such module"}, 5))
     assert "3 of 5 cells are measured, 0 are left out, 2 wait" in text
     assert "sklearnex does not run here: no such module" in text
-    line = "| 3 | 1.06 | 1.00 | 67% | 33% | 0.25 | 1 (1 float32) |"
+    line = "| 3 | 1.06 | 1.00 | 67% | 33% | 0.25 | 1 (1 in float32) |"
     assert f"| lloyd | 60 {line}" in text
     assert f"| all |  {line}" in text
     worst = "| lloyd | separate | float64 | 60 | 2 | 3 | 0.25 | 2.000 | 0.500 | 5 |  |"
     assert worst in text
-    assert text.index(worst) < text.index("| 3 labels |")
+    assert text.index(worst) < text.index("| 9 and 8 iterations |")
 
 
 def test_a_wrong_result_of_ours_is_told_in_the_status(monkeypatch):
