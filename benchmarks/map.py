@@ -2,7 +2,7 @@
 
 Estimators and functions as they come, against those of the same names in scikit-learn, and in
 scikit-learn-intelex where it is installed. Measure "cpu" is seconds of CPU time with one thread in every
-library, which a busy machine hardly changes, "wall" is seconds with all threads. A ratio is the peer's
+library, in which work of others does not count, "wall" is seconds with all threads. A ratio is the peer's
 time divided by ours: above 1 anykmeans is faster.
 
 The whole grid takes half a day. With --budget it is sampled: every job and n as often, every d and k
@@ -102,7 +102,14 @@ class Cell:
 def options(parser: argparse.ArgumentParser) -> None:
     """Add the options of this command."""
     for name, values in (("n", N), ("d", D), ("k", K)):
-        parser.add_argument(f"--{name}", nargs="+", type=int, default=values, metavar=name.upper())
+        parser.add_argument(
+            f"--{name}",
+            nargs="+",
+            type=int,
+            default=values,
+            metavar=name.upper(),
+            help=f"(default: {' '.join(map(str, values))})",
+        )
     choices = {"dtypes": DTYPES, "data": list(DATA), "jobs": list(JOBS), "measure": list(CLOCKS)}
     for name, words in choices.items():
         default = ["cpu"] if name == "measure" else words
