@@ -239,7 +239,7 @@ def ratios(report: dict[str, Any], file: Path, measure: str = "cpu", peer: str =
 
     plt = pyplot()
     size = (
-        max(7.5, across * (len(axes["n"]) * (0.19 * len(axes["k"]) + 0.15) + 0.7)),
+        max(8.5, across * (len(axes["n"]) * (0.19 * len(axes["k"]) + 0.15) + 0.7)),
         down * (0.17 * len(axes["d"]) + 1.0) + 1.7,
     )
     figure = plt.figure(figsize=size, layout="constrained")

@@ -32,7 +32,7 @@ from threadpoolctl import threadpool_limits
 
 from anykmeans.__main__ import main as command_of_anykmeans
 from benchmarks import chart, report
-from benchmarks.jobs import DATA, JOBS, OURS_AT_FAULT, same_work
+from benchmarks.jobs import DATA, JOBS, OURS_AT_FAULT, Job, same_work
 from benchmarks.peers import OURS
 from benchmarks.timing import Timings, alternate, busy
 
@@ -160,7 +160,14 @@ def run(options: argparse.Namespace) -> int:
     chosen = set(wanted)
     records = before["results"]
     done = {Cell.of(record) for record in records}
-    refused = ((cell, cell.refused(options.longest)) for cell in wanted if cell not in done)
+    lonely = {
+        name: f"no peer has {job.name}" for name, job in JOBS.items() if not compared(job, modules)
+    }
+    refused = (
+        (cell, lonely.get(cell.job) or cell.refused(options.longest))
+        for cell in wanted
+        if cell not in done
+    )
     left_out = {cell: why for cell, why in refused if why}
     # Those of other options stay in the file.
     others = {Cell.of(record): record["why"] for record in before["left_out"]}
@@ -215,6 +222,11 @@ def ready(peers: Iterable[str]) -> tuple[dict[str, ModuleType], dict[str, str]]:
         except ImportError as error:
             reasons[name] = str(error)
     return modules, reasons
+
+
+def compared(job: Job, modules: dict[str, ModuleType]) -> list[str]:
+    """Return the peers that have what a job needs."""
+    return [name for name, module in modules.items() if name != OURS and hasattr(module, job.name)]
 
 
 def cells(options: argparse.Namespace) -> Iterator[Cell]:
@@ -274,9 +286,7 @@ def measure(cell: Cell, modules: dict[str, ModuleType], repeats: int, cap: float
     with warnings.catch_warnings(), one:
         warnings.simplefilter("ignore")  # of fits that stop after a fixed number of iterations
         calls = {
-            name: job.make(module, x, cell.k)
-            for name, module in modules.items()
-            if hasattr(module, job.name)
+            name: job.make(modules[name], x, cell.k) for name in (OURS, *compared(job, modules))
         }
         timings = repeated(calls, repeats, cap, partial(clocked, CLOCKS[cell.measure]))
         results = timings.results

@@ -120,6 +120,12 @@ def test_what_is_not_measured_is_named(monkeypatch, capsys):
     assert "1 of 4 cells are measured, 3 are left out" in out
     assert "| predict | 60 | float32 | k is above n | 1: 61; 3: 61 |" in out
     assert "| predict | 60 | float32 | ValueError: no such rows | 3: 3 |" in out
+    monkeypatch.setitem(mapping.MODULES, "sklearn", "json")
+    assert cli.main(["map", *GRID, *options]) == 0
+    assert (
+        "| predict | 60 | float32 | no peer has KMeans | 1: 3, 61; 3: 3, 61 |"
+        in capsys.readouterr().out
+    )
     assert "more than 4 GB" in cell(job="transform", n=200_000, d=784, k=500).refused(1e9)
     assert "more than about 20 s" in cell(n=200_000, d=784, k=500).refused(20)
 
