@@ -43,17 +43,18 @@ def eager(function: Callable[P, T]) -> Callable[P, T]:
         with _NoErrors():
             return function(*args, **kwargs)
 
-    left_alone: list[Callable[P, T]] = []  # once made, which takes longer than some calls
+    left_alone: Callable[P, T] | None = None  # once made, which takes longer than some calls
 
     @functools.wraps(function)
     def called(*args: P.args, **kwargs: P.kwargs) -> T:
+        nonlocal left_alone
         disable = getattr(sys.modules.get("torch._dynamo"), "disable", None)
         if disable is None:  # nothing is being compiled
             with _NoErrors():
                 return function(*args, **kwargs)
-        if not left_alone:
-            left_alone.append(disable(handled))
-        return left_alone[0](*args, **kwargs)
+        if left_alone is None:
+            left_alone = disable(handled)
+        return left_alone(*args, **kwargs)
 
     called._torchdynamo_disable = True  # type: ignore[attr-defined]
     return called

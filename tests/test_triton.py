@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -19,7 +20,9 @@ tl = triton.language
 GPU = torch.cuda.is_available()
 if not GPU and os.environ.get("TRITON_INTERPRET") != "1":
     pytest.skip("no GPU, and TRITON_INTERPRET is not 1", allow_module_level=True)
-from anykmeans.kernels.triton.screen import STATES, tile_of  # noqa: E402
+from anykmeans.kernels.triton.device import about  # noqa: E402
+from anykmeans.kernels.triton.resolve import tile_of  # noqa: E402
+from anykmeans.kernels.triton.screen import OPEN, STATES  # noqa: E402
 
 if not GPU:
     import interpreting  # noqa: F401
@@ -237,9 +240,7 @@ def test_nothing_is_left_to_what_memory_held(monkeypatch):
 def test_few_rows_need_a_second_look():
     x = data("uniform", 400, 128)
     made = search(x, x[:64].copy())
-    first, second = made._state.cpu()[0, 4:6].tolist()
-    assert first < 100
-    assert second < 10
+    assert made._state.cpu()[0, OPEN.value] < 50
 
 
 @pytest.mark.skipif(GPU, reason="the sums of tensor cores are what they are")
@@ -248,21 +249,20 @@ def test_few_rows_need_a_second_look():
 def test_products_as_wrong_as_the_bound_allows_change_no_label(monkeypatch, kind, n, d, k):
     from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
 
-    exact, rng = InterpreterBuilder.create_dot, np.random.default_rng(0)
-    calls = []
+    rng, calls = np.random.default_rng(0), []
 
     def wrong(self, a, b, d, *options):
-        made = exact(self, a, b, d, *options)
-        norms = np.linalg.norm(a.data.astype(np.float64), axis=1)[:, None]
-        norms = norms * np.linalg.norm(b.data.astype(np.float64), axis=0)
-        # What products are added to is a partial sum, too.
-        most = (a.data.shape[1] + 16) * 2.0**-22 * (norms + np.abs(d.data))
+        left, right = a.data.astype(np.float64), b.data.astype(np.float64)
+        norms = np.linalg.norm(left, axis=1)[:, None] * np.linalg.norm(right, axis=0)
+        # What products are added to is a partial sum, too; the last rounding is the interpreter's.
+        most = (left.shape[1] + 15) * lost * (norms + np.abs(d.data))
         calls.append(1)
-        found = made.data + rng.choice([-1, 1], size=norms.shape) * most
-        return TensorHandle(found.astype(np.float32), made.dtype)
+        found = left @ right + d.data + rng.choice([-1, 1], size=norms.shape) * most
+        return TensorHandle(found.astype(np.float32), d.dtype)
 
     monkeypatch.setattr(InterpreterBuilder, "create_dot", wrong)
     x = data(kind, n, d)
+    lost = about(tensor(x)).lost
     c = x[np.random.default_rng(0).integers(n, size=k)] * np.float32(1 - 2**-12)
     np.testing.assert_array_equal(host(search(x, c).labels[0]), true_labels(x, c))
     assert calls
@@ -491,7 +491,9 @@ def test_a_pass_does_not_wait_for_the_host():
     run = rows.start(c)
     run.steps(c, 2, 0.0, "relocate")
     mode = torch.cuda.get_sync_debug_mode()
-    torch.cuda.set_sync_debug_mode("error")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it does not see all there is to wait for, and says so
+        torch.cuda.set_sync_debug_mode("error")
     try:
         run.search.passes._pass()
     finally:
@@ -566,7 +568,7 @@ def test_memory_is_labels_lists_and_a_workspace(max_bytes):
 
 def test_equal_centroids_go_by_the_lowest_label():
     x = data("blobs", 90, 5)
-    c = np.repeat(x[:4], [1, 2, 3, 5], axis=0)  # two that tie, and more than two
+    c = np.repeat(x[:4], [1, 2, 3, 12], axis=0)  # as many as are listed that tie, and more
     np.testing.assert_array_equal(host(search(x, c).labels[0]), true_labels(x, c))
     assert set(host(search(x, c).labels[0]).tolist()) <= {0, 1, 3, 6}
 

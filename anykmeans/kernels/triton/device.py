@@ -16,6 +16,7 @@ from anykmeans._libraries import Array
 
 # Bytes of memory that a block can have on an H100, and on any GPU that these kernels are for.
 _SHARED, _LEAST = 227 << 10, 99 << 10
+_LOST = 2.0**-24
 
 
 @functools.cache  # looking for a module takes longer than a launch
@@ -36,20 +37,25 @@ class About(NamedTuple):
     hopper : bool
         Whether tensor cores take both operands from shared memory, and tiles are fetched by descriptors that Triton makes.
         Later GPUs have as much, but for them the compiler spills what these kernels keep in registers.
+    lost : float
+        What tensor cores lose of each term of a sum at most, in relation to the largest: see ``docs/proofs.md``.
     """
 
     multiprocessors: int
     shared: int
     hopper: bool
+    lost: float
 
 
 def about(x: Array) -> About:
     """Return what is to be known of the device of `x`: on a CPU, which interprets, a small H100."""
     if not x.is_cuda:
-        return About(4, _SHARED, _describes())
+        return About(4, _SHARED, _describes(), _LOST)
     card = torch.cuda.get_device_properties(x.device)
     shared = getattr(card, "shared_memory_per_block_optin", _LEAST)  # old PyTorch does not tell
-    return About(card.multi_processor_count, shared, card.major == 9 and _describes())
+    hopper = card.major == 9
+    lost = _LOST if hopper else 4 * _LOST
+    return About(card.multi_processor_count, shared, hopper and _describes(), lost)
 
 
 def free(x: Array) -> int:

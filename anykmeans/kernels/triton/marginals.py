@@ -17,7 +17,8 @@ from typing import Any
 import triton
 import triton.language as tl
 
-from anykmeans.kernels.triton.screen import AGAIN, DONE, HELD, RUNNING, STATES, WORST, proven, push
+from anykmeans.kernels.triton.screen import CHUNK as FEWEST
+from anykmeans.kernels.triton.screen import DONE, HELD, OPEN, RUNNING, STATES, WORST, limits, push
 
 ROWS = 128  # of a tile of scores
 CHUNK = 128  # features of a product, where they are more than are held
@@ -43,12 +44,15 @@ def chunk(width: int) -> int:
     return width if width <= HELD else CHUNK
 
 
-def errors(d: int, width: int) -> tuple[float, float]:
-    """Return `gamma` and `rounding` of scores of `d` features: tensor cores lose as much of what products are added to."""
-    gamma = (min(d, chunk(width)) + 16) * 2.0**-22
+def errors(d: int, width: int, lost: float) -> tuple[float, float]:
+    """Return `gamma` and `rounding` of scores of `d` features: tensor cores lose as much of what products are added to.
+
+    `lost` is what they lose of each term. What `resolve` loses, which adds products of fewer features, is no more.
+    """
+    gamma = (min(d, chunk(width)) + 16) * lost
     if width <= HELD:
         return 0.0, gamma + 4 * 2.0**-23
-    return gamma, (triton.cdiv(d, CHUNK) + 4) * 2.0**-23
+    return gamma, (triton.cdiv(d, FEWEST) + 4) * 2.0**-23
 
 
 @triton.jit
@@ -75,6 +79,7 @@ def screen_by_marginals(
     worst,
     labels,
     listed,
+    open_to,
     n,
     d,
     slots,
@@ -92,7 +97,7 @@ def screen_by_marginals(
     STAGES: tl.constexpr,
     HELD: tl.constexpr,
 ):
-    """Write the labels of the rows from `first` to `stop`; list those not proven.
+    """Write the labels of the rows from `first` to `stop`; list those not proven, and what they are `open_to`.
 
     `rows` and `centroids` describe float16 halves of all problems, end to end: `room` rows and `slots` centroids of each,
     these times -2. A score's product errs by at most `gamma` ``|y| |c|`` in its sum, and the score by `rounding` times
@@ -157,5 +162,6 @@ def screen_by_marginals(
     farthest = tl.load(worst).to(tl.float32, bitcast=True)
     loss = tl.load(worst + 1).to(tl.float32, bitcast=True)
     error = tl.load(lengths + n + at, mask=valid, other=0.0) + length * (loss + gamma)
-    sure = proven(lowest, runner, length, error, floor, farthest, rounding, shift)
-    push(at, valid & (sure == 0), state + AGAIN, listed + problem * n)
+    limit = limits(lowest, length, error, floor, farthest, rounding, shift)
+    lists = (state + OPEN, listed + problem * n, open_to + problem * n)
+    push(at, limit, valid & ((runner > limit) == 0), *lists)

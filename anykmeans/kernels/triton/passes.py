@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 _GRAPH = 4  # passes up to which launches are not worth replaying as a graph
 _BLOCKS = 2  # for a list of unknown length, on each multiprocessor
+_SORTING = 32  # bytes of a label while labels are sorted
 
 
 class DeviceSearch(Search):
@@ -150,20 +151,18 @@ class Passes:
         self._lanes = marginals.lanes(k) if self._marginals else screen.LANES
         self._slots = -(-k // self._lanes) * self._lanes
         self._c = torch.zeros((b, 2, k, d), dtype=dtype, **on)
-        self._high, self._low = torch.empty(
-            (2, b, self._slots, self._width), dtype=torch.float16, **on
-        )
+        self._high = torch.empty((b, self._slots, self._width), dtype=torch.float16, **on)
         self._norms = torch.empty((b, self._slots), dtype=torch.float32, **on)
         self.labels = torch.empty((b, n), dtype=torch.int32, **on)
         # Several arrays, not one: kernels are compiled for how a pointer is aligned.
-        self._again, self._open, self._rivals = (
-            torch.empty((b, n), dtype=torch.int32, **on) for _ in range(3)
-        )
-        pair = 4 * screen.LISTED * self._width  # bytes of listed rows in two halves
+        self._listed = torch.empty((b, n), dtype=torch.int32, **on)
+        self._limits = torch.empty((b, n), dtype=torch.float32, **on)
+        rows, rivals = resolve.ROWS, resolve.RIVALS.value
         most = _BLOCKS * self._about.multiprocessors
-        self._blocks = max(1, min(most, self._max_bytes // 8 // pair))
-        shape = self._blocks, 2, screen.LISTED, self._width
-        self._pairs = torch.empty(shape, dtype=torch.float16, **on)
+        blocks = max(1, min(most, self._max_bytes // 8 // (2 * rows * self._width)))
+        self._open = torch.empty((blocks, rows, self._width), dtype=torch.float16, **on)
+        self._rivals = torch.empty((blocks, rows, rivals), dtype=torch.int32, **on)
+        self._counts = torch.empty((blocks, rows), dtype=torch.int32, **on)
 
     def _halve(self, problems: int, *, bounded: bool) -> None:
         """Make room for rows in half precision: all if there is enough, else a part at a time; and round them, if all."""
@@ -237,6 +236,9 @@ class Passes:
             self._begin(centroids)
             if self._sums is None:
                 self._plan(grids, w)
+                # Sorting takes about so many bytes.
+                room = _SORTING * self._b * self._n <= self._max_bytes
+                self._sorted = room and len(centroids) == self._b
             self._state[:, screen.MOST.value] = passes
             at = device.placed(np.asarray(list(centroids)), self._x)
             self._table[at, screen.TOL.value] = device.placed(np.asarray(tol, np.float64), self._x)
@@ -320,16 +322,20 @@ class Passes:
         b, n, k, d = self._b, self._n, self._k, self._d
         exact = {"enable_fp_fusion": False}  # the host rounds every product
         span = sums.span(b * n)
+        if self._sorted:
+            self._sort()
         sums.accumulate[(triton.cdiv(n, span), b)](
             *(self._x, self._w, self._scale, self._table, self._state, self._old, self.labels),
-            *(self._again, self._sums, n, k, d, self._folds, self._copies, *self._strides),
+            *(self._listed, self._sums, n, k, d, self._folds, self._copies, *self._strides),
             WEIGHTED=self._weighted,
+            SORTED=self._sorted,
             SPAN=span,
             ROWS=sums.ROWS,
             WIDTH=min(self._padded, sums.MOVED),
             maxnreg=sums.REGISTERS,
             **exact,
         )
+        self._sorted = False  # from now on few change
         sums.means[(k, b)](
             *(self._c, self._scale, self._table, self._state, self._sums, self._scratch),
             *(self._moves, k, d, self._folds),
@@ -346,10 +352,19 @@ class Passes:
             WIDTH=1024,
         )
 
+    def _sort(self) -> None:
+        """List all rows by label, of a pass that adds all."""
+        order = self.labels
+        problems = torch.arange(self._b, dtype=torch.int32, **self._on)[:, None]
+        if self._b > 1:  # problems are sorted at once
+            order = order + problems * self._k
+        order = torch.sort(order.reshape(-1)).indices.reshape(self._b, self._n)
+        torch.sub(order, problems * self._n, out=self._listed)
+
     def _nearest(self) -> None:
         """Launch what labels all rows."""
         b, n, k, d, slots, width = self._b, self._n, self._k, self._d, self._slots, self._width
-        centroids = (self._high, self._low, self._norms, self._worst)
+        centroids = (self._high, self._norms, self._worst)
         chunk = min(self._chunk, screen.CHUNK)
         screen.prepare[(slots // 16, b)](
             *(self._c, self._offset, self._table, self._state, *centroids, k, d, slots),
@@ -359,6 +374,8 @@ class Passes:
         )
         full = slots <= screen.FULL
         mask = (1 << ((slots if full else slots // screen.LANES) - 1).bit_length()) - 1
+        lists = (self.labels, self._listed, self._limits)
+        lost = self._about.lost
         for first in range(0, n, self._room):
             stop = min(first + self._room, n)
             if not self._kept:
@@ -366,9 +383,9 @@ class Passes:
             if self._marginals:
                 marginals.screen_by_marginals[(triton.cdiv(stop - first, marginals.ROWS), b)](
                     *(*self._tiles, self._lengths, self._state, self._norms, self._worst),
-                    *(self.labels, self._again, n, d, slots, first, stop),
+                    *(*lists, n, d, slots, first, stop),
                     *(self._between, self._lengths.stride(0) if self._rounded == b else 0),
-                    *(*marginals.errors(d, width), 1.0),
+                    *(*marginals.errors(d, width, lost), 1.0),
                     ROWS=marginals.ROWS,
                     LANES=self._lanes,
                     **marginals.shape(self._lanes, width),
@@ -376,12 +393,10 @@ class Passes:
                 continue
             screen.screen[(triton.cdiv(stop - first, screen.ROWS), b)](
                 *(self._halves, self._lengths, self._state, self._high, self._norms, self._worst),
-                *(self.labels, self._again, n, k, d, slots, first, stop),
+                *(*lists, n, k, d, slots, first, stop),
                 *(self._between, self._lengths.stride(0) if self._rounded == b else 0),
                 *(self._halves.stride(-2), mask),
-                (min(d, self._chunk) + 16) * 2.0**-22,
-                (width // self._chunk + 2 + mask) * 2.0**-23,
-                1.0,
+                *(*screen.errors(d, width, self._chunk, lost, mask), 1.0),
                 ROWS=screen.ROWS,
                 LANES=screen.LANES,
                 WIDTH=width,
@@ -396,29 +411,21 @@ class Passes:
         if self._exact:
             # Where tensor cores read shared memory: elsewhere as much would have to be in registers.
             held = self._chunk if self._about.hopper else chunk
-            screen.again[(self._blocks,)](
-                *(self._x, self._offset, self._table, self._state, *centroids, self.labels),
-                *(self._again, self._open, self._rivals, self._pairs),
-                *(b, n, k, d, slots, *self._strides),
-                (min(d, held) + 16) * 2.0**-22 + 2.0**-28,
-                (width // held + 2) * 2.0**-23,
-                1.0,
-                ROWS=screen.LISTED,
-                LANES=screen.NARROW,
+            resolve.resolve[(self._open.shape[0],)](
+                *(self._x, self._offset, self._c, self._table, self._state),
+                *(self._high, self._norms, *lists, self._open, self._rivals, self._counts),
+                *(b, n, k, d, slots, *self._strides, 1.0),
+                ROWS=resolve.ROWS,
+                LANES=resolve.LANES,
                 WIDTH=width,
                 CHUNK=held,
                 PART=chunk,
                 WIDE=self._wide,
-                num_warps=8 if 128 < width == held else 4,
-            )
-            resolve.resolve[(_BLOCKS * self._about.multiprocessors,)](
-                *(self._x, self._c, self._table, self._state, self.labels),
-                *(self._open, self._rivals, b, n, k, d, *self._strides),
-                ROWS=max(1, min(resolve.MANY, resolve.TILE // self._padded)),
-                WIDTH=self._padded,
+                FEW=max(1, min(resolve.MANY, resolve.TILE // self._padded)),
+                PADDED=self._padded,
                 IDS=max(1, resolve.TILE // self._padded),
-                maxnreg=255,  # or a few are spilled for one more block on a multiprocessor
-                enable_fp_fusion=False,
+                num_warps=8,
+                enable_fp_fusion=False,  # the host rounds every product
             )
 
     def _round(self, first: int, stop: int) -> None:

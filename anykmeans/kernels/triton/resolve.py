@@ -1,5 +1,5 @@
 # mypy: allow-untyped-defs, allow-untyped-calls, allow-incomplete-defs
-"""The distance whose bits are promised, in float64, and the rows that only it can decide."""
+"""The distance whose bits are promised, in float64, and the rows whose labels only it can prove."""
 
 from __future__ import annotations
 
@@ -8,16 +8,23 @@ import triton.language as tl
 
 from anykmeans.kernels.triton.screen import (
     COLUMNS,
+    OPEN,
     PASSES,
-    RESOLVE,
+    SCREEN,
     STATES,
     TIE,
     UNIT,
-    tile_of,
+    centred,
 )
 
+ROWS, LANES = 64, 64  # of a tile of scores
+BITS = tl.constexpr(
+    16
+)  # tiles whose centroids within a row's limit are noted before they are listed
+RIVALS = tl.constexpr(8)  # centroids that a row is compared with, before it is with all
+PROBLEMS = tl.constexpr(128)  # whose lists' lengths are added up at once
 TILE = 2048  # numbers of a tile of differences
-MANY = 16  # rows decided at once, at most
+MANY = 16  # rows compared at once, at most
 MOST = 1 << 19  # features up to which a row fits one
 
 
@@ -71,63 +78,173 @@ def _nearest(y, c, k, cols, d, unit, tie, WIDTH: tl.constexpr, IDS: tl.constexpr
     return label
 
 
-@triton.jit(do_not_specialize=["b", "n", "k", "d"])
+@triton.jit
+def tile_of(counts, b, tile, ROWS: tl.constexpr):
+    """Return of which of `b` problems' lists the `tile` of ROWS rows is, all lists end to end, and its first place there.
+
+    `counts` are their lengths, in the problems' states. The problem is `b` if there is no such tile.
+    """
+    problem = tile * 0
+    before = tile * 0
+    total = tile * 0
+    for first in range(0, b, PROBLEMS):
+        at = first + tl.arange(0, PROBLEMS)
+        count = tl.load(counts + at.to(tl.int64) * STATES, mask=at < b, other=0).to(tl.int32)
+        ends = total + tl.cumsum((count + (ROWS - 1)) // ROWS, 0)
+        earlier = (ends <= tile) & (at < b)
+        problem += tl.sum(earlier.to(tl.int32), 0)
+        before = tl.maximum(before, tl.max(tl.where(earlier, ends, 0), 0))
+        total = tl.max(ends, 0)
+    return problem, (tile - before) * ROWS
+
+
+@triton.jit
+def _list(near, base, counts, rivals, ROWS: tl.constexpr, LANES: tl.constexpr):
+    """Append to each row's `rivals` (ROWS, RIVALS) the centroids that are `near`: bit i of a lane is tile i after `base`."""
+    rows = tl.arange(0, ROWS)[:, None] + tl.zeros((1, LANES), tl.int32)
+    lanes = tl.arange(0, LANES)[None, :]
+    while tl.max(tl.max(near, 1), 0) != 0:
+        bit = near & -near
+        # Which bit that is, by the exponent it has as a number.
+        tile = (bit.to(tl.float32).to(tl.int32, bitcast=True) >> 23) - 127
+        slot = tl.atomic_add(counts + rows, 1, mask=bit != 0, sem="relaxed")
+        there = (bit != 0) & (slot < RIVALS)
+        tl.store(rivals + rows * RIVALS + slot, base + tile * LANES + lanes, mask=there)
+        near ^= bit
+
+
+@triton.jit
+def _nearest_of(y, c, rivals, count, cols, k, d, unit, tie, WIDTH: tl.constexpr):
+    """Return the nearest (m,) of the `count` (m,) rivals of each row `y` (m, WIDTH): the lowest of those that tie."""
+    best = tl.full((y.shape[0],), float("inf"), tl.float64)
+    second = tl.full((y.shape[0],), float("inf"), tl.float64)
+    label = tl.zeros((y.shape[0],), tl.int32)
+    most = tl.max(count, 0)
+    for i in range(0, most):
+        rival = tl.load(rivals + i, mask=i < count, other=0, cache_modifier=".cg")
+        distance = _to(y, c, rival, cols, i < count, d, unit, WIDTH)
+        second = tl.minimum(second, tl.maximum(best, distance))
+        label = tl.where(distance < best, rival, label)
+        best = tl.minimum(best, distance)
+    limit = best + best * tie
+    tied = (second <= limit) & (count > 1)
+    if tl.max(tied.to(tl.int32), 0) > 0:
+        lowest = tl.zeros((y.shape[0],), tl.int32) + k
+        for i in range(0, most):
+            rival = tl.load(rivals + i, mask=i < count, other=0, cache_modifier=".cg")
+            distance = _to(y, c, rival, cols, i < count, d, unit, WIDTH)
+            lowest = tl.where((i < count) & (distance <= limit), tl.minimum(lowest, rival), lowest)
+        label = tl.where(tied, lowest, label)
+    return label
+
+
+@triton.jit(do_not_specialize=["b", "n", "k", "d", "slots"])
 def resolve(
     x,
+    offset,
     c,
     table,
     state,
+    high,
+    norms,
     labels,
     listed,
+    limits,
+    halves,
     rivals,
+    counts,
     b,
     n,
     k,
     d,
+    slots,
     apart,
     across,
     along,
+    times,
     ROWS: tl.constexpr,
+    LANES: tl.constexpr,
     WIDTH: tl.constexpr,
+    CHUNK: tl.constexpr,
+    PART: tl.constexpr,
+    WIDE: tl.constexpr,
+    FEW: tl.constexpr,
+    PADDED: tl.constexpr,
     IDS: tl.constexpr,
 ):
     """Write the labels of the listed rows: the lowest of those whose distance is the shortest, or ties with it.
 
-    It is a row's label or its rival, or any where the rival is below 0.
+    They are scored once more, to see which centroids are within their limits: those `rivals` (blocks, ROWS, RIVALS) are compared by
+    the distance, FEW rows at a time; or all centroids, where rivals are too many. A block writes its rows as float16
+    `halves` (blocks, ROWS, WIDTH) and reads them back, so that they come to products from shared memory.
     """
-    cols = tl.arange(0, WIDTH)
+    lanes, inside = tl.arange(0, LANES), tl.arange(0, ROWS)[:, None] * WIDTH
+    halves += tl.program_id(0).to(tl.int64) * (ROWS * WIDTH)
+    rivals += tl.program_id(0) * (ROWS * RIVALS)
+    counts += tl.program_id(0) * ROWS
+    cols, features = tl.arange(0, CHUNK), tl.arange(0, PADDED)
     tile = tl.program_id(0)
-    problem, start = tile_of(state + RESOLVE, b, tile, ROWS)
+    problem, start = tile_of(state + OPEN, b, tile, ROWS)
     while problem < b:
-        begin = problem.to(tl.int64)
-        unit = tl.load(table + begin * COLUMNS + UNIT)
-        tie = tl.load(table + begin * COLUMNS + TIE)
-        count = tl.load(state + begin * STATES + RESOLVE).to(tl.int32)
-        its_c = c + (begin * 2 + tl.load(state + begin * STATES + PASSES) % 2) * k * d
-        its_x, its_labels = x + begin * apart, labels + begin * n
-        place = start + tl.arange(0, ROWS)
-        valid = place < count
-        rows = tl.load(listed + begin * n + place, mask=valid, other=0).to(tl.int64)
-        rival = tl.load(rivals + begin * n + place, mask=valid, other=0)
-        valid = valid & (rival >= 0)
-        y = _rows(its_x, rows, cols, valid, d, across, along, unit)
-        label = tl.load(its_labels + rows, mask=valid, other=0)
-        first = _to(y, its_c, label, cols, valid, d, unit, WIDTH)
-        second = _to(y, its_c, rival, cols, valid, d, unit, WIDTH)
-        best = tl.minimum(first, second)
-        tied = tl.maximum(first, second) <= best + best * tie
-        nearer = tl.where(first < second, label, rival)
-        nearer = tl.where(tied, tl.minimum(label, rival), nearer)
-        tl.store(its_labels + rows, nearer, mask=valid)
-        if tl.min(rival, 0) < 0:  # hardly ever: more than two are equally near
-            for i in range(start, tl.minimum(start + ROWS, count)):
-                if tl.load(rivals + begin * n + i) < 0:
-                    row = tl.load(listed + begin * n + i).to(tl.int64) + tl.zeros((1,), tl.int64)
-                    one = _rows(its_x, row, cols, row >= 0, d, across, along, unit)
-                    nearest = _nearest(one, its_c, k, cols, d, unit, tie, WIDTH, IDS)
-                    tl.store(its_labels + row, nearest + tl.zeros((1,), tl.int32))
+        of = problem.to(tl.int64)
+        its_state, its_norms, its_high = state + of * STATES, norms + of * slots, high
+        its_high += of * slots * WIDTH
+        its_x, its_labels, its_list = x + of * apart, labels + of * n, listed + of * n + start
+        its_c = c + (of * 2 + tl.load(its_state + PASSES) % 2) * k * d
+        unit = tl.load(table + of * COLUMNS + UNIT)
+        scale = tl.load(table + of * COLUMNS + SCREEN)
+        tie = tl.load(table + of * COLUMNS + TIE)
+        left = tl.load(its_state + OPEN).to(tl.int32) - start
+        place = tl.arange(0, ROWS)
+        valid = place < left
+        rows = tl.load(its_list + place, mask=valid, other=0).to(tl.int64)
+        limit = tl.load(limits + of * n + start + place, mask=valid, other=-3e38)
+        for begin in range(0, WIDTH, PART):
+            at = begin + tl.arange(0, PART)
+            its_offset = offset + of * d
+            y = centred(its_x, rows, at, valid, d, across, along, its_offset, unit, scale, WIDE)
+            tl.store(halves + inside + at[None, :], y.to(tl.float16))
+        tl.store(counts + place, 0)
+        tl.debug_barrier()  # one block's threads read what others have written
+        if WIDTH == CHUNK:
+            a = tl.load(halves + inside + cols[None, :])
+        for first in range(0, slots, BITS * LANES):
+            near = tl.zeros((ROWS, LANES), tl.int32)
+            for base in range(first, tl.minimum(first + BITS * LANES, slots), LANES):
+                score = tl.zeros((ROWS, LANES), tl.float32)
+                score += tl.load(its_norms + base + lanes)[None, :]
+                # Not to WIDTH where that are several: it would be unrolled.
+                for begin in range(0, CHUNK if WIDTH == CHUNK else d, CHUNK):
+                    if WIDTH > CHUNK:
+                        a = tl.load(halves + inside + begin + cols[None, :])
+                    skip = tl.cast(base, tl.int64) * WIDTH + begin
+                    score += times * tl.dot(
+                        a, tl.load(its_high + skip + lanes[None, :] * WIDTH + cols[:, None])
+                    )
+                bit = 1 << ((base - first) // LANES)
+                near |= tl.where(score <= limit[:, None], bit, 0)
+            _list(near, first, counts, rivals, ROWS, LANES)
+        tl.debug_barrier()
+        for first in range(0, tl.minimum(left, ROWS), FEW):
+            some = first + tl.arange(0, FEW)
+            count = tl.load(counts + some, cache_modifier=".cg")
+            known = (some < left) & (count > 0) & (count <= RIVALS)
+            these = tl.load(its_list + some, mask=known, other=0).to(tl.int64)
+            y = _rows(its_x, these, features, known, d, across, along, unit)
+            its_rivals, count = rivals + some * RIVALS, tl.where(known, count, 0)
+            label = _nearest_of(y, its_c, its_rivals, count, features, k, d, unit, tie, PADDED)
+            tl.store(its_labels + these, label, mask=known)
+            missed = (some < left) & (known == 0)
+            if tl.max(missed.to(tl.int32), 0) > 0:  # hardly ever: many are equally near
+                for i in range(first, tl.minimum(first + FEW, left)):
+                    if tl.load(counts + i, cache_modifier=".cg") > RIVALS:
+                        row = tl.load(its_list + i).to(tl.int64) + tl.zeros((1,), tl.int64)
+                        one = _rows(its_x, row, features, row >= 0, d, across, along, unit)
+                        nearest = _nearest(one, its_c, k, features, d, unit, tie, PADDED, IDS)
+                        tl.store(its_labels + row, nearest + tl.zeros((1,), tl.int32))
         tile += tl.num_programs(0)
-        problem, start = tile_of(state + RESOLVE, b, tile, ROWS)
+        problem, start = tile_of(state + OPEN, b, tile, ROWS)
+        tl.debug_barrier()  # before halves and counts are others
 
 
 @triton.jit(do_not_specialize=["n", "d"])

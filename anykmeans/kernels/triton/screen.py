@@ -3,8 +3,8 @@
 
 Rows and centroids are shifted and scaled by a power of two, rounded to float16, and what that leaves of each
 is measured. So a row's scores err by no more than its own residual and the centroids' say; ``docs/proofs.md``
-has the proof. Rows that are not proven go to a list; those are scored once more with rows and centroids split
-into two halves, and what is left then is for `resolve`.
+has the proof. Rows that are not proven go to a list, each with the score up to which a centroid may be the nearest,
+for `resolve`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import triton
 import triton.language as tl
 
 ROWS, LANES = 128, 64  # of a tile of scores
-LISTED, NARROW = 64, 32  # where rows and centroids are in two halves, which take more registers
 FULL = 128  # centroids up to which the last bits of a score have room for their number
 HELD = 256  # features up to which a tile of rows is read once for all centroids
 CHUNK = 64  # features of a product, where they are more
@@ -23,13 +22,21 @@ LARGEST = 12  # the binary exponent of the largest coordinate: squares of 2^20 f
 COLUMNS = tl.constexpr(5)
 UNIT, SCREEN, STEP, TIE, TOL = (tl.constexpr(i) for i in range(5))
 # Columns of its state, int64: whether it is done, passes made, whether a cluster is empty, the most passes, and
-# rows listed to be scored again and to be resolved.
-STATES = tl.constexpr(6)
-DONE, PASSES, EMPTY, MOST, AGAIN, RESOLVE = (tl.constexpr(i) for i in range(6))
+# rows listed to be resolved.
+STATES = tl.constexpr(5)
+DONE, PASSES, EMPTY, MOST, OPEN = (tl.constexpr(i) for i in range(5))
 RUNNING, STOPPED, VACANT = (tl.constexpr(i) for i in range(3))  # what DONE says
-PROBLEMS = tl.constexpr(128)  # whose lists' lengths are added up at once
 # Columns of the worst that rounding does to its centroids, float32 in the bits of int32: see `prepare`.
-WORST = tl.constexpr(3)
+WORST = tl.constexpr(2)
+
+
+def errors(d: int, width: int, chunk: int, lost: float, mask: int) -> tuple[float, float]:
+    """Return `gamma` and `rounding` of scores of `d` features, by products of `chunk` of them, whose last bits, those of `mask`, are no part of them.
+
+    `lost` is what tensor cores lose of each term. What `resolve` loses, which may add products of CHUNK, is no more.
+    """
+    parts = width // min(chunk, CHUNK)
+    return (min(d, chunk) + 16) * lost, (parts + 2 + mask) * 2.0**-23
 
 
 @triton.jit(do_not_specialize=["k", "d", "slots"])
@@ -39,7 +46,6 @@ def prepare(
     table,
     state,
     high,
-    low,
     norms,
     worst,
     k,
@@ -49,10 +55,10 @@ def prepare(
     WIDTH: tl.constexpr,
     CHUNK: tl.constexpr,
 ):
-    """Write centroids (slots, WIDTH) times -2 as two float16 halves, their squared norms, and what is lost at most.
+    """Write centroids (slots, WIDTH) times -2 as float16 `high`, their squared norms, and what is lost at most.
 
-    `worst` takes the largest of: a norm, and what one half, and both, leave of a centroid in relation to
-    its norm, or to where float16 has no more relative precision; as the bits of float32.
+    `worst` takes the largest of: a norm, and what rounding takes of a centroid in relation to its norm, or to
+    where float16 has no more relative precision; as the bits of float32.
     """
     problem = tl.program_id(1).to(tl.int64)
     state += problem * STATES
@@ -64,8 +70,7 @@ def prepare(
     offset += problem * d
     rows = (tl.program_id(0) * ROWS + tl.arange(0, ROWS)).to(tl.int64)
     norm = tl.zeros((ROWS,), tl.float64)
-    once = tl.zeros((ROWS,), tl.float64)
-    twice = tl.zeros((ROWS,), tl.float64)
+    rest = tl.zeros((ROWS,), tl.float64)
     out = (problem * slots + rows[:, None]) * WIDTH
     for start in range(0, WIDTH, CHUNK):
         cols = start + tl.arange(0, CHUNK)
@@ -73,15 +78,11 @@ def prepare(
         at = tl.load(c + rows[:, None] * d + cols[None, :], mask=there, other=0.0).to(tl.float64)
         off = tl.load(offset + cols, mask=cols < d, other=0.0)
         near = tl.where(there, (at * unit - off[None, :]) * scale, 0.0)
-        first = near.to(tl.float32).to(tl.float16)
-        left = near - first.to(tl.float64)
-        second = left.to(tl.float32).to(tl.float16)
-        rest = left - second.to(tl.float64)
+        half = near.to(tl.float32).to(tl.float16)
+        left = near - half.to(tl.float64)
         norm += tl.sum(near * near, 1)
-        once += tl.sum(left * left, 1)
-        twice += tl.sum(rest * rest, 1)
-        tl.store(high + out + cols[None, :], first * -2)  # exactly
-        tl.store(low + out + cols[None, :], second * -2)
+        rest += tl.sum(left * left, 1)
+        tl.store(high + out + cols[None, :], half * -2)  # exactly
     tl.store(norms + problem * slots + rows, tl.where(rows < k, norm, 3e38).to(tl.float32))
     length = tl.sqrt(norm)
     floor = tl.maximum(length, tl.sqrt(d * 1.0) * 2.0**-12)
@@ -89,10 +90,8 @@ def prepare(
     up = 1.0 + 2.0**-20
     bits = (tl.max(length, 0) * up).to(tl.float32).to(tl.int32, bitcast=True)
     tl.atomic_max(worst, bits, sem="relaxed")
-    bits = (tl.max(tl.sqrt(once) / floor, 0) * up).to(tl.float32).to(tl.int32, bitcast=True)
+    bits = (tl.max(tl.sqrt(rest) / floor, 0) * up).to(tl.float32).to(tl.int32, bitcast=True)
     tl.atomic_max(worst + 1, bits, sem="relaxed")
-    bits = (tl.max(tl.sqrt(twice) / floor, 0) * up).to(tl.float32).to(tl.int32, bitcast=True)
-    tl.atomic_max(worst + 2, bits, sem="relaxed")
 
 
 @triton.jit
@@ -154,23 +153,16 @@ def round_rows(
         if KEEP:
             at = (problem * room + place[:, None]) * WIDTH + cols[None, :]
             tl.store(halves + at, half, mask=valid[:, None])
-    length, residual = _at_most(norm, rest, d)
+    up = 1.0 + (d + 64.0) * 2.0**-22  # what float32 may have lost in sums
+    length = tl.sqrt(norm) * up
     lengths += problem * 2 * n
     tl.store(lengths + rows, length, mask=valid)
-    tl.store(lengths + n + rows, residual, mask=valid)
+    tl.store(lengths + n + rows, tl.sqrt(rest) * up + length * 2.0**-23 + 2.0**-60, mask=valid)
 
 
 @triton.jit
-def _at_most(norm, rest, d):
-    """Return a row's length and its residual at most, of the sums of squares that float32 made."""
-    up = 1.0 + (d + 64.0) * 2.0**-22
-    length = tl.sqrt(norm) * up
-    return length, tl.sqrt(rest) * up + length * 2.0**-23 + 2.0**-60
-
-
-@triton.jit
-def proven(lowest, runner, length, error, floor, farthest, rounding, shift):
-    """Return which rows' lowest score is surely that of the nearest centroid: see ``docs/proofs.md``.
+def limits(lowest, length, error, floor, farthest, rounding, shift):
+    """Return up to which score a centroid may be a row's nearest, of its `lowest` score: see ``docs/proofs.md``.
 
     The product of a row and a centroid of norm C errs by at most `error` times C, or `floor` if that is more, and the score
     besides by `rounding` times ``C^2 + 2 |y| C + shift``.
@@ -183,19 +175,20 @@ def proven(lowest, runner, length, error, floor, farthest, rounding, shift):
     reach = tl.minimum(farthest, (length + far) * (1.0 + 2.0**-20) + 2.0**-60)
     most = 2 * tl.maximum(reach, floor) * error
     most += rounding * (reach * reach + 2 * length * reach + shift)
-    return runner - lowest > 2.02 * most + far * far * 2.0**-40
+    limit = lowest + (2.02 * most + far * far * 2.0**-40)
+    return limit + tl.abs(limit) * 2.0**-22
 
 
 @triton.jit
-def push(rows, unproven, count, listed):
-    """Append the `rows` that are `unproven` to those `listed`; return their places."""
+def push(rows, limit, unproven, count, listed, limits):
+    """Append the `rows` that are `unproven`, and their limits, to those `listed`."""
     found = tl.sum(unproven.to(tl.int32), 0)
     before = tl.zeros((), tl.int64)
     if found > 0:
         before = tl.atomic_add(count, found.to(tl.int64), sem="relaxed")
     slot = before + tl.cumsum(unproven.to(tl.int32), 0) - 1
     tl.store(listed + slot, rows.to(tl.int32), mask=unproven)
-    return slot
+    tl.store(limits + slot, limit, mask=unproven)
 
 
 @triton.jit
@@ -225,6 +218,7 @@ def screen(
     worst,
     labels,
     listed,
+    open_to,
     n,
     k,
     d,
@@ -246,7 +240,7 @@ def screen(
     FULL: tl.constexpr,
     ONE: tl.constexpr,
 ):
-    """Write the labels of the rows from `first` to `stop`, whose `halves` are given; list those not proven.
+    """Write the labels of the rows from `first` to `stop`, whose `halves` are given; list those not proven, and what they are `open_to`.
 
     A score's product errs by at most `gamma` ``|y| |c|`` in its sum, and the score by `rounding` times
     ``|c|^2 + 2 |y| |c|``: its last bits, those of `mask`, say which tile of centroids it is of, which saves a
@@ -321,167 +315,6 @@ def screen(
         loss = tl.load(worst + 1).to(tl.float32, bitcast=True)
         floor = tl.sqrt(d * 1.0) * 2.0**-12
         error = residual + length * (loss + gamma)
-        sure = proven(lowest, runner, length, error, floor, farthest, rounding, 0.0)
-        push(rows, valid & (sure == 0), state + AGAIN, listed + problem * n)
-
-
-@triton.jit
-def tile_of(counts, b, tile, ROWS: tl.constexpr):
-    """Return of which of `b` problems' lists the `tile` of ROWS rows is, all lists end to end, and its first place there.
-
-    `counts` are their lengths, in the problems' states. The problem is `b` if there is no such tile.
-    """
-    problem = tile * 0
-    before = tile * 0
-    total = tile * 0
-    for first in range(0, b, PROBLEMS):
-        at = first + tl.arange(0, PROBLEMS)
-        count = tl.load(counts + at.to(tl.int64) * STATES, mask=at < b, other=0).to(tl.int32)
-        ends = total + tl.cumsum((count + (ROWS - 1)) // ROWS, 0)
-        earlier = (ends <= tile) & (at < b)
-        problem += tl.sum(earlier.to(tl.int32), 0)
-        before = tl.maximum(before, tl.max(tl.where(earlier, ends, 0), 0))
-        total = tl.max(ends, 0)
-    return problem, (tile - before) * ROWS
-
-
-@triton.jit
-def _three_lowest(best, second, third, tile, next_tile, lanes):
-    """Return each row's three lowest scores, and the numbers of the first two, of those of its lanes."""
-    lowest = tl.min(best, 1)
-    lane = tl.argmin(best, 1)
-    mine = lanes[None, :] == lane[:, None]
-    label = tl.sum(tl.where(mine, tile, 0), 1) + lane
-    # That lane's next take the place of what was taken.
-    heads = tl.where(mine, second, best)
-    tiles = tl.where(mine, next_tile, tile)
-    runner = tl.min(heads, 1)
-    lane = tl.argmin(heads, 1)
-    taken = lanes[None, :] == lane[:, None]
-    rival = tl.sum(tl.where(taken, tiles, 0), 1) + lane
-    heads = tl.where(taken, tl.where(mine, third, second), heads)
-    return lowest, runner, tl.min(heads, 1), label, rival
-
-
-@triton.jit(do_not_specialize=["b", "n", "k", "d", "slots"])
-def again(
-    x,
-    offset,
-    table,
-    state,
-    high,
-    low,
-    norms,
-    worst,
-    labels,
-    listed,
-    left,
-    rivals,
-    halves,
-    b,
-    n,
-    k,
-    d,
-    slots,
-    apart,
-    across,
-    along,
-    gamma,
-    rounding,
-    times,
-    ROWS: tl.constexpr,
-    LANES: tl.constexpr,
-    WIDTH: tl.constexpr,
-    CHUNK: tl.constexpr,
-    PART: tl.constexpr,
-    WIDE: tl.constexpr,
-):
-    """Score the listed rows with rows and centroids in two halves; write labels, and list what is `left`.
-
-    With the label of the second lowest score, or -1 if more than two centroids may be the nearest. A block writes its rows'
-    two `halves` (blocks, 2, ROWS, WIDTH) and reads them back, so that they come to products from shared memory.
-    """
-    lanes = tl.arange(0, LANES)
-    inside = tl.arange(0, ROWS)[:, None] * WIDTH
-    first = halves + tl.program_id(0).to(tl.int64) * (2 * ROWS * WIDTH)
-    rest = first + ROWS * WIDTH
-    cols = tl.arange(0, CHUNK)
-    tile = tl.program_id(0)
-    problem, start = tile_of(state + AGAIN, b, tile, ROWS)
-    while problem < b:
-        of = problem.to(tl.int64)
-        its_state, its_norms = state + of * STATES, norms + of * slots
-        its_high, its_low = high + of * slots * WIDTH, low + of * slots * WIDTH
-        unit = tl.load(table + of * COLUMNS + UNIT)
-        scale = tl.load(table + of * COLUMNS + SCREEN)
-        place = start + tl.arange(0, ROWS)
-        valid = place < tl.load(its_state + AGAIN)
-        rows = tl.load(listed + of * n + place, mask=valid, other=0).to(tl.int64)
-        norm = tl.zeros((ROWS,), tl.float32)
-        once = tl.zeros((ROWS,), tl.float32)
-        twice = tl.zeros((ROWS,), tl.float32)
-        for begin in range(0, WIDTH, PART):
-            at = begin + tl.arange(0, PART)
-            y = centred(
-                *(x + of * apart, rows, at, valid, d, across, along, offset + of * d, unit, scale),
-                WIDE,
-            )
-            half = y.to(tl.float16)
-            left_of = y - half.to(tl.float32)
-            next_half = left_of.to(tl.float16)
-            tl.store(first + inside + at[None, :], half)
-            tl.store(rest + inside + at[None, :], next_half)
-            norm += tl.sum(y * y, 1)
-            once += tl.sum(left_of * left_of, 1)
-            left_of -= next_half.to(tl.float32)
-            twice += tl.sum(left_of * left_of, 1)
-        tl.debug_barrier()  # one block's threads read what others have written
-        best = tl.full((ROWS, LANES), float("inf"), tl.float32)
-        second = tl.full((ROWS, LANES), float("inf"), tl.float32)
-        third = tl.full((ROWS, LANES), float("inf"), tl.float32)
-        tiles = tl.zeros((ROWS, LANES), tl.int32)
-        next_tiles = tl.zeros((ROWS, LANES), tl.int32)
-        if WIDTH == CHUNK:
-            a = tl.load(first + inside + cols[None, :])
-            a_rest = tl.load(rest + inside + cols[None, :])
-        for base in range(0, slots, LANES):
-            score = tl.zeros((ROWS, LANES), tl.float32) + tl.load(its_norms + base + lanes)[None, :]
-            # Not to WIDTH where that are several: it would be unrolled.
-            for begin in range(0, CHUNK if WIDTH == CHUNK else d, CHUNK):
-                skip = tl.cast(base, tl.int64) * WIDTH + begin
-                at = lanes[None, :] * WIDTH + cols[:, None]
-                if WIDTH > CHUNK:
-                    a = tl.load(first + inside + begin + cols[None, :])
-                    a_rest = tl.load(rest + inside + begin + cols[None, :])
-                c = tl.load(its_high + skip + at)
-                fine = tl.dot(a, tl.load(its_low + skip + at), tl.dot(a_rest, c))
-                score += times * tl.dot(a, c)
-                score += times * fine
-            nearer, near = score < best, score < second
-            third = tl.minimum(third, tl.maximum(second, score))
-            second = tl.minimum(second, tl.maximum(best, score))
-            next_tiles = tl.where(nearer, tiles, tl.where(near, base, next_tiles))
-            tiles = tl.where(nearer, base, tiles)
-            best = tl.minimum(best, score)
-        lowest, runner, other, label, rival = _three_lowest(
-            best, second, third, tiles, next_tiles, lanes
-        )
-        tl.store(labels + of * n + rows, label, mask=valid)
-        length, residual = _at_most(norm, twice, d)
-        its_worst = worst + of * WORST
-        farthest = tl.load(its_worst).to(tl.float32, bitcast=True)
-        loss = tl.load(its_worst + 1).to(tl.float32, bitcast=True)
-        loss_of_two = tl.load(its_worst + 2).to(tl.float32, bitcast=True)
-        # The product of what the first halves of both leave is not made.
-        residual += _at_most(norm, once, d)[1] * loss
-        error = residual + length * (loss_of_two + gamma)
-        floor = tl.sqrt(d * 1.0) * 2.0**-12
-        sure = proven(lowest, runner, length, error, floor, farthest, rounding, 0.0)
-        alone = proven(lowest, other, length, error, floor, farthest, rounding, 0.0)
-        rival = tl.where(alone, rival, -1)
-        unproven = valid & (sure == 0)
-        slot = push(rows, unproven, its_state + RESOLVE, left + of * n)
-        tl.store(rivals + of * n + slot, rival, mask=unproven)
-        tile += tl.num_programs(0)
-        problem, start = tile_of(state + AGAIN, b, tile, ROWS)
-        tl.debug_barrier()  # before the halves are others
+        limit = limits(lowest, length, error, floor, farthest, rounding, 0.0)
+        lists = (state + OPEN, listed + problem * n, open_to + problem * n)
+        push(rows, limit, valid & ((runner > limit) == 0), *lists)

@@ -11,13 +11,12 @@ import triton.language as tl
 
 from anykmeans.kernels.triton.resolve import halving_sum
 from anykmeans.kernels.triton.screen import (
-    AGAIN,
     COLUMNS,
     DONE,
     EMPTY,
     MOST,
+    OPEN,
     PASSES,
-    RESOLVE,
     RUNNING,
     STATES,
     STEP,
@@ -77,9 +76,23 @@ def _two_product(a, b):
 
 @triton.jit
 def _move(
-    rest, weight, there, to, off, folds, between, step, changed, leaves, WEIGHTED: tl.constexpr
+    rest,
+    weight,
+    there,
+    to,
+    off,
+    folds,
+    between,
+    step,
+    changed,
+    leaves,
+    WEIGHTED: tl.constexpr,
+    SORTED: tl.constexpr,
 ):
-    """Add scaled values times weights to the whole numbers at `to`, and take them `off` where they were."""
+    """Add scaled values times weights to the whole numbers at `to`, and take them `off` where they were.
+
+    If SORTED, those of a row and of all before it.
+    """
     error = tl.zeros(rest.shape, tl.float64)
     if WEIGHTED:
         rest, error = _two_product(rest, weight)
@@ -89,6 +102,8 @@ def _move(
         if WEIGHTED:
             whole += _whole(error)
             error = (error - _rint(error)) * step
+        if SORTED:
+            whole = tl.cumsum(whole, 0)
         some = there & (whole != 0)
         tl.atomic_add(to, whole, mask=some & changed, sem="relaxed")
         tl.atomic_add(off, -whole, mask=some & leaves, sem="relaxed")
@@ -116,13 +131,16 @@ def accumulate(
     across,
     along,
     WEIGHTED: tl.constexpr,
+    SORTED: tl.constexpr,
     SPAN: tl.constexpr,
     ROWS: tl.constexpr,
     WIDTH: tl.constexpr,
 ):
     """Add rows whose label changed to `sums` (copies, k, folds, d + 1), int64; `old` becomes `new`.
 
-    An old label below 0 is none. A block lists the rows that changed among its own in its part of `listed` (n,).
+    An old label below 0 is none. A block lists the rows that changed among its own in its part of `listed` (n,). Or all
+    are `listed`, SORTED by label, and none had one before: then the rows of a tile are added up, and where the label changes
+    all up to there are added to the one and taken off the next.
     """
     problem = tl.program_id(1).to(tl.int64)
     if tl.load(state + problem * STATES + DONE) != RUNNING:
@@ -134,11 +152,14 @@ def accumulate(
     span = first + tl.arange(0, SPAN)
     inside = span < n
     latest = tl.load(new + span, mask=inside, other=0)
-    moved = tl.load(old + span, mask=inside, other=0) != latest
+    moved = inside
+    if not SORTED:
+        moved = tl.load(old + span, mask=inside, other=0) != latest
     count = tl.sum(moved.to(tl.int32), 0)
     if count > 0:
-        tl.store(listed + tl.cumsum(moved.to(tl.int32), 0) - 1, span, mask=moved)
-        tl.debug_barrier()  # one block's threads read what others have written
+        if not SORTED:
+            tl.store(listed + tl.cumsum(moved.to(tl.int32), 0) - 1, span, mask=moved)
+            tl.debug_barrier()  # one block's threads read what others have written
         x += problem * apart
         scale += problem * (d + 1)
         step = tl.load(table + problem * COLUMNS + STEP)
@@ -148,9 +169,16 @@ def accumulate(
             place = start + tl.arange(0, ROWS)
             valid = place < count
             rows = tl.load(listed + place, mask=valid, other=0).to(tl.int64)
-            before = tl.load(old + rows, mask=valid, other=0)
             after = tl.load(new + rows, mask=valid, other=0)
-            changed, leaves = valid[:, None], (valid & (before >= 0))[:, None]
+            if SORTED:
+                there = (place + 1 < count) & (place + 1 < start + ROWS)
+                following = tl.load(listed + place + 1, mask=there, other=0)
+                before = tl.load(new + following, mask=there, other=-1)
+                changed = (valid & (before != after))[:, None]
+            else:
+                before = tl.load(old + rows, mask=valid, other=0)
+                changed = valid[:, None]
+            leaves = changed & (before >= 0)[:, None]
             to = sums + ((copy + after) * width)[:, None]
             off = sums + ((copy + before) * width)[:, None]
             weight = tl.full((ROWS, 1), 1.0, tl.float64)
@@ -158,16 +186,16 @@ def accumulate(
                 weight = tl.load(w + problem * n + rows, mask=valid, other=0.0)[:, None]
             for begin in range(0, d, WIDTH):
                 cols = begin + tl.arange(0, WIDTH)
-                there = cols < d
+                inner = cols < d
                 at = rows[:, None] * across + cols[None, :].to(tl.int64) * along
-                value = tl.load(x + at, mask=changed & there[None, :], other=0).to(tl.float64)
-                value *= tl.load(scale + cols, mask=there, other=1.0)[None, :]
+                value = tl.load(x + at, mask=valid[:, None] & inner[None, :], other=0)
+                value = value.to(tl.float64) * tl.load(scale + cols, mask=inner, other=1.0)[None, :]
                 each = (to + cols[None, :], off + cols[None, :], folds, d + 1, step)
-                _move(value, weight, there[None, :], *each, changed, leaves, WEIGHTED)
+                _move(value, weight, inner[None, :], *each, changed, leaves, WEIGHTED, SORTED)
             mass = tl.full((ROWS, 1), 1.0, tl.float64) * tl.load(scale + d)
             _move(
                 *(mass, weight, changed, to + d, off + d, folds, d + 1, step, changed, leaves),
-                WEIGHTED,
+                *(WEIGHTED, SORTED),
             )
         # Only now, and after a barrier: warps of a block read the same labels, each at its own time.
         tl.debug_barrier()
@@ -343,8 +371,7 @@ def advance(
     worst += problem * WORST
     for i in tl.static_range(WORST):
         tl.store(worst + i, 0)
-    tl.store(state + AGAIN, 0)
-    tl.store(state + RESOLVE, 0)
+    tl.store(state + OPEN, 0)
     if tl.load(state + EMPTY) != 0:
         tl.store(state + DONE, VACANT)
     else:

@@ -69,16 +69,17 @@ STAGES = {
     "environment": Stage(1, 25, "environment:run"),
     "compile": Stage(1, 60, "building:run", "triton"),
     "tests": Stage(1, 100, "correctness:run", "kernels"),
-    "passes": Stage(1, 115, "passes:run", "kernels"),
+    "passes": Stage(1, 60, "passes:run", "kernels"),
     "calls": Stage(1, 45, "calls:run"),
-    "described": Stage(1, 35, "scores:described", "kernels"),
-    "constants": Stage(1, 40, "constants:run", "kernels"),
-    # Last, as a kernel that hangs may keep the device.
-    "warpgroups": Stage(1, 35, "scores:warpgroups", "cuda"),
-    "sweep": Stage(2, 150, "sweep:run", "kernels"),
-    "peers": Stage(2, 130, "others:peers"),
+    "peers": Stage(1, 150, "others:peers"),
+    "variants": Stage(2, 90, "variants:run", "kernels"),
+    "constants": Stage(2, 40, "constants:run", "kernels"),
+    "described": Stage(2, 35, "scores:described", "kernels"),
+    "sweep": Stage(2, 120, "sweep:run", "kernels"),
     "counters": Stage(2, 60, "others:counters", "cuda"),
-    "wide": Stage(2, 30, "scores:wide", "cuda"),  # it may hang, too
+    # Last, as a kernel that hangs may keep the device.
+    "warpgroups": Stage(2, 35, "scores:warpgroups", "cuda"),
+    "wide": Stage(2, 30, "scores:wide", "cuda"),
     "fit": Stage(0, 60, "calls:fit", "kernels"),
 }
 """What is run, in this order."""

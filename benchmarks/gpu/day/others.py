@@ -9,7 +9,7 @@ from benchmarks.gpu.day.record import Day
 PEERS = "flash_kmeans,flashlib,torch"
 ROWS = ("4", "2", "7", "1", "3", "5")
 COUNTED = ("4", "9")
-KERNELS = "regex:screen|again|resolve|accumulate"
+KERNELS = "regex:screen|resolve|accumulate"
 
 
 def peers(day: Day) -> None:

@@ -27,9 +27,7 @@ MULTIPROCESSORS, HERTZ = 132, 1.8e9
 
 def passes(records: Records) -> str:
     """Return a line for each row: milliseconds of a pass, of its kernels, and of the host, once it has settled."""
-    cells = [
-        ["row", "budget", "floor", "whole", "host", "kernels", "again, resolve, moved", "by kernel"]
-    ]
+    cells = [["row", "budget", "floor", "whole", "host", "kernels", "open, moved", "by kernel"]]
     for each in records:
         if each["stage"] != "passes" or "passes" not in each:
             continue
@@ -49,7 +47,7 @@ def passes(records: Records) -> str:
                 number(statistics.median(one["whole"] for one in whole)) if whole else "",
                 number(statistics.median(one["host"] for one in whole)) if whole else "",
                 number(sum(kernels.values())),
-                ", ".join(number(shares.get(name)) for name in ("again", "resolve", "moved")),
+                ", ".join(number(shares.get(name)) for name in ("open", "moved")),
                 ", ".join(f"{name} {number(value)}" for name, value in kernels.items()),
             ]
         )
@@ -72,6 +70,17 @@ def tiles(records: Records) -> str:
             takes = [str(each.get(name, "")) for name in ("n_regs", "n_spills")]
             cells.append([shape, each["stage"], tile, *map(number, numbers), *takes])
     return report.markdown(cells, left=3)
+
+
+def variants(records: Records) -> str:
+    """Return whole calls and launches of the library's own kernels, as they are and otherwise."""
+    cells = [["row", "variant", "call", "by kernel"]]
+    for each in records:
+        if each["stage"] == "variants" and "call" in each:
+            kernels = each.get("kernels", {}).items()
+            by = ", ".join(f"{name} {number(value)}" for name, value in kernels)
+            cells.append([each["row"], each["variant"], number(each["call"]), by])
+    return report.markdown(cells, left=2)
 
 
 def constants(records: Records) -> str:
@@ -138,7 +147,13 @@ def rule(records: Records, hertz: float = HERTZ) -> dict[str, tuple[dict[str, fl
 
 def text(records: Records) -> str:
     """Return all tables."""
-    parts = {"Wrong": wrong, "Passes": passes, "Tiles": tiles, "Constants": constants}
+    parts = {
+        "Wrong": wrong,
+        "Passes": passes,
+        "Variants": variants,
+        "Tiles": tiles,
+        "Constants": constants,
+    }
     return "\n\n".join(f"## {title}\n\n{part(records)}" for title, part in parts.items())
 
 

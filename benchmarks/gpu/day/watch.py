@@ -149,15 +149,12 @@ class Watch:
 
     @staticmethod
     def _open(made: Pass, rows: int) -> dict[str, Any]:
-        """Return the shares of rows that were scored again and resolved, and of labels that changed."""
+        """Return the shares of rows whose labels scores left open, and of labels that changed."""
         from anykmeans.kernels.triton import screen
 
         found: dict[str, Any] = {}
         if made.state is not None:
-            for name in ("AGAIN", "RESOLVE"):
-                if hasattr(screen, name):
-                    column = getattr(screen, name).value
-                    found[name.lower()] = float(made.state[:, column].sum()) / rows
+            found["open"] = float(made.state[:, screen.OPEN.value].sum()) / rows
         if made.moved is not None:
             found["moved"] = float(made.moved)
         return found
