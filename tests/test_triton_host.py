@@ -45,6 +45,35 @@ def test_restarts_wait_for_the_device_as_one_does():
     assert ten[0] - one[0] <= 9 * 8
 
 
+def test_what_is_launched_again_is_what_was_launched(monkeypatch):
+    from triton.runtime.jit import JITFunction
+
+    from anykmeans.kernels.triton import passes
+
+    first, again = [], []
+
+    def run(self, *arguments, grid, warmup, **options):
+        named = {name: each for name, each in options.items() if name in self.arg_names}
+        told = self.signature.bind(*arguments, **named).arguments.values()
+        plain = [each.data_ptr() if hasattr(each, "data_ptr") else each for each in told]
+        first.append((self.__name__, plain))
+        return host.Made(lambda *them: again.append((self.__name__, list(them))))
+
+    def thrice(self, made):
+        for _ in range(3):
+            self._pass()
+        self._state[:, :2] = torch.tensor([1, made])  # it has stopped
+
+    with host.idle():
+        monkeypatch.setattr(JITFunction, "run", run)
+        monkeypatch.setattr(passes.Passes, "_run", thrice)
+        host.call(Row("", 2, 0, 0, 20, "float32", 5), ON)()
+    begin = [name for name, _ in first].index("prepare")
+    one = first[begin : begin + 7]
+    assert one[-1][0] == "advance"
+    assert again == [*one, *one, *one[:4]]  # and the labels of the centroids returned
+
+
 def test_the_table(capsys):
     assert host.main(["8", "--device", ON, "--repeats", "1"]) == 0
     assert len(capsys.readouterr().out.splitlines()) == 3

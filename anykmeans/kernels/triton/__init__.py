@@ -206,7 +206,7 @@ class Triton(Torch):
         watch: Watch | None,
     ) -> list[tuple[Array, int, bool]]:
         """Return the centroids (k, d) that each run reaches, its passes, and whether it converged: of launches all share."""
-        if len(runs) == 1 or watch is not None:
+        if watch is not None:
             return super().descend(runs, tols, max_iter, empty, watch)
         from anykmeans.kernels.triton.passes import Passes
 
@@ -223,6 +223,7 @@ class Triton(Torch):
                 relative_weights([run.rows for run in some]),
                 [run.rows.grid for run in some],
                 keep=empty == "keep",
+                last=True,
             )
             for run, tol, (c, done, moved) in zip(some, tols[part], begun, strict=True):
                 with run.rows.named():
