@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import itertools
 from collections.abc import Iterator
@@ -126,12 +125,12 @@ def _matrices(
             return itertools.repeat(a)
         seen = Dense.over(a, library)
         if len(shape) == dimensions:
-            return map(seen.problem, range(x.shape[0]))
+            return seen.problems()
         return itertools.repeat(seen)
 
     parts = problems(x, 3), problems(sample_weight, 2), problems(init, 3)
     for i, (one, weights, first) in enumerate(zip(*parts, strict=False)):
-        yield replace(names, x=f"{names.x}[{i}]"), one, weights, first
+        yield check.Names(f"{names.x}[{i}]", names.k, names.centroids), one, weights, first
 
 
 def _stacked(xp: Namespace, runs: list[_Run]) -> _Run:
@@ -153,9 +152,7 @@ def _best(
     watch: Watch | None,
 ) -> list[_Run]:
     """Return the best of the runs of each source."""
-    with contextlib.ExitStack() as stack:
-        for rows in all_rows:
-            stack.enter_context(rows.work)
+    with all_rows[0].work:  # which is cut as that of the others is
         begins = starts(all_rows, k, inits, runs, draws)
         run = functools.partial(_ended, tol=tol, max_iter=max_iter, empty=empty, watch=watch)
         if len(all_rows) > 1:
