@@ -260,8 +260,9 @@ class Dense(Matrix):
     def problems(self) -> Iterator[Dense]:
         """Yield the problems of a batch, (b, n, d) or columns (b, n), as matrices of their own."""
         every = self.data if len(self.data.shape) == 3 else self.data[..., None]
-        torch = is_of(every, "torch")  # all views of a tensor in one operation
-        parts = every.unbind() if torch else (every[i, ...] for i in range(every.shape[0]))
+        parts = (every[i, ...] for i in range(every.shape[0]))
+        if is_of(every, "torch"):  # which makes all views in one operation
+            parts = every.unbind()
         for i, data in enumerate(parts):
             source = data if self.source is self.data else take(self.source, i)
             yield Dense(source, data, self.xp, self.device, self.dtype)

@@ -24,16 +24,18 @@ def made(b, *, weighted=False, **options):
 
 
 @pytest.mark.parametrize(
-    ("options", "each", "most"),
+    ("options", "operations", "each", "most"),
     [
-        ({}, 0, 6),
-        ({"tol": 1e-4}, 0, 8),
-        ({"tol": 1e-4, "weighted": True}, 6, 11),
-        ({"init": "random", "n_init": 1}, 7, 5),
+        ({}, 70, 0, 6),
+        ({"tol": 1e-4}, 93, 0, 8),
+        ({"tol": 1e-4, "weighted": True}, 121, 5, 11),
+        ({"init": "random", "n_init": 1}, 77, 5, 5),
     ],
 )
-def test_further_problems_cost_hardly_anything(options, each, most):
+def test_further_problems_cost_hardly_anything(options, operations, each, most):
     two, ten = made(2, **options), made(10, **options)
+    if ON == "cpu":  # a device counts copies to it, and which labels there are
+        assert two[0] <= operations
     assert ten[0] - two[0] <= 8 * each
     assert ten[1] == two[1]
     assert ten[2] == two[2] <= most
@@ -42,7 +44,7 @@ def test_further_problems_cost_hardly_anything(options, each, most):
 def test_restarts_wait_for_the_device_as_one_does():
     one, ten = (made(1, init="random", n_init=n) for n in (1, 10))
     assert ten[1:] == one[1:]
-    assert ten[0] - one[0] <= 9 * 8
+    assert ten[0] - one[0] <= 9 * 6
 
 
 def test_what_is_launched_again_is_what_was_launched(monkeypatch):

@@ -103,6 +103,7 @@ def compile_only(capability: int = 90, cache: Path | None = None) -> Iterator[li
             stack.enter_context(mock.patch.multiple(where, **names))
 
         patch(JITFunction, run=only)
+        stack.enter_context(mock.patch.dict(device._compiled, clear=True))
         patch(driver, _active=NoDriver(capability))
         patch("anykmeans.kernels.triton.Triton", why_not=lambda self, x: None)
         # What no kernel has written must not be read as a label.

@@ -57,15 +57,17 @@ class Counted(TorchDispatchMode):
     @contextlib.contextmanager
     def reads(self) -> Iterator[None]:
         """Count what brings a whole tensor to the host, too: on a CPU that is no operation."""
-        with contextlib.ExitStack() as stack:
-            for name in ("cpu", "tolist"):
-                known = getattr(torch.Tensor, name)
+        from anykmeans.kernels.triton.device import Fetched
 
-                def counted(tensor: torch.Tensor, *, known: Callable[..., Any] = known) -> Any:
+        with contextlib.ExitStack() as stack:
+            for kind, name in (torch.Tensor, "cpu"), (torch.Tensor, "tolist"), (Fetched, "numpy"):
+                known = getattr(kind, name)
+
+                def counted(tensor: Any, *, known: Callable[..., Any] = known) -> Any:
                     self.seen["read"] += 1
                     return known(tensor)
 
-                stack.enter_context(mock.patch.object(torch.Tensor, name, counted))
+                stack.enter_context(mock.patch.object(kind, name, counted))
             yield
 
 
@@ -94,7 +96,7 @@ def idle() -> Iterator[list[str]]:
     """
     from triton.runtime.jit import JITFunction
 
-    from anykmeans.kernels.triton import passes, screen
+    from anykmeans.kernels.triton import device, passes, screen
 
     launched: list[str] = []
 
@@ -102,6 +104,7 @@ def idle() -> Iterator[list[str]]:
         launched.append(self.__name__)
         if self.__name__ == "magnitudes":
             found.fill_(torch.ones((), dtype=torch.float64).view(torch.int64))
+            return None  # as it does something, it has to come here again
         return Made(lambda *_: launched.append(self.__name__))
 
     def ended(self: Any, made: int) -> None:
@@ -111,6 +114,7 @@ def idle() -> Iterator[list[str]]:
 
     with (
         mock.patch.object(JITFunction, "run", nothing),
+        mock.patch.dict(device._compiled, clear=True),
         mock.patch.object(passes.Passes, "_run", ended),
         mock.patch.object(Triton, "why_not", return_value=None),
         mock.patch.object(torch, "empty", functools.partial(filled, torch.zeros, torch.empty)),

@@ -37,7 +37,7 @@ def accumulate(
     changed = torch.empty((b, m), dtype=torch.int32, **on)
     with device.on_device(xs[0]):
         span = sums.span(b * m)
-        sums.accumulate[(triton.cdiv(m, span), b)](
+        device.launch(sums.accumulate, (triton.cdiv(m, span), b))(
             *(xs[0], scale if w is None else w.contiguous(), scale, table, state, left),
             *(new.to(torch.int32), changed, made, m, k, d, folds, copies, *device.strides(xs)),
             WEIGHTED=w is not None,
@@ -57,7 +57,7 @@ def magnitudes(xs: list[Array], w: Array | None) -> np.ndarray:
     found[:, 2] = 0x7FF0000000000000  # the bits of infinity
     blocks = min(triton.cdiv(n, sums.ROWS), max(1, _LOOKS // b))
     with device.on_device(xs[0]):
-        sums.magnitudes[(blocks, triton.cdiv(d + 1, sums.WIDTH), b)](
+        device.launch(sums.magnitudes, (blocks, triton.cdiv(d + 1, sums.WIDTH), b))(
             *(xs[0], found if w is None else w.contiguous(), found, n, d, *device.strides(xs)),
             WEIGHTED=w is not None,
             ROWS=sums.ROWS,
@@ -78,7 +78,7 @@ def costs(distances: Array, w: Array | None) -> list[Cost]:
     found = torch.zeros((b, FOLDS), dtype=torch.int64, device=distances.device)
     bits = max((2 * n if weighted else n) - 1, 1).bit_length()
     with device.on_device(distances):
-        sums.cost[(triton.cdiv(n, _SUMMED), b)](
+        device.launch(sums.cost, (triton.cdiv(n, _SUMMED), b))(
             *(distances, found if w is None else w.contiguous(), extents, found),
             *(n, 52 - bits),
             FOLDS=FOLDS,
@@ -105,7 +105,7 @@ def own_distances(xs: list[Array], units: np.ndarray, c: Array, labels: Array) -
     padded = 1 << (d - 1).bit_length()
     rows = max(1, resolve.TILE // padded)
     with device.on_device(xs[0]):
-        resolve.own[(triton.cdiv(m, rows), b)](
+        device.launch(resolve.own, (triton.cdiv(m, rows), b))(
             *(xs[0], c.contiguous(), labels, found),
             *(device.placed(units, xs[0]), m, d, c[0].numel(), *device.strides(xs)),
             WIDTH=padded,

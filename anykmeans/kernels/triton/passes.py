@@ -260,7 +260,7 @@ class Passes:
             ends = c.unbind()
             if last:
                 # Those that have stopped, which is 1, run; where a cluster is empty, which is 2, nothing changes.
-                self._state[:, screen.DONE.value] &= screen.VACANT.value
+                self._state[:, screen.DONE.value].bitwise_and_(screen.VACANT.value)
                 self._label()
                 self._ends, self._labelled_by = list(ends), c
         state = told.numpy()
@@ -451,7 +451,7 @@ class Passes:
                 enable_fp_fusion=False,
             )
 
-    def _round(self, first: int, stop: int, launch: device.Launch = device.launched) -> None:
+    def _round(self, first: int, stop: int, launch: device.Launch = device.launch) -> None:
         """Launch what rounds rows to float16."""
         launch(screen.round_rows, (triton.cdiv(stop - first, 32), self._rounded))(
             *(self._x, self._offset, self._table, self._halves, self._lengths),

@@ -78,7 +78,7 @@ class Watch:
             stack.enter_context(mock.patch.object(passes.Passes, "_pass", whole))
             # All launches go by way of Triton's `run`.
             stack.enter_context(mock.patch.object(device, "captured", lambda launch: launch))
-            stack.enter_context(mock.patch.object(device, "_bound", return_value=None))
+            stack.enter_context(mock.patch.object(device, "_TAKES_ALL", False))
             yield
 
     def _timed(self, run: Any) -> Any:
