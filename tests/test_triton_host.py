@@ -26,10 +26,10 @@ def made(b, *, weighted=False, **options):
 @pytest.mark.parametrize(
     ("options", "operations", "each", "most"),
     [
-        ({}, 70, 0, 6),
-        ({"tol": 1e-4}, 93, 0, 8),
-        ({"tol": 1e-4, "weighted": True}, 121, 5, 11),
-        ({"init": "random", "n_init": 1}, 77, 5, 5),
+        ({}, 65, 0, 6),
+        ({"tol": 1e-4}, 88, 0, 8),
+        ({"tol": 1e-4, "weighted": True}, 115, 5, 11),
+        ({"init": "random", "n_init": 1}, 74, 5, 5),
     ],
 )
 def test_further_problems_cost_hardly_anything(options, operations, each, most):

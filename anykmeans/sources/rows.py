@@ -43,6 +43,8 @@ class Rows:
         What they are called if they are one of a batch.
     look : bool
         Whether to look at them now; else `look`, `look_at` or `glance` does, before they are used.
+    work : Work, optional
+        That of other rows, as many and as wide.
 
     Attributes
     ----------
@@ -73,13 +75,14 @@ class Rows:
         names: check.Names = check.FUNCTIONS,
         problem: str = "",
         look: bool = True,
+        work: Work | None = None,
     ) -> None:
         self.matrix, self.weights, self.kernel = matrix, weights, kernel
         self.ran = {kernel.name: None}
         self.xp, self.shape = matrix.xp, matrix.shape
         self.exact, self.names, self.problem = precision == "exact", names, problem
         self.largest, self.heaviest, self.glanced = 0.0, 0, False
-        self.work = Work(
+        self.work = work or Work(
             *(self.shape[0], matrix.width),
             host=kernel.host,
             max_bytes=max_bytes,

@@ -31,7 +31,10 @@ SPARE = 28  # rows of a problem beyond its clusters
 LARGE = 1 << 16  # numbers
 READS = ("_local_scalar_dense", "nonzero")
 """Operations whose result the host waits for, whatever their arguments."""
-FREE = {"empty", "select", "slice", "view", "expand", "unsqueeze", "transpose", "detach", "alias"}
+FREE = {
+    *("empty", "select", "slice", "view", "expand", "unsqueeze", "unbind", "transpose"),
+    *("detach", "alias"),
+}
 """Operations that launch nothing on a device."""
 
 

@@ -239,14 +239,16 @@ class Triton(Torch):
 
         searches, costs = [_search(run) for run in runs], np.empty(len(runs))
         w = relative_weights([run.rows for run in runs])
-        labels = []
+        labels: list[Array] = [None] * len(runs)
         for shared in dict.fromkeys(search.passes for search in searches):
             at = [i for i, search in enumerate(searches) if search.passes is shared]
             shared.relabel({searches[i].place: ends[i] for i in at})
             heavy = w and stacked(runs[0].rows.xp, [w[i] for i in at])
             costs[at] = [float(cost) for cost in looks.costs(shared.distances(), heavy)]
-        for run, search in zip(runs, searches, strict=True):
-            labels.append(search.labels)
+            every = shared.labels.unbind()
+            for i in at:
+                labels[i] = every[searches[i].place]
+        for run in runs:
             del run.search  # whose memory is as large as what follows
         exponents = [2 * run.frame.exponent + run.rows.heaviest for run in runs]
         return list(zip(labels, np.ldexp(costs, exponents).tolist(), strict=True))
