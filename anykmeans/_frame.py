@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,7 @@ def power_of_two(values: float) -> int:
     Scaling by a power of two is exact. It is done only where squares would leave the range of the
     scoring dtype.
     """
-    exponent = max(int(np.frexp(values)[1]), -1000)  # 2**-exponent must be finite
+    exponent = max(math.frexp(values)[1], -1000)  # 2**-exponent must be finite
     return 0 if -20 <= exponent <= 20 or values == 0 else exponent
 
 

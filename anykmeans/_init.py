@@ -15,7 +15,7 @@ from anykmeans import _check as check
 from anykmeans import _libraries as arrays
 from anykmeans import _plusplus
 from anykmeans._eager import users_errors
-from anykmeans._libraries import Array
+from anykmeans._libraries import Array, stacked
 from anykmeans._matrix import Matrix
 from anykmeans._parallel import parallel
 from anykmeans._plusplus import Draws, plus_plus, probabilities
@@ -84,6 +84,11 @@ def starts(
     """Return initial centroids (k, d) for some runs of each source, drawn as one `start` after the other does."""
     if isinstance(inits[0], str) and inits[0] == "k-means++":
         return _plusplus.starts(all_rows, k, runs, rng)
+    given = [init.data for init in inits if isinstance(init, Matrix)]
+    if len(given) > 1:  # which share operations, too
+        one = all_rows[0]
+        every = Matrix.of(stacked(one.xp, given), one.kernel.library).rows(slice(0, len(given)))
+        return [[c] for c in one.xp.astype(every, one.matrix.state_dtype, copy=False)]
     found = []
     for rows, init in zip(all_rows, inits, strict=True):
         with rows.named():

@@ -33,12 +33,17 @@ def is_of(x: object, library: str) -> bool:
     return isinstance(kind, type) and isinstance(x, kind)
 
 
-def is_sparse(x: object) -> bool:
+def is_sparse(x: Any) -> bool:
     """Return whether `x` is a SciPy sparse matrix or array, without importing SciPy."""
-    if isinstance(x, np.ndarray):
-        return False
-    issparse = getattr(sys.modules.get("scipy.sparse"), "issparse", None)  # as in `is_of`
-    return issparse is not None and bool(issparse(x))
+    kind: Any = type(x)
+    return not isinstance(x, np.ndarray) and _sparse(kind)
+
+
+@functools.cache  # as it is asked again and again
+def _sparse(kind: Any) -> bool:
+    module = sys.modules.get("scipy.sparse")  # as in `is_of`
+    kinds = getattr(module, "spmatrix", ()), getattr(module, "sparray", ())
+    return issubclass(kind, kinds)
 
 
 def is_array(x: object) -> bool:
@@ -234,6 +239,8 @@ def put(xp: Namespace, a: Array, at: Array, values: Array) -> Array:
 def marked(labels: Array, k: int) -> Array:
     """Return which of 0 to k - 1 are among each row of `labels` (b, n), int64: booleans (b, k)."""
     xp, (b, n) = namespace(labels), labels.shape
+    if is_of(labels, "torch"):
+        return labels.new_zeros((b, k), dtype=xp.bool).scatter_(1, labels, True)
     at = xp.arange(b, dtype=labels.dtype, device=device_of(labels))[:, None] * k + labels
     at = xp.reshape(at, (b * n,))
     if is_of(labels, "jax") or xp.__name__ == "array_api_strict":
@@ -244,7 +251,7 @@ def marked(labels: Array, k: int) -> Array:
 
 def has_float64(x: Array) -> bool:
     """Return whether float64 can be computed where `x` lives."""
-    if on_cpu(x):
+    if on_cpu(x) or is_of(x, "cupy") or (is_of(x, "torch") and x.is_cuda):
         return True
     if is_of(x, "jax") and device_of(x).platform == "tpu":
         return False  # made of several float32, with roundings of its own

@@ -8,6 +8,7 @@ matrix: two methods and five attributes make one of rows that are stored or comp
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -256,12 +257,15 @@ class Dense(Matrix):
         xp = np_compat if host else namespace(data)
         return cls(x, data, xp, "cpu" if host else device_of(data), dtype)
 
-    def problem(self, i: int) -> Dense:
-        """Return problem `i` of a batch, (b, n, d) or columns (b, n), as a matrix of its own."""
-        data = self.data[i, ...]
-        data = data[:, None] if len(data.shape) == 1 else data
-        source = data if self.source is self.data else take(self.source, i)
-        return Dense(source, data, self.xp, self.device, self.dtype)
+    def problems(self) -> Iterator[Dense]:
+        """Yield the problems of a batch, (b, n, d) or columns (b, n), as matrices of their own."""
+        every = self.data if len(self.data.shape) == 3 else self.data[..., None]
+        parts = (every[i, ...] for i in range(every.shape[0]))
+        if is_of(every, "torch"):  # which makes all views in one operation
+            parts = every.unbind()
+        for i, data in enumerate(parts):
+            source = data if self.source is self.data else take(self.source, i)
+            yield Dense(source, data, self.xp, self.device, self.dtype)
 
     @property
     def shape(self) -> tuple[int, int]:

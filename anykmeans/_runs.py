@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import itertools
 from collections.abc import Iterator
@@ -26,7 +25,8 @@ from anykmeans._lloyd import Watch
 from anykmeans._matrix import Dense, Matrix
 from anykmeans._plusplus import Draws
 from anykmeans._result import KMeansResult
-from anykmeans.kernels import choose
+from anykmeans._work import Work
+from anykmeans.kernels import Kernel, choose
 from anykmeans.sources.rows import Rows, look_at, plan, vary
 
 # Inertia, centroids, labels, passes and whether it stopped: of one run, or stacked.
@@ -69,10 +69,7 @@ def cluster(
     how: dict[str, Any] = {"max_bytes": max_bytes, "threads": threads, "precision": precision}
     problems: Iterator[tuple[Rows, Init]]
     if batch:
-        problems = (
-            (Rows(one, w, chosen, names=own, problem=own.x, look=False, **how), first)
-            for own, one, w, first in _matrices(x, sample_weight, init, names, chosen.library)
-        )
+        problems = _sources(_matrices(x, sample_weight, init, names, chosen.library), chosen, how)
     else:
         columns = given(init, x)
         rows = Rows.over(x, sample_weight, kernel=chosen, names=names, given=columns, **how)
@@ -126,12 +123,25 @@ def _matrices(
             return itertools.repeat(a)
         seen = Dense.over(a, library)
         if len(shape) == dimensions:
-            return map(seen.problem, range(x.shape[0]))
+            return seen.problems()
         return itertools.repeat(seen)
 
     parts = problems(x, 3), problems(sample_weight, 2), problems(init, 3)
     for i, (one, weights, first) in enumerate(zip(*parts, strict=False)):
-        yield replace(names, x=f"{names.x}[{i}]"), one, weights, first
+        yield check.Names(f"{names.x}[{i}]", names.k, names.centroids), one, weights, first
+
+
+def _sources(
+    matrices: Iterator[tuple[check.Names, Matrix, Matrix | None, Init]],
+    kernel: Kernel,
+    how: dict[str, Any],
+) -> Iterator[tuple[Rows, Init]]:
+    """Yield a source, not looked at yet, and the init of each problem: their work is cut alike."""
+    work: Work | None = None
+    for own, one, w, first in matrices:
+        rows = Rows(one, w, kernel, names=own, problem=own.x, look=False, work=work, **how)
+        work = rows.work
+        yield rows, first
 
 
 def _stacked(xp: Namespace, runs: list[_Run]) -> _Run:
@@ -153,9 +163,7 @@ def _best(
     watch: Watch | None,
 ) -> list[_Run]:
     """Return the best of the runs of each source."""
-    with contextlib.ExitStack() as stack:
-        for rows in all_rows:
-            stack.enter_context(rows.work)
+    with all_rows[0].work:
         begins = starts(all_rows, k, inits, runs, draws)
         run = functools.partial(_ended, tol=tol, max_iter=max_iter, empty=empty, watch=watch)
         if len(all_rows) > 1:

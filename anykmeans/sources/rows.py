@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 import operator
-from collections.abc import Iterator
 from typing import Any, cast
 
 import numpy as np
@@ -45,6 +43,8 @@ class Rows:
         What they are called if they are one of a batch.
     look : bool
         Whether to look at them now; else `look`, `look_at` or `glance` does, before they are used.
+    work : Work, optional
+        That of other rows, as many and as wide.
 
     Attributes
     ----------
@@ -75,13 +75,14 @@ class Rows:
         names: check.Names = check.FUNCTIONS,
         problem: str = "",
         look: bool = True,
+        work: Work | None = None,
     ) -> None:
         self.matrix, self.weights, self.kernel = matrix, weights, kernel
         self.ran = {kernel.name: None}
         self.xp, self.shape = matrix.xp, matrix.shape
         self.exact, self.names, self.problem = precision == "exact", names, problem
         self.largest, self.heaviest, self.glanced = 0.0, 0, False
-        self.work = Work(
+        self.work = work or Work(
             *(self.shape[0], matrix.width),
             host=kernel.host,
             max_bytes=max_bytes,
@@ -120,15 +121,9 @@ class Rows:
         """Return a run from the centroids `c` (k, d), in their dtype; see `InMemory` for what may be `known`."""
         return InMemory(self, c, bounds=bounds, **known)
 
-    @contextlib.contextmanager
-    def named(self) -> Iterator[None]:
+    def named(self) -> Named:
         """Tell of an error, that of a callable too, which problem of a batch it was."""
-        try:
-            yield
-        except Exception as error:
-            if self.problem:
-                error.add_note(f"This was while clustering `{self.problem}`.")
-            raise
+        return Named(self.problem)
 
     def renewed(self) -> bool:
         """Go on with the kernel that pays by now; return whether that is another."""
@@ -211,8 +206,9 @@ class Rows:
         """Take what a look told; refuse rows that are not finite, or cannot be added up."""
         self._extent, name = extent, self.names.x
         self.largest = float(extent.high.max())
-        if self.largest < 2.0**900 and extent.largest.max() < 2.0**900:  # which NaN is not
-            return
+        weighted = self.weights is not None  # else summands are rows
+        if self.largest < 2.0**900 and not (weighted and not extent.largest.max() < 2.0**900):
+            return  # which NaN is not
         check.finite(self.matrix.spread(extent.high[None, :])[0], name, self.matrix.dtype)
         if self.weights is not None:
             check.finite(extent.largest, f"sample_weight * {name}", "float64")
@@ -320,6 +316,20 @@ class Rows:
         tiles = self.kernel.tiles(self, self.shape[0], k)
         sums = self.work.reduce(added, tiles, operator.add)
         return grid.total(xp, sums, self.scale[-1:])[:, 0]
+
+
+class Named:
+    """Tells of an error in which `problem` it was, if that has a name."""
+
+    def __init__(self, problem: str) -> None:  # no generator: there may be thousands
+        self._problem = problem
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if self._problem and isinstance(error, Exception):
+            error.add_note(f"This was while clustering `{self._problem}`.")
 
 
 def _ordinary(c: np.ndarray) -> bool:

@@ -86,7 +86,7 @@ def compile_only(capability: int = 90, cache: Path | None = None) -> Iterator[li
     made: list[Launch] = []
     run = JITFunction.run
 
-    def only(self: Any, *arguments: Any, grid: Any, warmup: bool, **options: Any) -> Any:
+    def only(self: Any, *arguments: Any, grid: Any, warmup: bool, **options: Any) -> None:
         kernel = run(self, *arguments, grid=grid, warmup=True, **options)
         named = dict(zip(self.arg_names, arguments, strict=False)) | options
         sizes = {name: value for name, value in named.items() if isinstance(value, int | float)}
@@ -96,7 +96,6 @@ def compile_only(capability: int = 90, cache: Path | None = None) -> Iterator[li
         made.append(Launch(self.__name__, _shape(grid, named), kernel, sizes))
         if effect := _EFFECTS.get(self.__name__):
             effect(named)
-        return kernel
 
     with contextlib.ExitStack() as stack:
 
@@ -104,6 +103,7 @@ def compile_only(capability: int = 90, cache: Path | None = None) -> Iterator[li
             stack.enter_context(mock.patch.multiple(where, **names))
 
         patch(JITFunction, run=only)
+        stack.enter_context(mock.patch.dict(device._compiled, clear=True))
         patch(driver, _active=NoDriver(capability))
         patch("anykmeans.kernels.triton.Triton", why_not=lambda self, x: None)
         # What no kernel has written must not be read as a label.

@@ -9,6 +9,7 @@ few, as the host does the same for any.
 
 import argparse
 import contextlib
+import dataclasses
 import functools
 import sys
 import warnings
@@ -30,7 +31,10 @@ SPARE = 28  # rows of a problem beyond its clusters
 LARGE = 1 << 16  # numbers
 READS = ("_local_scalar_dense", "nonzero")
 """Operations whose result the host waits for, whatever their arguments."""
-FREE = {"empty", "select", "slice", "view", "expand", "unsqueeze", "transpose", "detach", "alias"}
+FREE = {
+    *("empty", "select", "slice", "view", "expand", "unsqueeze", "unbind", "transpose"),
+    *("detach", "alias"),
+}
 """Operations that launch nothing on a device."""
 
 
@@ -56,15 +60,17 @@ class Counted(TorchDispatchMode):
     @contextlib.contextmanager
     def reads(self) -> Iterator[None]:
         """Count what brings a whole tensor to the host, too: on a CPU that is no operation."""
-        with contextlib.ExitStack() as stack:
-            for name in ("cpu", "tolist"):
-                known = getattr(torch.Tensor, name)
+        from anykmeans.kernels.triton.device import Fetched
 
-                def counted(tensor: torch.Tensor, *, known: Callable[..., Any] = known) -> Any:
+        with contextlib.ExitStack() as stack:
+            for kind, name in (torch.Tensor, "cpu"), (torch.Tensor, "tolist"), (Fetched, "numpy"):
+                known = getattr(kind, name)
+
+                def counted(tensor: Any, *, known: Callable[..., Any] = known) -> Any:
                     self.seen["read"] += 1
                     return known(tensor)
 
-                stack.enter_context(mock.patch.object(torch.Tensor, name, counted))
+                stack.enter_context(mock.patch.object(kind, name, counted))
             yield
 
 
@@ -72,6 +78,17 @@ def filled(zeros: Callable[..., Any], empty: Callable[..., Any], *shape: Any, **
     """Return an array as kernels might have left it, but a large one, which only a device fills at no cost, as it comes."""
     made = empty(*shape, **on)
     return zeros(*shape, **on) if made.numel() < LARGE else made
+
+
+@dataclasses.dataclass(frozen=True)
+class Made:
+    """A compiled kernel: on any grid, what is done to launch it again."""
+
+    again: Callable[..., None]
+
+    def __getitem__(self, grid: tuple[int, int, int]) -> Callable[..., None]:
+        """Return what launches it."""
+        return self.again
 
 
 @contextlib.contextmanager
@@ -82,14 +99,16 @@ def idle() -> Iterator[list[str]]:
     """
     from triton.runtime.jit import JITFunction
 
-    from anykmeans.kernels.triton import passes, screen
+    from anykmeans.kernels.triton import device, passes, screen
 
     launched: list[str] = []
 
-    def nothing(self: Any, x: Any, w: Any, found: Any, *_: Any, **__: Any) -> None:
+    def nothing(self: Any, x: Any, w: Any, found: Any, *_: Any, **__: Any) -> Any:
         launched.append(self.__name__)
         if self.__name__ == "magnitudes":
             found.fill_(torch.ones((), dtype=torch.float64).view(torch.int64))
+            return None  # as it does something, it has to come here again
+        return Made(lambda *_: launched.append(self.__name__))
 
     def ended(self: Any, made: int) -> None:
         self._pass()
@@ -98,6 +117,7 @@ def idle() -> Iterator[list[str]]:
 
     with (
         mock.patch.object(JITFunction, "run", nothing),
+        mock.patch.dict(device._compiled, clear=True),
         mock.patch.object(passes.Passes, "_run", ended),
         mock.patch.object(Triton, "why_not", return_value=None),
         mock.patch.object(torch, "empty", functools.partial(filled, torch.zeros, torch.empty)),

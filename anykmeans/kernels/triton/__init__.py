@@ -206,7 +206,7 @@ class Triton(Torch):
         watch: Watch | None,
     ) -> list[tuple[Array, int, bool]]:
         """Return the centroids (k, d) that each run reaches, its passes, and whether it converged: of launches all share."""
-        if len(runs) == 1 or watch is not None:
+        if watch is not None:
             return super().descend(runs, tols, max_iter, empty, watch)
         from anykmeans.kernels.triton.passes import Passes
 
@@ -223,6 +223,7 @@ class Triton(Torch):
                 relative_weights([run.rows for run in some]),
                 [run.rows.grid for run in some],
                 keep=empty == "keep",
+                last=True,
             )
             for run, tol, (c, done, moved) in zip(some, tols[part], begun, strict=True):
                 with run.rows.named():
@@ -238,14 +239,16 @@ class Triton(Torch):
 
         searches, costs = [_search(run) for run in runs], np.empty(len(runs))
         w = relative_weights([run.rows for run in runs])
-        labels = []
+        labels: list[Array] = [None] * len(runs)
         for shared in dict.fromkeys(search.passes for search in searches):
             at = [i for i, search in enumerate(searches) if search.passes is shared]
             shared.relabel({searches[i].place: ends[i] for i in at})
             heavy = w and stacked(runs[0].rows.xp, [w[i] for i in at])
             costs[at] = [float(cost) for cost in looks.costs(shared.distances(), heavy)]
-        for run, search in zip(runs, searches, strict=True):
-            labels.append(search.labels)
+            every = shared.labels.unbind()
+            for i in at:
+                labels[i] = every[searches[i].place]
+        for run in runs:
             del run.search  # whose memory is as large as what follows
         exponents = [2 * run.frame.exponent + run.rows.heaviest for run in runs]
         return list(zip(labels, np.ldexp(costs, exponents).tolist(), strict=True))

@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 import torch
 import triton
@@ -39,7 +37,7 @@ def accumulate(
     changed = torch.empty((b, m), dtype=torch.int32, **on)
     with device.on_device(xs[0]):
         span = sums.span(b * m)
-        sums.accumulate[(triton.cdiv(m, span), b)](
+        device.launch(sums.accumulate, (triton.cdiv(m, span), b))(
             *(xs[0], scale if w is None else w.contiguous(), scale, table, state, left),
             *(new.to(torch.int32), changed, made, m, k, d, folds, copies, *device.strides(xs)),
             WEIGHTED=w is not None,
@@ -60,7 +58,7 @@ def magnitudes(xs: list[Array], w: Array | None) -> np.ndarray:
     found[:, 2] = 0x7FF0000000000000  # the bits of infinity
     blocks = min(triton.cdiv(n, sums.ROWS), max(1, _LOOKS // b))
     with device.on_device(xs[0]):
-        sums.magnitudes[(blocks, triton.cdiv(d + 1, sums.WIDTH), b)](
+        device.launch(sums.magnitudes, (blocks, triton.cdiv(d + 1, sums.WIDTH), b))(
             *(xs[0], found if w is None else w.contiguous(), found, n, d, *device.strides(xs)),
             WEIGHTED=w is not None,
             ROWS=sums.ROWS,
@@ -74,13 +72,14 @@ def magnitudes(xs: list[Array], w: Array | None) -> np.ndarray:
 def costs(distances: Array, w: Array | None) -> list[Cost]:
     """Return the exact sums of the weighted `distances` (b, n), after one wait: the device plans their grids, by what they are."""
     (b, n), weighted = distances.shape, w is not None
-    weighed = distances if w is None else w * distances
-    smallest = torch.where(weighed > 0, weighed, math.inf).amin(1)
-    extents = torch.stack([distances.amax(1), weighed.amax(1), smallest], dim=1)
+    high = largest = distances.amax(1)
+    if w is not None:
+        largest = (w * distances).amax(1)
+    extents = torch.stack([high, largest, largest], dim=1)  # the kernel reads two of three
     found = torch.zeros((b, FOLDS), dtype=torch.int64, device=distances.device)
     bits = max((2 * n if weighted else n) - 1, 1).bit_length()
     with device.on_device(distances):
-        sums.cost[(triton.cdiv(n, _SUMMED), b)](
+        device.launch(sums.cost, (triton.cdiv(n, _SUMMED), b))(
             *(distances, found if w is None else w.contiguous(), extents, found),
             *(n, 52 - bits),
             FOLDS=FOLDS,
@@ -89,14 +88,12 @@ def costs(distances: Array, w: Array | None) -> list[Cost]:
             enable_fp_fusion=False,
         )
     both = torch.cat([extents.view(torch.int64), found], dim=1).cpu().numpy()
-    extent = both[:, :3].view(np.float64)
-    high, largest = np.frexp(extent[:, 0])[1], np.frexp(extent[:, 1])[1]
+    high, largest = np.frexp(both[:, :2].view(np.float64).T)[1]
     coarse = np.minimum(52 - bits - largest, np.minimum(960 - high, 1023) if weighted else 1023)
-    step = 2.0 ** (53 - bits)
-    return [
-        Cost.of(whole, Grid(scale, step, FOLDS))
-        for whole, scale in zip(both[:, 3:], np.ldexp(1.0, coarse)[:, None], strict=True)
-    ]
+    # What a step of each grid is: a problem's parts are whole numbers of them.
+    steps = -coarse[:, None] - (53 - bits) * np.arange(FOLDS)
+    parts = np.ldexp(both[:, 3:].astype(np.float64), steps)
+    return [Cost(tuple(filter(None, each))) for each in parts.tolist()]
 
 
 def own_distances(xs: list[Array], units: np.ndarray, c: Array, labels: Array) -> Array:
@@ -109,7 +106,7 @@ def own_distances(xs: list[Array], units: np.ndarray, c: Array, labels: Array) -
     padded = 1 << (d - 1).bit_length()
     rows = max(1, resolve.TILE // padded)
     with device.on_device(xs[0]):
-        resolve.own[(triton.cdiv(m, rows), b)](
+        device.launch(resolve.own, (triton.cdiv(m, rows), b))(
             *(xs[0], c.contiguous(), labels, found),
             *(device.placed(units, xs[0]), m, d, c[0].numel(), *device.strides(xs)),
             WIDTH=padded,

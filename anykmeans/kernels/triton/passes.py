@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,7 +22,7 @@ if TYPE_CHECKING:
     from anykmeans._work import Work
     from anykmeans.sources.descent import InMemory
 
-_GRAPH = 4  # passes up to which launches are not worth replaying as a graph
+_UNSEEN = 4  # passes between two looks at whether they go on, at most
 _BLOCKS = 2  # for a list of unknown length, on each multiprocessor
 _SORTING = 32  # bytes of a label while labels are sorted
 
@@ -116,7 +115,9 @@ class Passes:
         alike = self._b > 1 and all(frame is frames[0] for frame in frames)
         self._halve(1 if alike else self._b, bounded=one.work.bounded)
         self._sums: torch.Tensor | None = None
-        self._graph: Callable[[], None] | None = None
+        self._keep = False
+        self._forget_launches()
+        self._ends: list[Array] = []
 
     def _frame(self, frames: list[Frame]) -> None:
         """Note where the coordinates of each problem begin, and what they are multiplied by."""
@@ -215,11 +216,18 @@ class Passes:
             TensorDescriptor.from_tensor(high, [self._lanes, marginals.chunk(width)]),
         )
 
+    def _forget_launches(self) -> None:
+        """Look at the arguments of kernels anew."""
+        self._labelling, self._moving = device.Launches(), device.Launches()
+
     def relabel(self, centroids: dict[int, Array]) -> None:
         """Label all rows of the problems whose `centroids` are given by their number."""
+        if self._ends and all(end is centroids.get(i) for i, end in enumerate(self._ends)):
+            return  # while the host was told of them
         with device.on_device(self._x):
             self._begin(centroids)
-            self._nearest()
+            self._label()
+            self._labelled_by = self._c
 
     def leap(
         self,
@@ -230,32 +238,48 @@ class Passes:
         grids: list[Grid],
         *,
         keep: bool,
+        last: bool = False,
     ) -> list[tuple[Array, int, float]]:
-        """Return for the problems given centroids, how many passes there were, and the last squared move, of passes all problems make at once."""
+        """Return for the problems given centroids, how many passes there were, and the last squared move, of passes all problems make at once.
+
+        If they are the `last`, rows are labelled meanwhile, where no cluster was empty.
+        """
         with device.on_device(self._x):
-            self._begin(centroids)
+            self._begin(centroids, passes)
             if self._sums is None:
                 self._plan(grids, w)
                 # Sorting takes about so many bytes.
                 room = _SORTING * self._b * self._n <= self._max_bytes
                 self._sorted = room and len(centroids) == self._b
-            self._state[:, screen.MOST.value] = passes
-            at = device.placed(np.asarray(list(centroids)), self._x)
-            self._table[at, screen.TOL.value] = device.placed(np.asarray(tol, np.float64), self._x)
-            self._keep = keep
+            tols = np.zeros(self._b)
+            tols[list(centroids)] = tol
+            self._table[:, screen.TOL.value] = device.placed(tols, self._x)
+            if keep != self._keep:
+                self._keep = keep
+                self._forget_launches()
             self._run(passes)
             shifts = self._shifts.view(torch.int64)[:, None]
-            state = torch.cat([self._state, shifts], dim=1).cpu().numpy()
-            made, done = state[:, screen.PASSES.value], state[:, screen.DONE.value]
-            still = (made > 0) & (done != screen.VACANT.value)
-            shift = np.where(still, state[:, -1].view(np.float64), math.nan)
-            c = self._c[at, self._state[at, screen.PASSES.value] % 2]
-            return [(c[j], int(made[i]), float(shift[i])) for j, i in enumerate(centroids)]
+            told = device.Fetched(torch.cat([self._state, shifts], dim=1))
+            odd = (self._state[:, screen.PASSES.value, None, None] & 1).bool()
+            c = torch.where(odd, self._c[:, 1], self._c[:, 0])
+            ends = c.unbind()
+            if last:
+                # Those that have stopped, which is 1, run; where a cluster is empty, which is 2, nothing changes.
+                self._state[:, screen.DONE.value].bitwise_and_(screen.VACANT.value)
+                self._label()
+                self._ends, self._labelled_by = list(ends), c
+        state = told.numpy()
+        made, done = state[:, screen.PASSES.value], state[:, screen.DONE.value]
+        still = (made > 0) & (done != screen.VACANT.value)
+        if not still.all():
+            self._ends = []
+        shift = np.where(still, state[:, -1].view(np.float64), math.nan)
+        return [(ends[i], int(made[i]), float(shift[i])) for i in centroids]
 
     def distances(self) -> Array:
         """Return the squared distances (b, n) of all rows to the centroids that they were last labelled by."""
         units = np.repeat(self._units[:, None], 2, axis=1)
-        return looks.own_distances(self._xs, units, self._c, self.labels)
+        return looks.own_distances(self._xs, units, self._labelled_by, self.labels)
 
     def _plan(self, grids: list[Grid], w: list[Array] | None) -> None:
         """Make room for sums, and for what a pass ends with."""
@@ -274,21 +298,20 @@ class Passes:
         self._scratch = torch.empty((1,) if held else (b, k, d), dtype=torch.float64, **on)
         self._moves = torch.empty((b, k), dtype=torch.float64, **on)
         self._shifts = torch.zeros(b, dtype=torch.float64, **on)
-        if self._x.is_cuda:  # what the host sees of the states
-            shape = 2, b, STATES.value
-            self._seen = torch.zeros(shape, dtype=torch.int64, device="cpu", pin_memory=True)
 
-    def _begin(self, centroids: dict[int, Array]) -> None:
-        """Take the centroids of some problems; the others wait."""
-        self._state.zero_()
+    def _begin(self, centroids: dict[int, Array], passes: int = 0) -> None:
+        """Take the centroids of some problems, for so many passes at most; the others wait."""
+        state = np.zeros((self._b, STATES.value), np.int64)
+        state[:, screen.DONE.value] = screen.STOPPED.value
+        state[list(centroids), screen.DONE.value] = screen.RUNNING.value
+        state[:, screen.MOST.value] = passes
+        self._state.copy_(torch.from_numpy(state), non_blocking=True)
         self._worst.zero_()
-        if len(centroids) < self._b:
-            self._state[:, screen.DONE.value] = screen.STOPPED.value
-            for i in centroids:
-                self._state[i, screen.DONE.value] = screen.RUNNING.value
+        self._ends = []
         starts = list(centroids.values())
         if starts[0].dtype != self._c.dtype:  # given ones may be of more digits than means have
-            self._c, self._graph = self._c.to(starts[0].dtype), None
+            self._c = self._c.to(starts[0].dtype)
+            self._forget_launches()
         if len(starts) == self._b:
             torch.stack(starts, out=self._c[:, 0])
         else:
@@ -296,35 +319,46 @@ class Passes:
                 self._c[i, 0] = c
 
     def _run(self, passes: int) -> None:
-        """Launch passes, after the first as a graph; look whether they go on one pass late, so that the device never waits."""
+        """Launch passes; look whether they go on, and that late, so that the device never waits."""
         if not self._x.is_cuda:
             for _ in range(passes):
                 self._pass()
                 if bool((self._state[:, screen.DONE.value] != 0).all()):
                     return
             return
-        seen, events = self._seen, [torch.cuda.Event(), torch.cuda.Event()]
+        before, look, apart = None, 0, 1
         for turn in range(passes):
-            (self._graph or self._pass)()
-            if not self._graph and passes > _GRAPH and self._kept:
-                self._graph = device.captured(self._pass)
-            now, before = turn % 2, 1 - turn % 2
-            seen[now].copy_(self._state, non_blocking=True)
-            events[now].record()
-            if turn:
-                events[before].synchronize()
-                if bool((seen[before][:, screen.DONE.value] != 0).all()):
+            self._pass()
+            if turn < look:
+                continue
+            now = device.Fetched(self._state)
+            if before is not None:
+                if before.there:  # passes are shorter than it takes to launch them and to look
+                    apart = min(2 * apart, _UNSEEN)
+                if (before.numpy()[:, screen.DONE.value] != screen.RUNNING.value).all():
                     return
+            before, look = now, turn + apart
 
     def _pass(self) -> None:
         """Launch one pass: labels, sums, means, and whether to go on."""
-        self._nearest()
+        self._label()
+        if self._sorted:
+            self._sort()
+            self._move(device.launch)
+            self._sorted = False  # from now on few change
+        else:
+            self._moving(self._move)
+
+    def _label(self) -> None:
+        """Launch what labels all rows."""
+        self._labelling(self._nearest)
+
+    def _move(self, launch: device.Launch) -> None:
+        """Launch what adds rows up, moves centroids, and says whether to go on."""
         b, n, k, d = self._b, self._n, self._k, self._d
         exact = {"enable_fp_fusion": False}  # the host rounds every product
         span = sums.span(b * n)
-        if self._sorted:
-            self._sort()
-        sums.accumulate[(triton.cdiv(n, span), b)](
+        launch(sums.accumulate, (triton.cdiv(n, span), b))(
             *(self._x, self._w, self._scale, self._table, self._state, self._old, self.labels),
             *(self._listed, self._sums, n, k, d, self._folds, self._copies, *self._strides),
             WEIGHTED=self._weighted,
@@ -335,8 +369,7 @@ class Passes:
             maxnreg=sums.REGISTERS,
             **exact,
         )
-        self._sorted = False  # from now on few change
-        sums.means[(k, b)](
+        launch(sums.means, (k, b))(
             *(self._c, self._scale, self._table, self._state, self._sums, self._scratch),
             *(self._moves, k, d, self._folds),
             WIDTH=min(self._padded, sums.HELD),
@@ -347,7 +380,7 @@ class Passes:
             maxnreg=128,
             **exact,
         )
-        sums.advance[(b,)](
+        launch(sums.advance, (b,))(
             *(self._table, self._state, self._worst, self._moves, self._shifts, k),
             WIDTH=1024,
         )
@@ -361,12 +394,12 @@ class Passes:
         order = torch.sort(order.reshape(-1)).indices.reshape(self._b, self._n)
         torch.sub(order, problems * self._n, out=self._listed)
 
-    def _nearest(self) -> None:
+    def _nearest(self, launch: device.Launch) -> None:
         """Launch what labels all rows."""
         b, n, k, d, slots, width = self._b, self._n, self._k, self._d, self._slots, self._width
         centroids = (self._high, self._norms, self._worst)
         chunk = min(self._chunk, screen.CHUNK)
-        screen.prepare[(slots // 16, b)](
+        launch(screen.prepare, (slots // 16, b))(
             *(self._c, self._offset, self._table, self._state, *centroids, k, d, slots),
             ROWS=16,
             WIDTH=width,
@@ -379,9 +412,11 @@ class Passes:
         for first in range(0, n, self._room):
             stop = min(first + self._room, n)
             if not self._kept:
-                self._round(first, stop)
+                self._round(first, stop, launch)
             if self._marginals:
-                marginals.screen_by_marginals[(triton.cdiv(stop - first, marginals.ROWS), b)](
+                launch(
+                    marginals.screen_by_marginals, (triton.cdiv(stop - first, marginals.ROWS), b)
+                )(
                     *(*self._tiles, self._lengths, self._state, self._norms, self._worst),
                     *(*lists, n, d, slots, first, stop),
                     *(self._between, self._lengths.stride(0) if self._rounded == b else 0),
@@ -391,7 +426,7 @@ class Passes:
                     **marginals.shape(self._lanes, width),
                 )
                 continue
-            screen.screen[(triton.cdiv(stop - first, screen.ROWS), b)](
+            launch(screen.screen, (triton.cdiv(stop - first, screen.ROWS), b))(
                 *(self._halves, self._lengths, self._state, self._high, self._norms, self._worst),
                 *(*lists, n, k, d, slots, first, stop),
                 *(self._between, self._lengths.stride(0) if self._rounded == b else 0),
@@ -411,7 +446,7 @@ class Passes:
         if self._exact:
             # Where tensor cores read shared memory: elsewhere as much would have to be in registers.
             held = self._chunk if self._about.hopper else chunk
-            resolve.resolve[(self._open.shape[0],)](
+            launch(resolve.resolve, (self._open.shape[0],))(
                 *(self._x, self._offset, self._c, self._table, self._state),
                 *(self._high, self._norms, *lists, self._open, self._rivals, self._counts),
                 *(b, n, k, d, slots, *self._strides, 1.0),
@@ -428,9 +463,9 @@ class Passes:
                 enable_fp_fusion=False,  # the host rounds every product
             )
 
-    def _round(self, first: int, stop: int) -> None:
+    def _round(self, first: int, stop: int, launch: device.Launch = device.launch) -> None:
         """Launch what rounds rows to float16."""
-        screen.round_rows[(triton.cdiv(stop - first, 32), self._rounded)](
+        launch(screen.round_rows, (triton.cdiv(stop - first, 32), self._rounded))(
             *(self._x, self._offset, self._table, self._halves, self._lengths),
             *(self._n, self._d, self._room, first, stop, *self._strides),
             ROWS=32,

@@ -7,7 +7,7 @@ from unittest import mock
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from anykmeans.kernels.triton import marginals, passes, resolve, screen
+from anykmeans.kernels.triton import device, marginals, passes, resolve, screen
 from benchmarks.gpu.day.clock import Clock
 from benchmarks.gpu.day.passes import call
 from benchmarks.gpu.day.record import Day
@@ -87,6 +87,8 @@ def run(day: Day) -> None:
                 day.note(row=name, variant=what, skipped="no time is left")
                 continue
             with day.guarded(row=name, variant=what), ExitStack() as stack:
+                # Or kernels would be found by what they were launched with before.
+                stack.enter_context(constants(device, _TAKES_ALL=False))
                 for context in contexts:
                     stack.enter_context(context)
                 day.note(row=name, variant=what, **timed(task, 2 if day.small else PASSES))

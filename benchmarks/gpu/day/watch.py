@@ -48,7 +48,7 @@ class Watch:
     """Watches the passes of the calls that are made within it.
 
     Every second pass is looked into, kernel by kernel, the first of them among these; the others run as they
-    would, but for the marks around them. No pass is replayed as a graph, as launches in a graph have no times.
+    would, but for the marks around them. All launches are as the first, which Triton looks at.
 
     Parameters
     ----------
@@ -76,7 +76,9 @@ class Watch:
                 stack.enter_context(mock.patch.object(kind, "run", self._timed(kind.run)))
             whole = self._watched(passes.Passes._pass)
             stack.enter_context(mock.patch.object(passes.Passes, "_pass", whole))
+            # All launches go by way of Triton's `run`.
             stack.enter_context(mock.patch.object(device, "captured", lambda launch: launch))
+            stack.enter_context(mock.patch.object(device, "_TAKES_ALL", False))
             yield
 
     def _timed(self, run: Any) -> Any:
