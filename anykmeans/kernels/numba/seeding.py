@@ -26,7 +26,8 @@ from anykmeans.kernels.numba.steps import (
 )
 from anykmeans.kernels.seeding import BLOCK, Seeds, Tile
 
-_WHOLE = 32  # features up to which all are coordinates
+_COLUMNS = 32  # features up to which a block of rows is measured side by side
+_DIRECTIONS = LANES, 2 * LANES  # of few features and of more, where there is no room for all
 _PIECES = 4  # tiles a thread at most
 _SAMPLE = 512  # rows that directions are found from, where they are not
 _NARROW = 2.0**-23  # error of a vector of coordinates, relatively, where it is but rounded
@@ -44,9 +45,11 @@ class CompiledSeeds(Seeds):
         """Choose coordinates: all features of few, else the directions in which a sample varies most."""
         frame, work = self.frame, self.rows.work
         n, d = self.rows.shape
-        p = d if d <= _WHOLE else LANES if d < 256 else 2 * LANES
-        # Coordinates of all rows, and directions with what finding them takes, within the budget.
-        p = min(p, max(2, work.max_bytes // (16 * n)), max(2, work.max_bytes // (128 * d)))
+        p = d
+        if 8 * n * d > work.max_bytes:
+            # Coordinates of all rows, and directions with what finding them takes, within the budget.
+            p = min(d, _DIRECTIONS[d >= 256], max(2, work.max_bytes // (16 * n)))
+            p = min(p, max(2, work.max_bytes // (128 * d)))
         sample = max(1, min(_SAMPLE, work.max_bytes // (64 * d)))
         sample = frame.wide(np.arange(0, n, -(-n // sample)))
         self._origin = sample.mean(axis=0)
@@ -126,17 +129,27 @@ class CompiledSeeds(Seeds):
         return int(reached(tile.closest[rows], w, self.scale, total, draw))
 
 
+@any_order
+def _product(a, b):
+    total = a[0] * b[0]
+    for i in range(1, a.shape[0]):
+        total += a[i] * b[i]
+    return total
+
+
 @jit
 def side(y, origin, slack, z, spare):
     """Write rows `y` (m, p) less the origin to `z` (blocks, p, SIDE), and `slack` times the largest squared norms."""
+    p = y.shape[1]
+    near = np.empty(p)
     for block in range(z.shape[0]):
         start, largest = block * SIDE, 0.0
         for i in range(y.shape[0] - start if y.shape[0] - start < SIDE else SIDE):
-            norm = 0.0
-            for f in range(y.shape[1]):
-                value = y[start + i, f] - origin[f]
-                z[block, f, i] = value
-                norm += value * value
+            for f in range(p):
+                near[f] = y[start + i, f] - origin[f]
+            for f in range(p):
+                z[block, f, i] = near[f]
+            norm = _product(near, near)
             largest = norm if norm > largest else largest
         spare[block] = largest * slack + 2.0**-100  # and what underflows
 
@@ -166,14 +179,6 @@ def _measure(y, row, c, j, limit):
             total += step * step
         if total > limit:
             break
-    return total
-
-
-@any_order
-def _product(a, b):
-    total = a[0] * b[0]
-    for i in range(1, a.shape[0]):
-        total += a[i] * b[i]
     return total
 
 
@@ -284,13 +289,13 @@ def shorten(y, c, closest, edge, spare, won, j):
     """Update what is closest, for rows that candidate `j`, at `c` (1, d), may be nearer to: all if `won` is empty."""
     m, d = y.shape
     room = np.empty(d)
-    left = quarter(d) if d <= _WHOLE else 1
+    left = quarter(d) if d <= _COLUMNS else 1
     columns, sums, wide = (
         np.zeros((4 * left, SIDE)),
         np.zeros((left, SIDE)),
         np.zeros((1, 4 * left)),
     )
-    for f in range(d if d <= _WHOLE else 0):
+    for f in range(d if d <= _COLUMNS else 0):
         wide[0, f] = c[0, f]
     for block in range(edge.shape[0]):
         first = block * SIDE
@@ -301,7 +306,7 @@ def shorten(y, c, closest, edge, spare, won, j):
             row = first + SIDE + lowest(coming)
             coming &= coming - 1
             _ask(y, closest, row)
-        if d <= _WHOLE and how_many(bits) > SIDE // 4:
+        if d <= _COLUMNS and how_many(bits) > SIDE // 4:
             for i in range(count):
                 for f in range(d):
                     columns[f, i] = y[first + i, f]
