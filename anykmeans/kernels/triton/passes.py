@@ -456,9 +456,9 @@ class Passes:
                 CHUNK=held,
                 PART=chunk,
                 WIDE=self._wide,
-                FEW=max(1, min(resolve.MANY, resolve.TILE // self._padded)),
+                FEW=max(1, min(resolve.MANY, resolve.COMPARED // self._padded)),
                 PADDED=self._padded,
-                IDS=max(1, resolve.TILE // self._padded),
+                IDS=max(1, resolve.COMPARED // self._padded),
                 num_warps=8,
                 enable_fp_fusion=False,  # the host rounds every product
             )

@@ -24,6 +24,7 @@ BITS = tl.constexpr(
 RIVALS = tl.constexpr(8)  # centroids that a row is compared with, before it is with all
 PROBLEMS = tl.constexpr(128)  # whose lists' lengths are added up at once
 TILE = 2048  # numbers of a tile of differences
+COMPARED = 1024  # of listed rows, beside whose scores there are fewer registers
 MANY = 16  # rows compared at once, at most
 MOST = 1 << 19  # features up to which a row fits one
 

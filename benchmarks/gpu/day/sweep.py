@@ -153,11 +153,11 @@ def built(job: Job) -> int | str:
 
     n = next(n for n, d, k in (*scores.SHAPES.values(), *scores.SMALL.values()) if d == job.d)
     try:
-        with compile_only():
-            kernel = tried(job, n)
+        with compile_only() as made:
+            tried(job, n)
     except Exception as error:  # noqa: BLE001 - whatever a compiler has against it
         return f"{type(error).__name__}: {str(error)[:200]}"
-    return kernel.metadata.shared
+    return made[-1].kernel.metadata.shared
 
 
 def tried(job: Job, n: int) -> Any:

@@ -63,8 +63,8 @@ def variants(row: str) -> dict[str, list[Any]]:
     if row in "3457":
         found["resolve: 4 warps"] = [options(resolve.resolve, num_warps=4)]
         found["blocks: 4"] = [constants(passes, _BLOCKS=4)]
-        for tile in (1024, 4096):
-            of = constants(resolve, TILE=tile, MANY=tile // 128)
+        for tile in (2048, 4096):
+            of = constants(resolve, COMPARED=tile, MANY=tile // 128)
             found[f"resolve: tile of {tile}"] = [of]
         for lanes in (32, 128):
             found[f"resolve: {lanes} lanes"] = [constants(resolve, LANES=lanes)]
