@@ -9,7 +9,7 @@ import importlib
 import sys
 from pathlib import Path
 
-COMMANDS = ("cpu", "gpu", "growth", "small", "load", "chart")
+COMMANDS = ("cpu", "everyday", "gpu", "growth", "small", "load", "chart")
 
 
 def shared() -> argparse.ArgumentParser:

@@ -1,8 +1,9 @@
 """Compiled steps for arrays in host memory: a row is read once for all that is done to it.
 
-`sweep` chooses how to search the nearest centroids: by `near` in few features, by `grouped` in more, after a first look
-in a `subspace`. What both share is in `bounded`, and compiled in `steps`; centroids go by `panels`, and `simd` has the inner
-loops. `small` computes all distances instead, where they are few. `sums` and `seeding` are what their names say. None holds
+Few centroids are all scored, `few`, and so are all where rows are few. Else `sweep` chooses how to search the nearest:
+by `near` in few features, by `grouped` in more, after a first look in a `subspace`. What both share is in `bounded`, and
+compiled in `steps`; centroids go by `panels`, and `simd` has the inner loops. `sums` and `seeding` are what their names say,
+and `small` is seeding of few rows. None holds
 the interpreter's lock, so that threads really run at once.
 Whatever needs Numba is imported when first called.
 """
@@ -50,7 +51,7 @@ class Numba(Cpu):
             return f"Numba cannot be imported ({reason}; `pip install numba`)"
         if sys.modules["numba.core.config"].DISABLE_JIT:
             return "Numba is told not to compile (NUMBA_DISABLE_JIT)"
-        if (reason := broken(f"{__name__}.small")) is not None:
+        if (reason := broken(f"{__name__}.few")) is not None:
             return f"its code does not suit the Numba installed ({reason})"
         return None
 
@@ -133,11 +134,12 @@ class Numba(Cpu):
     # -- passes over rows ---------------------------------------------------------------------
 
     def search(self, rows: Rows, frame: Frame, c: np.ndarray, bounds: str) -> Search:
-        """Return the search of all rows, see `anykmeans.kernels.numba.sweep` and `small`."""
-        if bounds in ("auto", "off") and is_small(rows, c.shape[0]):
-            from anykmeans.kernels.numba import small
-
-            return small.AtOnce(frame)
+        """Return the search of all rows, see `anykmeans.kernels.numba.sweep` and `few`."""
+        (k, d), bounded = c.shape, bounds not in ("auto", "off")
+        with first_call:
+            from anykmeans.kernels.numba import few
+        if not bounded and (few.suits(k, d) or is_small(rows, k)):
+            return few.FewSearch(frame, rows.work, keeps=bounds == "auto")
         with first_call:
             from anykmeans.kernels.numba import sweep
 
