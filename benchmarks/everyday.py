@@ -20,7 +20,6 @@ from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
 import anykmeans
-from anykmeans._settings import settings
 from benchmarks import report
 from benchmarks.timing import Timings, alternate
 
@@ -52,8 +51,11 @@ def run(options: argparse.Namespace) -> int:
     print(f"{'what':<9}{'kind':<15}{'dtype':<9}{'n x d, k':<22}{'ours ms':>9}{'ratio':>7}")
     records: list[dict[str, Any]] = []
     cells = itertools.product(options.n, options.kinds, options.dtypes, options.d, options.k)
-    with warnings.catch_warnings(), threadpool_limits(1), settings(threads=1):
+    with warnings.catch_warnings(), threadpool_limits(1):
         warnings.simplefilter("ignore")  # of fits that stop after 20 iterations, by design
+        for dtype in options.dtypes:  # compiled, before anything is timed
+            few = rows("separate", 1000, 2, 2).astype(dtype)
+            anykmeans.KMeans(2, kernel="numba", random_state=0).fit(few).predict(few)
         for n, kind, dtype, d, k in cells:
             if n * d > options.most:
                 continue

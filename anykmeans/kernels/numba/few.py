@@ -329,7 +329,8 @@ class FewSearch(Search):
         blocks = -(-(part.stop - part.start) // SIDE) if keeps else 1
         numbers = blocks * self.matrix.shape[1] * SIDE
         room = np.empty(numbers + 16, np.float32)
-        begin = -(room.ctypes.data // 4) % 16  # with a line of the cache: no vector is in two
+        start: int = room.__array_interface__["data"][0]
+        begin = -(start // 4) % 16  # with a line of the cache: no vector is in two
         columns = room[begin : begin + numbers].reshape(blocks, -1, SIDE)
         return Lanes(columns, np.empty((blocks, SIDE), np.float32), *self.frame.affine(narrow=True))
 
