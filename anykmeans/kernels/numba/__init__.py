@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from anykmeans.sources.rows import Rows
 
 _DIFFERENCES = 64  # features up to which all distances cost less by differences than by a product
+_SHORT = 100  # features up to which a row's distance to its own centroid is made beside those of other rows
 _CACHE = 1 << 15  # numbers of rows that wait in the L2 cache beside a panel of centroids
 _ONE = np.ones(1)
 
@@ -83,7 +84,8 @@ class Numba(Cpu):
         from anykmeans.kernels.numba import sums
 
         found = np.empty(labels.shape[0])
-        sums.own_distances(read(frame.matrix, select), frame.unit, wide, labels, found)
+        write = sums.own_distances if wide.shape[1] > _SHORT else sums.own_distances_across
+        write(read(frame.matrix, select), frame.unit, wide, labels, found)
         return found
 
     def look(self, rows: Rows, tile: slice) -> Extent:

@@ -74,7 +74,15 @@ def accumulate(x, at, w, new, old, scale, step, folds, sums):
 
 @jit
 def own_distances(x, unit, wide, labels, distances):
-    """Write each row's squared distance to its own centroid of `wide` (k, d), in the frame: rows side by side."""
+    """Write each row's squared distance to its own centroid of `wide` (k, d), in the frame."""
+    room = np.empty(x.shape[1])
+    for row in range(x.shape[0]):
+        distances[row] = squared_distance(x, row, unit, wide, np.int64(labels[row]), room)
+
+
+@jit
+def own_distances_across(x, unit, wide, labels, distances):
+    """Do what `own_distances` does, rows side by side: for short ones."""
     n, d = x.shape
     apart, zeros = np.zeros((SIDE, d)), np.zeros(d)
     columns, squares = np.empty((1, d, SIDE)), np.empty((1, SIDE))
