@@ -141,7 +141,7 @@ class Numba(Cpu):
         with first_call:
             from anykmeans.kernels.numba import few
         if not bounded and (few.suits(k, d) or is_small(rows, k)):
-            return few.FewSearch(frame, rows.work, keeps=bounds == "auto")
+            return few.FewSearch(frame, rows.work, k, keeps=bounds == "auto")
         with first_call:
             from anykmeans.kernels.numba import sweep
 

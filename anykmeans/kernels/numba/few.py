@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from anykmeans._work import Work
     from anykmeans.sources.descent import InMemory
 
+_BRIEF = 128  # products for each number of `Settings.spread`: a pass of fewer is over before a thread has begun
 _NARROW = 100  # features below which bounds of few clusters cost more than they save
 
 
@@ -294,6 +295,8 @@ class FewSearch(Search):
         The rows, and the coordinates to compare them in.
     work : Work
         How the rows are spread over threads.
+    k : int
+        How many centroids there will be.
     keeps : bool
         Whether there will be more passes than one, for which transposed rows are kept.
 
@@ -305,7 +308,7 @@ class FewSearch(Search):
         Whether a row was out of the frame's range, or not finite: then labels mean nothing.
     """
 
-    def __init__(self, frame: Frame, work: Work, *, keeps: bool) -> None:
+    def __init__(self, frame: Frame, work: Work, k: int, *, keeps: bool) -> None:
         self.frame, self.work, self.matrix = frame, work, frame.matrix
         n, d = self.matrix.shape
         self.labels, self.lost = np.zeros(n, np.int32), False
@@ -318,7 +321,8 @@ class FewSearch(Search):
         if self._x is None and keeps and 32 * numbers <= work.max_bytes:
             self._x = np.ascontiguousarray(self.matrix.rows(slice(None)))
         keeps = keeps and self._x is not None and 8 * numbers <= work.max_bytes
-        pieces = 2 * work.threads if work.threads > 1 else 1
+        spread = work.threads > 1 and numbers * k >= current().spread * _BRIEF
+        pieces = 2 * work.threads if spread else 1
         step = min(-(-n // pieces), work.readable(self.matrix) if self._x is None else n)
         self._parts = work.tiles(step=SIDE * -(-step // SIDE))
         self._lanes = [self._room(part, keeps) for part in self._parts]
