@@ -27,7 +27,10 @@ class Settings:
     tile : int
         Numbers of a tile on a CPU, whose temporaries are to stay in the L2 cache.
     at_once : int
-        Distances of a pass, or of a pick, times features (padded, as compiled code takes them): up to so many are computed in one call.
+        Distances of a pass, or of a pick, times features (padded, as compiled code takes them): up to so many are all computed,
+        and in one call.
+    few : int
+        Clusters below which rows of some features are compared with all of them in every pass, without bounds.
     first_look : int
         Rows from which on a first look in few coordinates pays.
     call : int
@@ -43,6 +46,7 @@ class Settings:
     spread: int = 1 << 17
     tile: int = 1 << 16
     at_once: int = 1 << 21
+    few: int = 32
     first_look: int = 8192
     call: int = 1 << 16
     piece: int = 1 << 18

@@ -212,7 +212,7 @@ def setting():
 def kernel(request, setting):
     """The name of a kernel, which is made to take the way that its variant names."""
     if request.param == SKIPPING:
-        setting(at_once=0, first_look=0)
+        setting(at_once=0, few=0, first_look=0)
         return "numba"
     return request.param
 

@@ -2,9 +2,11 @@
 
 import numpy as np
 import pytest
+import referee
 import scipy.sparse
 
 from anykmeans import KMeans, MiniBatchKMeans, assign, kernels, kmeans
+from anykmeans._grid import Grid
 from anykmeans._groups import groups
 from anykmeans.sources.rows import Rows
 
@@ -13,9 +15,21 @@ if reason := kernels.why_not("numba", np.ones((1, 1))):
 
 from anykmeans._matrix import Matrix
 from anykmeans.kernels import numba as compiled
-from anykmeans.kernels.numba import grouped, near, seeding, simd, small, steps, subspace, sums
-from anykmeans.kernels.numba.simd import LANES, ROWS, WIDTH
+from anykmeans.kernels.numba import (
+    few,
+    grouped,
+    near,
+    seeding,
+    side,
+    simd,
+    small,
+    steps,
+    subspace,
+    sums,
+)
+from anykmeans.kernels.numba.simd import LANES, ROWS, SIDE, WIDTH
 from anykmeans.kernels.numba.steps import jit
+from anykmeans.kernels.numba.whole import add
 from anykmeans.kernels.sparse import numba as of_sparse
 
 
@@ -102,6 +116,152 @@ def test_lanes(d, dtype):
         np.testing.assert_array_equal(who, visit[scores.argmin(axis=0)])
 
 
+@jit
+def run_across(x, row, scale, offset, columns, block, squares):
+    side.across(x, row, scale, offset, columns, block, squares)
+
+
+@jit
+def run_nearest(columns, block, minus_2c, norms, squares, beta, eta, before, now):
+    return side.nearest(columns, block, minus_2c, norms, squares, beta, eta, before, now)
+
+
+@jit
+def run_add(x, row, weight, scale, step, folds, whole, to, since):
+    add(x, row, weight, scale, step, folds, whole, to, since)
+
+
+@pytest.mark.parametrize("d", [1, 3, 4, 5, 13, 64])
+@pytest.mark.parametrize(
+    ("source", "frame", "dtype"),
+    [
+        ("float32", "float32", "float32"),
+        ("float32", "float64", "float32"),
+        ("float64", "float64", "float32"),
+        ("float32", "float64", "float64"),
+    ],
+)
+def test_rows_across(d, source, frame, dtype):
+    rng = np.random.default_rng(d)
+    x, offset = quarters(rng, (SIDE + 2, d), source), quarters(rng, (d,), frame)
+    columns, squares = np.full((3, d, SIDE), np.nan, dtype), np.full((3, SIDE), np.nan, dtype)
+    run_across(x, 1, np.dtype(frame).type(0.5), offset, columns, 1, squares)
+    wanted = x[1 : 1 + SIDE].astype(float) * 0.5 - offset
+    np.testing.assert_array_equal(columns[1], wanted.T)
+    np.testing.assert_array_equal(squares[1], (wanted**2).sum(axis=1))
+    assert np.isnan(columns[[0, 2]]).all()
+    assert np.isnan(squares[[0, 2]]).all()
+
+
+@pytest.mark.parametrize("k", [1, 2, 3, 4, 5, 7, 8, 9, 13, 31])
+@pytest.mark.parametrize("d", [1, 5, 40])
+def test_nearest_of_few(d, k):
+    rng = np.random.default_rng([d, k])
+    columns, minus_2c = quarters(rng, (2, d, SIDE), "float32"), quarters(rng, (d, k), "float32")
+    norms, squares = quarters(rng, k, "float32"), rng.random((2, SIDE)).astype(np.float32)
+    if k > 2:
+        norms[1] = np.inf
+        minus_2c[:, 2] = np.nan  # out of range, not the nearest
+    before = rng.integers(k, size=SIDE).astype(np.int32)
+    now = np.full(SIDE, -1, np.int32)
+    scores = norms[:, None] + minus_2c.T @ columns[1]
+    scores = np.where(np.isnan(scores), np.inf, scores)
+    best, second = np.sort(np.vstack([scores, np.full((1, SIDE), 2.0**100)]), axis=0)[:2]
+    for beta, eta in [(0.0, 0.0), (0.125, 0.0), (0.0, 0.25)]:
+        margin = beta * (2 * squares[1] + abs(squares[1] + best) + abs(squares[1] + second)) + eta
+        words = run_nearest(
+            columns, 1, minus_2c, norms, squares, np.float32(beta), np.float32(eta), before, now
+        )
+        np.testing.assert_array_equal(now, scores.argmin(axis=0))
+        changed, unproven = ([word >> r & 1 for r in range(SIDE)] for word in words)
+        np.testing.assert_array_equal(changed, now != before)
+        np.testing.assert_array_equal(unproven, ~(second - best > margin.astype(np.float32)))
+
+
+@pytest.mark.parametrize("weight", [1.0, 0.0, 3.0, 0.1])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("d", [1, 3, 4, 6, 13])
+def test_rows_are_added_as_the_grid_splits_them(d, dtype, weight):
+    x = np.random.default_rng(d).normal(size=(5, d)).astype(dtype)
+    largest = np.append(np.abs(x).max(axis=0), 1.0).astype(float) * max(weight, 1)
+    grid = Grid.plan(largest, 10, np.full(d + 1, -120.0), largest)
+    whole = np.ones((3, grid.folds * (d + 1)))
+    wanted = whole.copy()
+    for since in (-1, 0):
+        run_add(x, 3, weight, grid.scale, grid.step, grid.folds, whole, 2, since)
+        value = np.append(x[3].astype(float), 1.0)[None]
+        parts = grid.split(np, value, grid.scale, None if weight == 1 else np.asarray([weight]))[0]
+        wanted[2] += parts
+        if since >= 0:
+            wanted[since] -= parts
+        np.testing.assert_array_equal(whole, wanted)
+
+
+HOSTILE = {
+    "blob": lambda x: x,
+    "lattice": lambda x: np.round(x * 2),
+    "far": lambda x: x + 1e6,
+    "duplicates": lambda x: x[np.arange(len(x)) // 3],
+    "constant": lambda x: np.ones_like(x),
+    "an outlier": lambda x: np.concatenate([x[:-1], x[-1:] + 1e7]),
+    "tiny": lambda x: x * 2.0**-90,
+    "huge": lambda x: x * 2.0**90,
+    "tight clusters": lambda x: np.round(x) * 1e5 + x * 1e-3,
+}
+
+
+@pytest.mark.parametrize("bounds", ["auto", "off"])  # with and without rows kept
+@pytest.mark.parametrize("dtype", ["float32", "float64", "float16", "int16"])
+@pytest.mark.parametrize("shape", HOSTILE)
+def test_few_are_the_referees(setting, shape, dtype, bounds):
+    setting(at_once=0)
+    for n, d, k in [(70, 1, 1), (200, 2, 3), (129, 5, 20), (64, 13, 4), (31, 40, 31)]:
+        x = HOSTILE[shape](np.random.default_rng([n, d]).normal(size=(n, d)))
+        with np.errstate(over="ignore", invalid="ignore"):
+            x = np.clip(x, -3e4, 3e4).astype(dtype) if dtype[-2:] == "16" else x.astype(dtype)
+        rows = Rows.over(x, kernel="numba")
+        c = rows.matrix.rows(np.arange(k), rows.matrix.state_dtype)
+        search = rows.start(c, bounds=bounds).search
+        assert isinstance(search, few.FewSearch)
+        for turn in range(3):
+            search.relabel(c)
+            wanted, _ = referee.nearest(x.astype(float), c.astype(float))
+            np.testing.assert_array_equal(search.labels, wanted)
+            c[turn % k] = c[turn % k] / 2 + x[-1 - turn] / 2
+
+
+@pytest.mark.parametrize("k", [1, 2, 7, 31])
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("empty", ["keep", "relocate"])
+def test_passes_of_few_are_steps(setting, k, weighted, empty):
+    """All passes in one call, one pass a call, in parts, and rows that are read in tiles: one result."""
+    setting(at_once=0, spread=0)
+    rng = np.random.default_rng(k)
+    x = rng.normal(size=(1000, 6)).astype(np.float16)
+    c = x[:k].astype(np.float32)
+    c[-1] += 100 * (k > 2)  # the nearest of no row
+    w = rng.exponential(size=1000) if weighted else None
+    found = []
+    for threads, max_bytes, dtype in [
+        (1, None, "float32"), (3, None, "float32"), (1, None, "float16"), (3, 50_000, "float16"),
+    ]:  # fmt: skip
+        how = {"kernel": "numba", "threads": threads, "max_bytes": max_bytes}
+        rows = Rows.over(x.astype(dtype), w, **how)
+        with rows.work:
+            run = rows.start(c)
+            one, done = c, 0
+            while done < 9:
+                one, made, _ = run.steps(one, 9 - done, 0.0, empty)
+                done += made
+            end = run.label(one)
+        found.append((one.tobytes(), end.labels.tobytes(), end.inertia))
+        run, one = rows.start(c), c
+        for _ in range(9):
+            one, _ = run.step(one, empty)
+        found.append((one.tobytes(), run.labels(one).tobytes(), run.label(one).inertia))
+    assert found == found[:1] * len(found)
+
+
 @pytest.mark.parametrize("k", [1, 15, 16, 17, 100])
 def test_groups_share_all_out(k):
     c = np.random.default_rng(k).normal(size=(k, 5))
@@ -115,7 +275,7 @@ def test_groups_share_all_out(k):
 @pytest.fixture
 def many(setting):
     """However few the rows, they are searched as many are."""
-    setting(at_once=0, first_look=0)
+    setting(at_once=0, few=0, first_look=0)
 
 
 CASES = {  # n, d, k, bounds, max_bytes
@@ -343,7 +503,7 @@ def test_read_only_arrays_need_no_code_of_their_own(sparse):
     def compiled_for():
         return [
             function.signatures
-            for module in (sums, small, steps, grouped, near, seeding, subspace, of_sparse)
+            for module in (sums, few, small, steps, grouped, near, seeding, subspace, of_sparse)
             for function in vars(module).values()
             if hasattr(function, "signatures")
         ]

@@ -164,9 +164,9 @@ def test_the_choice_is_reported_and_can_be_forced(backend, make, monkeypatch, tm
     assert kernels.choose(x).name == can_run[0]
     monkeypatch.setattr(compiled, "seconds", lambda: 0.0)
     assert kmeans(x, 2, rng=0).kernel == kernels.choose(x).name == at_once
-    (tmp_path / "small.passes-80.py27.nbi").touch()  # by another Python
+    (tmp_path / "few.passes-80.py27.nbi").touch()  # by another Python
     assert kernels.choose(x).name == at_once
-    (tmp_path / f"small.passes-80.py{sys.version_info[0]}{sys.version_info[1]}.nbi").touch()
+    (tmp_path / f"few.passes-80.py{sys.version_info[0]}{sys.version_info[1]}.nbi").touch()
     assert kmeans(x, 2, rng=0).kernel == can_run[0]
     for name in can_run:
         assert kmeans(x, 2, rng=0, kernel=name).kernel == name

@@ -241,7 +241,7 @@ def test_a_call_obeys(four_cpus, monkeypatch, setting, name):
     x = np.random.default_rng(0).normal(size=(1500, 4))
     setting(spread=0)
     setting(tile=1 << 10)  # that there be several tiles
-    setting(at_once=0)
+    setting(at_once=0, few=0)
     started = []
     start = _threads._thread.start_new_thread
     monkeypatch.setattr(

@@ -232,7 +232,8 @@ class _BaseKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixi
         >>> km.predict([[-3.0], [4.0], [6.0]])
         array([1, 1, 0])
         """
-        check_is_fitted(self)
+        if not self.__sklearn_is_fitted__():  # scikit-learn asks for tags first, and takes its time
+            check_is_fitted(self)
         x = self._rows(X, "predict")
         return nearest(x, self._centers, **self._how)
 

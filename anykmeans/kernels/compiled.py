@@ -13,7 +13,7 @@ from anykmeans._work import seconds
 _here = Path(__file__).absolute().parent
 _package = __name__.rpartition(".")[0]
 # The function, of each module that needs a compiler, whose compiled code stands for that of all.
-_COMPILED = {"numba": "small.passes", "sparse.numba": "sweep._relabel"}
+_COMPILED = {"numba": "few.passes", "sparse.numba": "sweep._relabel"}
 
 
 def pays(module: str) -> bool:

@@ -1,8 +1,9 @@
 """Compiled steps for arrays in host memory: a row is read once for all that is done to it.
 
-`sweep` chooses how to search the nearest centroids: by `near` in few features, by `grouped` in more, after a first look
-in a `subspace`. What both share is in `bounded`, and compiled in `steps`; centroids go by `panels`, and `simd` has the inner
-loops. `small` computes all distances instead, where they are few. `sums` and `seeding` are what their names say. None holds
+Few centroids are all scored, `few`, and so are all where rows are few. Else `sweep` chooses how to search the nearest:
+by `near` in few features, by `grouped` in more, after a first look in a `subspace`. What both share is in `bounded`, and
+compiled in `steps`; centroids go by `panels`, and `simd` has the inner loops. `sums` and `seeding` are what their names say,
+and `small` is seeding of few rows. None holds
 the interpreter's lock, so that threads really run at once.
 Whatever needs Numba is imported when first called.
 """
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from anykmeans.sources.rows import Rows
 
 _DIFFERENCES = 64  # features up to which all distances cost less by differences than by a product
+_SHORT = 100  # features up to which a row's distance to its own centroid is made beside those of other rows
 _CACHE = 1 << 15  # numbers of rows that wait in the L2 cache beside a panel of centroids
 _ONE = np.ones(1)
 
@@ -50,7 +52,7 @@ class Numba(Cpu):
             return f"Numba cannot be imported ({reason}; `pip install numba`)"
         if sys.modules["numba.core.config"].DISABLE_JIT:
             return "Numba is told not to compile (NUMBA_DISABLE_JIT)"
-        if (reason := broken(f"{__name__}.small")) is not None:
+        if (reason := broken(f"{__name__}.few")) is not None:
             return f"its code does not suit the Numba installed ({reason})"
         return None
 
@@ -82,7 +84,8 @@ class Numba(Cpu):
         from anykmeans.kernels.numba import sums
 
         found = np.empty(labels.shape[0])
-        sums.own_distances(read(frame.matrix, select), frame.unit, wide, labels, found)
+        write = sums.own_distances if wide.shape[1] > _SHORT else sums.own_distances_across
+        write(read(frame.matrix, select), frame.unit, wide, labels, found)
         return found
 
     def look(self, rows: Rows, tile: slice) -> Extent:
@@ -133,11 +136,12 @@ class Numba(Cpu):
     # -- passes over rows ---------------------------------------------------------------------
 
     def search(self, rows: Rows, frame: Frame, c: np.ndarray, bounds: str) -> Search:
-        """Return the search of all rows, see `anykmeans.kernels.numba.sweep` and `small`."""
-        if bounds in ("auto", "off") and is_small(rows, c.shape[0]):
-            from anykmeans.kernels.numba import small
-
-            return small.AtOnce(frame)
+        """Return the search of all rows, see `anykmeans.kernels.numba.sweep` and `few`."""
+        (k, d), bounded = c.shape, bounds not in ("auto", "off")
+        with first_call:
+            from anykmeans.kernels.numba import few
+        if not bounded and (few.suits(k, d) or is_small(rows, k)):
+            return few.FewSearch(frame, rows.work, k, keeps=bounds == "auto")
         with first_call:
             from anykmeans.kernels.numba import sweep
 

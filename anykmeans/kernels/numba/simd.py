@@ -23,7 +23,7 @@ SIDE = 64  # and as all others do
 # Rows a tile, and the bytes of a row's sums: as many as the registers hold.
 ROWS, HELD = (8, 128) if llvmlite.binding.get_host_cpu_features().get("avx512f") else (4, 64)
 
-_INDEX, _SHORT = ir.IntType(64), ir.IntType(32)
+INDEX, SHORT = ir.IntType(64), ir.IntType(32)
 
 
 @intrinsic
@@ -42,7 +42,7 @@ def prefetch(context, a, index):  # type: ignore[no-untyped-def]
     """Ask for the element of the C-contiguous `a` at a flat index, so that it is near when read."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        code = _Code(context, builder, signature, args)
+        code = Code(context, builder, signature, args)
         code.prefetch(code.at(code.data(0), code.whole(1)))
         return context.get_dummy_value()
 
@@ -124,7 +124,7 @@ def how_many(context, bits):  # type: ignore[no-untyped-def]
     return types.int64(types.int64), generate
 
 
-class _Code:
+class Code:
     """What the generators share: constants, and vectors of the first argument's dtype."""
 
     def __init__(
@@ -163,7 +163,7 @@ class _Code:
 
     def at(self, pointer: Any, index: Any) -> Any:
         """The place of element `index`."""
-        return self.builder.gep(pointer, [_number(index) if isinstance(index, int) else index])
+        return self.builder.gep(pointer, [integer(index) if isinstance(index, int) else index])
 
     def load(self, pointer: Any) -> Any:
         """The elements of a vector, from a place on."""
@@ -177,13 +177,24 @@ class _Code:
         stored = self.builder.store(value, self.builder.bitcast(pointer, value.type.as_pointer()))
         stored.align = self.bytes if pointer.type.pointee == self.real else 4
 
+    def some(self, pointer: Any, count: int) -> Any:
+        """So many elements from a place on, wherever that is."""
+        kind = ir.VectorType(pointer.type.pointee, count).as_pointer()
+        loaded = self.builder.load(self.builder.bitcast(pointer, kind))
+        loaded.align = 4
+        return loaded
+
+    def put(self, value: Any, pointer: Any) -> None:
+        """Put any vector's elements to any place."""
+        self.builder.store(value, self.builder.bitcast(pointer, value.type.as_pointer())).align = 4
+
     def prefetch(self, pointer: Any) -> None:
         """Ask for what is at a place."""
         byte = ir.IntType(8).as_pointer()
-        kind = ir.FunctionType(ir.VoidType(), [byte, _SHORT, _SHORT, _SHORT])
+        kind = ir.FunctionType(ir.VoidType(), [byte, SHORT, SHORT, SHORT])
         function = cgutils.get_or_insert_function(self.builder.module, kind, "llvm.prefetch.p0i8")
         # To read, into all levels of the cache, data.
-        how = [ir.Constant(_SHORT, i) for i in (0, 3, 1)]
+        how = [ir.Constant(SHORT, i) for i in (0, 3, 1)]
         self.builder.call(function, [self.builder.bitcast(pointer, byte), *how])
 
     def cast(self, value: Any, kind: Any) -> Any:
@@ -193,6 +204,14 @@ class _Code:
         wider = kind.element == ir.DoubleType()
         return (self.builder.fpext if wider else self.builder.fptrunc)(value, kind)
 
+    def magnitude(self, vector: Any) -> Any:
+        """A vector's elements without their signs."""
+        kind = ir.FunctionType(self.vector, [self.vector])
+        name = f"llvm.fabs.v{self.lanes}f{8 * self.bytes}"
+        return self.builder.call(
+            cgutils.get_or_insert_function(self.builder.module, kind, name), [vector]
+        )
+
     def total(self, vector: Any) -> Any:
         """The sum of a vector's elements, two halves at a time."""
         kind = ir.FunctionType(self.real, [self.real, self.vector])
@@ -201,20 +220,21 @@ class _Code:
         zero = ir.Constant(self.real, -0.0)
         return self.builder.call(function, [zero, vector], fastmath=("reassoc",))
 
-    def splat(self, scalar: Any) -> Any:
+    def splat(self, scalar: Any, count: int = 0) -> Any:
         """A vector of one value."""
-        undefined = ir.Constant(ir.VectorType(scalar.type, self.lanes), ir.Undefined)
-        one = self.builder.insert_element(undefined, scalar, ir.Constant(_SHORT, 0))
-        zeros = ir.Constant(ir.VectorType(_SHORT, self.lanes), [0] * self.lanes)
+        undefined = ir.Constant(ir.VectorType(scalar.type, count or self.lanes), ir.Undefined)
+        one = self.builder.insert_element(undefined, scalar, ir.Constant(SHORT, 0))
+        zeros = ir.Constant(ir.VectorType(SHORT, count or self.lanes), [0] * (count or self.lanes))
         return self.builder.shuffle_vector(one, undefined, zeros)
 
 
-def _number(i: int) -> Any:
-    return ir.Constant(_INDEX, i)
+def integer(i: int) -> Any:
+    """The constant of a 64-bit whole number."""
+    return ir.Constant(INDEX, i)
 
 
 def _generate_lanes(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-    code = _Code(context, builder, signature, args)
+    code = Code(context, builder, signature, args)
     columns, minus_2c, norms, visit = (code.data(i) for i in (0, 2, 3, 4))
     results = [code.data(i) for i in (7, 8, 9)]
     d, start, stop = (code.whole(i) for i in (1, 5, 6))
@@ -228,7 +248,7 @@ def _generate_lanes(context: Any, builder: Any, signature: Any, args: Any) -> An
     builder.branch(loop)
 
     builder.position_at_end(loop)
-    q = builder.phi(_INDEX)
+    q = builder.phi(INDEX)
     q.add_incoming(start, before)
     kept = [[builder.phi(value.type) for value in values] for values in held]
     for phis, values in zip(kept, held, strict=True):
@@ -240,23 +260,23 @@ def _generate_lanes(context: Any, builder: Any, signature: Any, args: Any) -> An
     builder.branch(features)
 
     builder.position_at_end(features)
-    f = builder.phi(_INDEX)
-    f.add_incoming(_number(0), loop)
+    f = builder.phi(INDEX)
+    f.add_incoming(integer(0), loop)
     sums = [builder.phi(code.vector) for _ in range(blocks)]
     value = code.splat(builder.load(code.at(c, f)))
-    column = code.at(columns, builder.mul(f, _number(WIDTH)))
+    column = code.at(columns, builder.mul(f, integer(WIDTH)))
     added = []
     for b in range(blocks):
         sums[b].add_incoming(norm, loop)
         y = code.load(code.at(column, b * LANES))
         added.append(builder.call(code.fma, [value, y, sums[b]]))
         sums[b].add_incoming(added[b], features)
-    following = builder.add(f, _number(1))
+    following = builder.add(f, integer(1))
     f.add_incoming(following, features)
     builder.cbranch(builder.icmp_signed("<", following, d), features, scored)
 
     builder.position_at_end(scored)
-    number = code.splat(builder.trunc(j, _SHORT))
+    number = code.splat(builder.trunc(j, SHORT))
     for b in range(blocks):
         (best, second, who), s = kept[b], added[b]
         closer = builder.fcmp_ordered("<", s, best)
@@ -270,7 +290,7 @@ def _generate_lanes(context: Any, builder: Any, signature: Any, args: Any) -> An
         for phi, value in zip(kept[b], values, strict=True):
             phi.add_incoming(value, scored)
         held[b] = values
-    next_q = builder.add(q, _number(1))
+    next_q = builder.add(q, integer(1))
     q.add_incoming(next_q, scored)
     builder.cbranch(builder.icmp_signed("<", next_q, stop), loop, after)
 
@@ -282,7 +302,7 @@ def _generate_lanes(context: Any, builder: Any, signature: Any, args: Any) -> An
 
 
 def _generate_combine(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-    code = _Code(context, builder, signature, args)
+    code = Code(context, builder, signature, args)
     start, scores, slots = code.data(5), code.data(6), code.size(0, 1)
     # So many eights of sums stay in registers while the entries pass by; what is left over has a loop of its own.
     most = 4 * HELD // (EIGHT * code.bytes)
@@ -291,19 +311,19 @@ def _generate_combine(context: Any, builder: Any, signature: Any, args: Any) -> 
     builder.branch(head)
 
     builder.position_at_end(head)
-    begin = builder.phi(_INDEX)
-    begin.add_incoming(_number(0), before)
-    eights = builder.udiv(builder.sub(slots, begin), _number(EIGHT))
+    begin = builder.phi(INDEX)
+    begin.add_incoming(integer(0), before)
+    eights = builder.udiv(builder.sub(slots, begin), integer(EIGHT))
     full = builder.append_basic_block("eights")
     choice = builder.switch(eights, full)
-    choice.add_case(_number(0), done)
+    choice.add_case(integer(0), done)
     for count in range(most, 0, -1):
         if count < most:
-            choice.add_case(_number(count), builder.append_basic_block("eights"))
+            choice.add_case(integer(count), builder.append_basic_block("eights"))
         block = full if count == most else choice.cases[-1][1]
         builder.position_at_end(block)
         _combine_eights(code, count, begin, code.at(start, begin), code.at(scores, begin))
-        following = builder.add(begin, _number(count * EIGHT))
+        following = builder.add(begin, integer(count * EIGHT))
         begin.add_incoming(following, builder.block)
         builder.branch(head)
 
@@ -311,11 +331,11 @@ def _generate_combine(context: Any, builder: Any, signature: Any, args: Any) -> 
     return context.get_dummy_value()
 
 
-def _combine_eights(code: _Code, count: int, begin: Any, start: Any, scores: Any) -> None:
+def _combine_eights(code: Code, count: int, begin: Any, start: Any, scores: Any) -> None:
     """Do `combine` for so many eights of slots from `begin` on."""
     builder, (table, features, values) = code.builder, (code.data(i) for i in range(3))
     first, stop, width = code.whole(3), code.whole(4), code.size(0, 1)
-    eight = _Code(code.context, builder, code.signature, code.args, EIGHT * code.bytes)
+    eight = Code(code.context, builder, code.signature, code.args, EIGHT * code.bytes)
     vectors = [(place, code) for place in range(0, count // 2 * LANES, LANES)]
     vectors += [((count - 1) * EIGHT, eight)] * (count % 2)
     starts = [some.load(some.at(start, place)) for place, some in vectors]
@@ -324,17 +344,17 @@ def _combine_eights(code: _Code, count: int, begin: Any, start: Any, scores: Any
     builder.cbranch(builder.icmp_signed("<", first, stop), loop, after)
 
     builder.position_at_end(loop)
-    e, totals = builder.phi(_INDEX), [builder.phi(some.vector) for _, some in vectors]
+    e, totals = builder.phi(INDEX), [builder.phi(some.vector) for _, some in vectors]
     e.add_incoming(first, before)
     feature = builder.load(code.at(features, e))
-    if feature.type != _INDEX:
-        feature = builder.sext(feature, _INDEX)
+    if feature.type != INDEX:
+        feature = builder.sext(feature, INDEX)
     value = builder.load(code.at(values, e))
     if value.type != code.real:
         wider = code.real == ir.DoubleType()
         value = (builder.fpext if wider else builder.fptrunc)(value, code.real)
     row = code.at(table, builder.add(builder.mul(feature, width), begin))
-    following = builder.add(e, _number(1))
+    following = builder.add(e, integer(1))
     e.add_incoming(following, loop)
     added = []
     for (place, some), zeroth, total in zip(vectors, starts, totals, strict=True):
@@ -354,35 +374,35 @@ def _combine_eights(code: _Code, count: int, begin: Any, start: Any, scores: Any
 
 
 def _generate_within(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-    return _within(_Code(context, builder, signature, args))[0]
+    return _within(Code(context, builder, signature, args))[0]
 
 
-def _within(code: _Code) -> tuple[Any, list[Any], list[Any]]:
+def _within(code: Code) -> tuple[Any, list[Any], list[Any]]:
     """The bits of `within`, and by vectors of LANES the squared distances, with the start, and the edges."""
     builder = code.builder
     z, c, start, edge = (code.data(i) for i in (0, 2, 4, 5))
     block, j = code.whole(1), code.whole(3)
     p = code.size(2, 1)
-    z = code.at(z, builder.mul(builder.mul(block, p), _number(SIDE)))
-    edge = code.at(edge, builder.mul(block, _number(SIDE)))
+    z = code.at(z, builder.mul(builder.mul(block, p), integer(SIDE)))
+    edge = code.at(edge, builder.mul(block, integer(SIDE)))
     start = code.splat(builder.load(code.at(start, j)))
     columns = [code.at(z, r) for r in range(0, SIDE, LANES)]
     squares = _squares(code, p, columns, code.at(c, builder.mul(j, p)), start)
     edges = [code.load(code.at(edge, r)) for r in range(0, SIDE, LANES)]
-    bits = _number(0)
+    bits = integer(0)
     for b, (square, limit) in enumerate(zip(squares, edges, strict=True)):
         less = builder.fcmp_ordered("<", square, limit)
-        word = builder.zext(builder.bitcast(less, ir.IntType(LANES)), _INDEX)
-        bits = builder.or_(bits, builder.shl(word, _number(b * LANES)))
+        word = builder.zext(builder.bitcast(less, ir.IntType(LANES)), INDEX)
+        bits = builder.or_(bits, builder.shl(word, integer(b * LANES)))
     return bits, squares, edges
 
 
 def _generate_saving(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-    code = _Code(context, builder, signature, args)
+    code = Code(context, builder, signature, args)
     bits, squares, edges = _within(code)
     start, weight, less = (code.data(i) for i in (4, 8, 9))
     j = code.whole(3)
-    with builder.if_then(builder.icmp_unsigned("!=", bits, _number(0))):
+    with builder.if_then(builder.icmp_unsigned("!=", bits, integer(0))):
         wider, spare = code.splat(args[6]), code.splat(args[7])
         start = code.splat(builder.load(code.at(start, j)))
         zero = ir.Constant(code.vector, [0.0] * LANES)
@@ -393,12 +413,12 @@ def _generate_saving(context: Any, builder: Any, signature: Any, args: Any) -> A
             gain = builder.select(builder.fcmp_ordered(">", gain, zero), gain, zero)
             total = builder.call(code.fma, [code.load(code.at(weight, b * LANES)), gain, total])
         wide = ir.VectorType(ir.DoubleType(), LANES)
-        place = code.at(less, builder.mul(j, _number(LANES)))
+        place = code.at(less, builder.mul(j, integer(LANES)))
         code.store(builder.fadd(code.load(place), code.cast(total, wide)), place)
     return bits
 
 
-def _squares(code: _Code, d: Any, columns: list[Any], c: Any, start: Any) -> list[Any]:
+def _squares(code: Code, d: Any, columns: list[Any], c: Any, start: Any) -> list[Any]:
     """Add the squares of differences to `start`: of `d` features of vectors from places on, SIDE apart, and of `c`."""
     builder = code.builder
     before = builder.block
@@ -406,18 +426,18 @@ def _squares(code: _Code, d: Any, columns: list[Any], c: Any, start: Any) -> lis
     builder.branch(loop)
 
     builder.position_at_end(loop)
-    f = builder.phi(_INDEX)
-    f.add_incoming(_number(0), before)
+    f = builder.phi(INDEX)
+    f.add_incoming(integer(0), before)
     sums = [builder.phi(code.vector) for _ in columns]
     value = code.splat(builder.load(code.at(c, f)))
-    feature = builder.mul(f, _number(SIDE))
+    feature = builder.mul(f, integer(SIDE))
     added = []
     for phi, column in zip(sums, columns, strict=True):
         phi.add_incoming(start, before)
         step = builder.fsub(code.load(code.at(column, feature)), value)
         added.append(builder.call(code.fma, [step, step, phi]))
         phi.add_incoming(added[-1], loop)
-    following = builder.add(f, _number(1))
+    following = builder.add(f, integer(1))
     f.add_incoming(following, loop)
     builder.cbranch(builder.icmp_signed("<", following, d), loop, after)
 
@@ -426,7 +446,7 @@ def _squares(code: _Code, d: Any, columns: list[Any], c: Any, start: Any) -> lis
 
 
 def _generate_centre(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-    code = _Code(context, builder, signature, args)
+    code = Code(context, builder, signature, args)
     y, x, offset, c = (code.data(i) for i in (0, 2, 8, 9))
     t, row, ahead, start, stop, j = (code.whole(i) for i in (1, 3, 4, 5, 6, 10))
     scale = code.splat(args[7])
@@ -442,11 +462,11 @@ def _generate_centre(context: Any, builder: Any, signature: Any, args: Any) -> A
     builder.cbranch(builder.icmp_signed("<", start, stop), loop, after)
 
     builder.position_at_end(loop)
-    f = builder.phi(_INDEX)
+    f = builder.phi(INDEX)
     f.add_incoming(start, before)
     sums = [builder.phi(code.vector) for _ in range(2)]
     for i in range(0, LANES, line):
-        code.prefetch(code.at(coming, builder.add(f, _number(i))))
+        code.prefetch(code.at(coming, builder.add(f, integer(i))))
     value = code.cast(code.load(code.at(x, f)), scale.type)
     value = builder.fsub(builder.fmul(value, scale), code.load(code.at(offset, f)))
     value = code.cast(value, code.vector)
@@ -456,7 +476,7 @@ def _generate_centre(context: Any, builder: Any, signature: Any, args: Any) -> A
         phi.add_incoming(zero, before)
         added.append(builder.call(code.fma, [value, other, phi]))
         phi.add_incoming(added[-1], loop)
-    following = builder.add(f, _number(LANES))
+    following = builder.add(f, integer(LANES))
     f.add_incoming(following, loop)
     builder.cbranch(builder.icmp_signed("<", following, stop), loop, after)
 
@@ -471,19 +491,19 @@ def _generate_centre(context: Any, builder: Any, signature: Any, args: Any) -> A
 
 
 def _generate_tile(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-    code = _Code(context, builder, signature, args, HELD)
+    code = Code(context, builder, signature, args, HELD)
     y, at, panels, norms, scores, low, second, lane = (
         code.data(i) for i in (0, 1, 3, 4, 6, 7, 8, 9)
     )
     d, p = code.whole(2), code.whole(5)
     starts = [code.at(y, builder.mul(builder.load(code.at(at, r)), d)) for r in range(ROWS)]
-    panel = code.at(panels, builder.mul(builder.mul(p, d), _number(LANES)))
-    norm = code.at(norms, builder.mul(p, _number(LANES)))
+    panel = code.at(panels, builder.mul(builder.mul(p, d), integer(LANES)))
+    norm = code.at(norms, builder.mul(p, integer(LANES)))
     parts = [
         _score(code, d, starts, code.at(panel, first), code.at(norm, first))
         for first in range(0, LANES, code.lanes)
     ]
-    whole = ir.Constant(ir.VectorType(_SHORT, LANES), list(range(LANES)))
+    whole = ir.Constant(ir.VectorType(SHORT, LANES), list(range(LANES)))
     added = parts[0]
     if len(parts) > 1:
         added = [builder.shuffle_vector(*halves, whole) for halves in zip(*parts, strict=True)]
@@ -491,7 +511,7 @@ def _generate_tile(context: Any, builder: Any, signature: Any, args: Any) -> Any
     for r in range(ROWS):
         code.store(added[r], code.at(scores, r * LANES))
     # A tournament: two vectors at a time become one that has half as many lanes of each row.
-    numbers = ir.Constant(ir.VectorType(_SHORT, LANES), list(range(LANES)))
+    numbers = ir.Constant(ir.VectorType(SHORT, LANES), list(range(LANES)))
     found: list[tuple[Any, Any, Any]] = [(value, None, numbers) for value in added]
     share = LANES  # lanes of a row
     while share > 1:
@@ -501,11 +521,11 @@ def _generate_tile(context: Any, builder: Any, signature: Any, args: Any) -> Any
     ((least, runner_up, where),) = found
     code.store(least, low)
     code.store(runner_up, second)
-    code.store(builder.zext(where, ir.VectorType(_INDEX, ROWS)), lane)
+    code.store(builder.zext(where, ir.VectorType(INDEX, ROWS)), lane)
     return context.get_dummy_value()
 
 
-def _score(code: _Code, d: Any, starts: list[Any], panel: Any, norm: Any) -> list[Any]:
+def _score(code: Code, d: Any, starts: list[Any], panel: Any, norm: Any) -> list[Any]:
     """Score rows from their starts with a vector of a panel's centroids, from its place on."""
     builder = code.builder
     norm = code.load(norm)
@@ -516,23 +536,23 @@ def _score(code: _Code, d: Any, starts: list[Any], panel: Any, norm: Any) -> lis
     builder.branch(block)
 
     builder.position_at_end(block)
-    start = builder.phi(_INDEX)
-    start.add_incoming(_number(0), before)
+    start = builder.phi(INDEX)
+    start.add_incoming(integer(0), before)
     totals = [builder.phi(code.vector) for _ in range(ROWS)]
-    end = builder.add(start, _number(BLOCK))
+    end = builder.add(start, integer(BLOCK))
     stop = builder.select(builder.icmp_signed("<", end, d), end, d)
     builder.branch(loop)
 
     builder.position_at_end(loop)
-    f = builder.phi(_INDEX)
+    f = builder.phi(INDEX)
     f.add_incoming(start, block)
     sums = [builder.phi(code.vector) for _ in range(ROWS)]
-    c = code.load(code.at(panel, builder.mul(f, _number(LANES))))
+    c = code.load(code.at(panel, builder.mul(f, integer(LANES))))
     for r in range(ROWS):
         sums[r].add_incoming(ir.Constant(code.vector, [0.0] * code.lanes), block)
         value = code.splat(builder.load(code.at(starts[r], f)))
         sums[r].add_incoming(builder.call(code.fma, [value, c, sums[r]]), loop)
-    following = builder.add(f, _number(1))
+    following = builder.add(f, integer(1))
     f.add_incoming(following, loop)
     builder.cbranch(builder.icmp_signed("<", following, stop), loop, add)
 
@@ -549,7 +569,7 @@ def _score(code: _Code, d: Any, starts: list[Any], panel: Any, norm: Any) -> lis
     return added
 
 
-def _round(code: _Code, a: Any, b: Any, share: int) -> tuple[Any, Any, Any]:
+def _round(code: Code, a: Any, b: Any, share: int) -> tuple[Any, Any, Any]:
     """Let the first half of each row's `share` lanes meet the second half, in `a` and, if another, `b`.
 
     Each is the lowest score of what a lane stands for, the second lowest, and where the lowest is.
@@ -559,7 +579,7 @@ def _round(code: _Code, a: Any, b: Any, share: int) -> tuple[Any, Any, Any]:
     first = [start + i for start in starts for i in range(share // 2)]
 
     def pick(i: int, order: list[int]) -> Any:
-        mask = ir.Constant(ir.VectorType(_SHORT, len(order)), order)
+        mask = ir.Constant(ir.VectorType(SHORT, len(order)), order)
         return builder.shuffle_vector(a[i], b[i], mask)
 
     halves = [first, [i + share // 2 for i in first]]

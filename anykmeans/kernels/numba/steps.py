@@ -81,6 +81,8 @@ jit = _compiled()
 # seven words and more each, would take about as long as what it does.
 inner = _compiled(no_cpython_wrapper=True)
 inline = _compiled(no_cpython_wrapper=True, forceinline=True)
+# What becomes part of its caller before that is compiled: one file to keep and to load, not many.
+within = _compiled(no_cpython_wrapper=True, inline="always")
 # Sums whose order of addition is free, as the bounds allow any.
 any_order = _compiled(fastmath={"reassoc", "contract"})
 # Minima in any order.

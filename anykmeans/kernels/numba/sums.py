@@ -8,6 +8,7 @@ import math
 import numpy as np
 
 from anykmeans._bounds import FAR
+from anykmeans.kernels.numba.side import across
 from anykmeans.kernels.numba.simd import LANES, ROWS, SIDE, tile
 from anykmeans.kernels.numba.steps import (
     inline,
@@ -15,6 +16,7 @@ from anykmeans.kernels.numba.steps import (
     squared_distance,
     squared_norm,
 )
+from anykmeans.kernels.numba.whole import add
 
 _HALVING = 2.0**27 + 1
 _TOGETHER = 64  # columns that are skipped if all are zero
@@ -58,46 +60,16 @@ def two_product(a, b):
     return product, error
 
 
-@inline
-def split_row(rest, error, part, count, weight, weighted, fold, step):
-    """Write whole numbers of the next fold of scaled values (count,) times the `weight` to `part`, see `Grid.split`."""
-    if weighted and fold == 0:
-        for i in range(count):
-            rest[i], error[i] = two_product(rest[i], weight)
-    for i in range(count):
-        part[i] = np.rint(rest[i])
-        rest[i] = (rest[i] - part[i]) * step
-    if weighted:
-        for i in range(count):
-            more = np.rint(error[i])
-            part[i] += more
-            error[i] = (error[i] - more) * step
-
-
 @jit
 def accumulate(x, at, w, new, old, scale, step, folds, sums):
     """Add the rows ``x[at]`` to their clusters `new` and take them from `old`, unless that is empty.
 
     `sums` (k, folds * (d + 1)) are whole numbers of the grid: as `Grid.split` makes them.
     """
-    d = x.shape[1]
-    rest, error, part = np.empty(d + 1), np.empty(d + 1), np.empty(d + 1)
-    weighted = w.shape[0] > 1 or w[0] != 1.0
     for i in range(at.shape[0]):
-        row, to = at[i], new[i]
         weight = w[i] if w.shape[0] > 1 else w[0]
-        for f in range(d):
-            rest[f] = np.float64(x[row, f]) * scale[f]
-        rest[d] = scale[d]
-        for fold in range(folds):
-            column = fold * (d + 1)
-            split_row(rest, error, part, d + 1, weight, weighted, fold, step)
-            for f in range(d + 1):
-                sums[to, column + f] += part[f]
-            if old.shape[0]:
-                since = old[i]
-                for f in range(d + 1):
-                    sums[since, column + f] -= part[f]
+        since = np.int64(old[i]) if old.shape[0] else np.int64(-1)
+        add(x, at[i], weight, scale, step, folds, sums, np.int64(new[i]), since)
 
 
 @jit
@@ -106,6 +78,34 @@ def own_distances(x, unit, wide, labels, distances):
     room = np.empty(x.shape[1])
     for row in range(x.shape[0]):
         distances[row] = squared_distance(x, row, unit, wide, np.int64(labels[row]), room)
+
+
+@jit
+def own_distances_across(x, unit, wide, labels, distances):
+    """Do what `own_distances` does, rows side by side: for short ones."""
+    n, d = x.shape
+    apart, zeros = np.zeros((SIDE, d)), np.zeros(d)
+    columns, squares = np.empty((1, d, SIDE)), np.empty((1, SIDE))
+    for start in range(0, n, SIDE):
+        used = n - start if n - start < SIDE else SIDE
+        for i in range(used):
+            own = np.uint32(labels[start + i])  # unsigned, so that no sign is looked at
+            for f in range(d):
+                apart[i, f] = x[start + i, f] * unit - wide[own, f]
+        across(apart, 0, 1.0, zeros, columns, 0, squares)
+        for f in range(d):
+            for i in range(SIDE):
+                columns[0, f, i] *= columns[0, f, i]
+        left, half = d, 1
+        while 2 * half < d:
+            half *= 2
+        while left > 1:  # in the order of `anykmeans._distance`
+            for f in range(left - half):
+                for i in range(SIDE):
+                    columns[0, f, i] += columns[0, f + half, i]
+            left, half = half, half // 2
+        for i in range(used):
+            distances[start + i] = columns[0, 0, i]
 
 
 @jit
