@@ -2,7 +2,7 @@
 
 `sweep` chooses how to search the nearest centroids: by `near` in few features, by `grouped` in more, after a first look
 in a `subspace`. What both share is in `bounded`, and compiled in `steps`; centroids go by `panels`, and `simd` has the inner
-loops. `small` computes all distances instead, where they are few. `sums` and `seeding` are what their names say. None holds
+loops. `small` computes all distances instead, where they are few; `once` makes one pass that no other follows. `sums` and `seeding` are what their names say. None holds
 the interpreter's lock, so that threads really run at once.
 Whatever needs Numba is imported when first called.
 """
@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
 _DIFFERENCES = 64  # features up to which all distances cost less by differences than by a product
 _CACHE = 1 << 15  # numbers of rows that wait in the L2 cache beside a panel of centroids
+_NARROW = 48  # features up to which one pass is best made with rows in the lanes
+_WAITS = 1 << 18  # numbers of more features up to which it is, too, as little as there is to do
 _ONE = np.ones(1)
 
 
@@ -133,8 +135,13 @@ class Numba(Cpu):
     # -- passes over rows ---------------------------------------------------------------------
 
     def search(self, rows: Rows, frame: Frame, c: np.ndarray, bounds: str) -> Search:
-        """Return the search of all rows, see `anykmeans.kernels.numba.sweep` and `small`."""
-        if bounds in ("auto", "off") and is_small(rows, c.shape[0]):
+        """Return the search of all rows, see `anykmeans.kernels.numba.sweep`, `small` and `once`."""
+        n, d = rows.shape
+        if bounds == "off" and (d <= _NARROW or n * d <= _WAITS):
+            from anykmeans.kernels.numba import once
+
+            return once.Once(rows, frame)
+        if bounds == "auto" and is_small(rows, c.shape[0]):
             from anykmeans.kernels.numba import small
 
             return small.AtOnce(frame)
