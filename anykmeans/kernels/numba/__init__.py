@@ -29,12 +29,15 @@ from anykmeans.kernels.seeding import Seeds
 
 if TYPE_CHECKING:
     from anykmeans._frame import Frame
+    from anykmeans.kernels.numba import once
     from anykmeans.sources.rows import Rows
 
 _DIFFERENCES = 64  # features up to which all distances cost less by differences than by a product
 _CACHE = 1 << 15  # numbers of rows that wait in the L2 cache beside a panel of centroids
-_NARROW = 48  # features up to which one pass is best made with rows in the lanes
-_WAITS = 1 << 18  # numbers of more features up to which it is, too, as little as there is to do
+_NARROW = 48  # features up to which rows in the lanes are faster than panels of centroids
+_WAITS = (
+    1 << 18
+)  # numbers of more features up to which they are, too, as panels take longer to plan
 _ONE = np.ones(1)
 
 
@@ -136,8 +139,7 @@ class Numba(Cpu):
 
     def search(self, rows: Rows, frame: Frame, c: np.ndarray, bounds: str) -> Search:
         """Return the search of all rows, see `anykmeans.kernels.numba.sweep`, `small` and `once`."""
-        n, d = rows.shape
-        if bounds == "off" and (d <= _NARROW or n * d <= _WAITS):
+        if bounds == "off" and suits_lanes(rows):
             from anykmeans.kernels.numba import once
 
             return once.Once(rows, frame)
@@ -215,6 +217,14 @@ class Numba(Cpu):
 
     # -- whole jobs ---------------------------------------------------------------------------
 
+    def evaluated(self, rows: Rows, c: np.ndarray) -> once.Found | None:
+        """Return labels (n,), squared distances (n,) and inertia for centroids `c` (k, d), if all are dense ordinary numbers."""
+        if rows.matrix.sparse or rows.glanced or not suits_lanes(rows):
+            return None
+        from anykmeans.kernels.numba import once
+
+        return once.ordinary(rows, c)
+
     def seeds(self, rows: Rows, first: Array, k: int, trials: int) -> Seeds:
         """Return what picks the rows of one run, of which the first is at `first` (1, d)."""
         from anykmeans.kernels.numba.seeding import CompiledSeeds
@@ -231,6 +241,12 @@ class Numba(Cpu):
         y = np.ascontiguousarray(rows.frame().wide(slice(None)))
         small.seeds(y, weights(rows.relative_weight(rows.every)), draws, picks)
         return picks
+
+
+def suits_lanes(rows: Rows) -> bool:
+    """Return whether one pass is best made with rows in the lanes."""
+    n, d = rows.shape
+    return d <= _NARROW or n * d <= _WAITS
 
 
 def is_small(rows: Rows, times: int) -> bool:

@@ -7,15 +7,18 @@ that labels need no certificate; else scores in float32 find the nearest, and wh
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from anykmeans._bounds import FAR, GAP, Bounds
+from anykmeans._frame import Frame
 from anykmeans._search import Change, Search
 from anykmeans.kernels.numba import pieces, read
 from anykmeans.kernels.numba.simd import SIDE, WIDTH, lanes, prefetch
 from anykmeans.kernels.numba.steps import (
+    any_order,
     decide,
     inline,
     inner,
@@ -26,9 +29,11 @@ from anykmeans.kernels.numba.steps import (
 )
 
 if TYPE_CHECKING:
-    from anykmeans._frame import Frame
     from anykmeans.sources.rows import Rows
 
+Found = tuple[np.ndarray, np.ndarray, float]
+
+_ORDINARY = 2.0**20  # times as large or small as one that numbers may be to be compared as they are
 _FEW = 10  # centroids up to which all distances in float64 take no longer than scores and the distances to the nearest
 _APART = 8  # numbers that keep features a power of two long out of each other's place in the cache
 
@@ -110,6 +115,15 @@ def middle(wide):
     return mean
 
 
+@any_order
+def product(minus_2c, j, y):
+    """Return the product of a row of `minus_2c` and `y` (d,), added in any order."""
+    total = np.float32(0.0)
+    for f in range(y.shape[0]):
+        total += minus_2c[j, f] * y[f]
+    return total
+
+
 @jit
 def scored(x, unit, wide, tie, beta, eta, labels):
     """Write the `labels` that `measured` does, by scores that are off by what `Bounds` says; return the same."""
@@ -127,7 +141,7 @@ def scored(x, unit, wide, tie, beta, eta, labels):
     best, second = np.empty(WIDTH, np.float32), np.empty(WIDTH, np.float32)
     who, norm = np.empty(WIDTH, np.int32), np.empty(WIDTH)
     most, least = np.empty(WIDTH), np.empty(WIDTH)
-    squared, room = np.empty(k), np.empty(d)
+    squared, room, y = np.empty(k), np.empty(d), np.empty(d, np.float32)
     lost = 0
     for start in range(0, n, WIDTH):
         used = n - start if n - start < WIDTH else WIDTH
@@ -149,10 +163,10 @@ def scored(x, unit, wide, tie, beta, eta, labels):
                 lost += 1
             elif not most[r] < least[r]:
                 found = 0
+                for f in range(d):
+                    y[f] = columns[f, r]
                 for j in range(k):
-                    estimate = norm[r] + np.float64(norms[j])
-                    for f in range(d):
-                        estimate += np.float64(minus_2c[j, f]) * np.float64(columns[f, r])
+                    estimate = norm[r] + np.float64(norms[j]) + np.float64(product(minus_2c, j, y))
                     if estimate - (abs(estimate) + norm[r]) * beta - eta <= most[r]:
                         candidates[found] = j
                         squared[found] = squared_distance(x, row, unit, wide, j, room)
@@ -160,6 +174,34 @@ def scored(x, unit, wide, tie, beta, eta, labels):
                 label = decide(candidates, squared, np.int64(found), most[r], tie, label)[0]
             labels[row] = label
     return lost
+
+
+@jit
+def extremes(c):
+    """Return the least and the largest magnitude of centroids `c` (k, d), NaN if any is not a number."""
+    least, largest = np.inf, 0.0
+    for j in range(c.shape[0]):
+        magnitude = 0.0
+        for f in range(c.shape[1]):
+            value = np.float64(abs(c[j, f]))
+            magnitude = value if value > magnitude or value != value else magnitude
+        least = magnitude if magnitude < least or magnitude != magnitude else least
+        largest = magnitude if magnitude > largest or magnitude != magnitude else largest
+    return least, largest
+
+
+def ordinary(rows: Rows, c: np.ndarray) -> Found | None:
+    """Return labels (n,), squared distances (n,) and inertia for centroids `c` (k, d), if nothing there needs scaling, else None."""
+    c = np.array(c, np.float64, order="C")  # one kind of array, for which all is compiled
+    low, high = extremes(c)
+    if not (low > 1 / _ORDINARY and high < _ORDINARY and 1 / _ORDINARY < rows.largest < _ORDINARY):
+        return None
+    frame = Frame(rows.matrix, max(rows.largest, high))
+    search = Once(rows, frame)
+    search.relabel(c)
+    distances = search.distances(rows, frame, c)
+    cost = float(rows.kernel.cost(rows, frame, distances))
+    return search.labels, distances, math.ldexp(cost, rows.heaviest)
 
 
 class Once(Search):
