@@ -34,8 +34,8 @@ if TYPE_CHECKING:
 
 _DIFFERENCES = 64  # features up to which all distances cost less by differences than by a product
 _CACHE = 1 << 15  # numbers of rows that wait in the L2 cache beside a panel of centroids
-_NARROW = 48  # features up to which rows in the lanes are faster than panels of centroids
-_WAITS = (
+_FEATURES = 48  # features up to which rows in the lanes are faster than panels of centroids
+_NUMBERS = (
     1 << 18
 )  # numbers of more features up to which they are, too, as panels take longer to plan
 _ONE = np.ones(1)
@@ -246,7 +246,7 @@ class Numba(Cpu):
 def suits_lanes(rows: Rows) -> bool:
     """Return whether one pass is best made with rows in the lanes."""
     n, d = rows.shape
-    return d <= _NARROW or n * d <= _WAITS
+    return d <= _FEATURES or n * d <= _NUMBERS
 
 
 def is_small(rows: Rows, times: int) -> bool:
