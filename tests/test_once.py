@@ -51,3 +51,18 @@ def test_a_row_that_a_glance_did_not_see_is_noticed(k):
         else:
             with pytest.raises(ValueError, match=r"finite|NaN|infinit"):
                 nearest(other, c, kernel="numba")
+
+
+@pytest.mark.parametrize("heaviest", [1.0, 1e-300, 1e300])
+@pytest.mark.parametrize("scale", [1e-9, 1.0, 1e5, 1e9])
+def test_inertia_by_weights_and_beside_the_ordinary(scale, heaviest):
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(90, 4)) * scale
+    w, c = rng.random(90) * heaviest, x[:12]
+    with np.errstate(over="ignore"):  # as every public function has it
+        found, expected = (
+            evaluate(x, c, sample_weight=w, kernel=kernel) for kernel in ("numba", "agnostic")
+        )
+    np.testing.assert_array_equal(found[0], expected[0])
+    np.testing.assert_array_equal(found[1], expected[1])
+    assert found[2] == expected[2]

@@ -7,7 +7,6 @@ that labels need no certificate; else scores in float32 find the nearest, and wh
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -201,7 +200,7 @@ def ordinary(rows: Rows, c: np.ndarray) -> Found | None:
     search.relabel(c)
     distances = search.distances(rows, frame, c)
     cost = float(rows.kernel.cost(rows, frame, distances))
-    return search.labels, distances, math.ldexp(cost, rows.heaviest)
+    return search.labels, distances, float(np.ldexp(cost, rows.heaviest))  # which may be infinite
 
 
 class Once(Search):
