@@ -35,9 +35,8 @@ if TYPE_CHECKING:
 _DIFFERENCES = 64  # features up to which all distances cost less by differences than by a product
 _CACHE = 1 << 15  # numbers of rows that wait in the L2 cache beside a panel of centroids
 _FEATURES = 48  # features up to which rows in the lanes are faster than panels of centroids
-_NUMBERS = (
-    1 << 18
-)  # numbers of more features up to which they are, too, as panels take longer to plan
+# More features, and numbers of them, up to which they still are, as panels take longer to plan.
+_MORE, _NUMBERS = 128, 1 << 18
 _ONE = np.ones(1)
 
 
@@ -246,7 +245,7 @@ class Numba(Cpu):
 def suits_lanes(rows: Rows) -> bool:
     """Return whether one pass is best made with rows in the lanes."""
     n, d = rows.shape
-    return d <= _FEATURES or n * d <= _NUMBERS
+    return d <= _FEATURES or (d <= _MORE and n * d <= _NUMBERS)
 
 
 def is_small(rows: Rows, times: int) -> bool:
