@@ -91,12 +91,16 @@ class Frame:
     def __init__(self, matrix: Matrix, largest: float, offset: np.ndarray | None = None) -> None:
         self.matrix, self.xp, self.largest = matrix, matrix.xp, largest
         self.exponent = power_of_two(largest)
-        self._host: np.ndarray | None = None
+        self._around: np.ndarray | None = None
+        self._known = self._exact(offset)
         self._placed: Array | None = None
-        if offset is not None:
-            # Exact in the rows' dtype, so that subtracting it rounds once.
-            offset = np.ldexp(np.asarray(offset, np.float64), -self.exponent)
-            self._host = offset.astype(np.float32 if matrix.narrow else np.float64)
+
+    def _exact(self, offset: np.ndarray | None) -> np.ndarray | None:
+        """Return an offset in the frame and exact in the rows' dtype, so that subtracting it rounds once."""
+        if offset is None:
+            return None
+        offset = np.ldexp(np.asarray(offset, np.float64), -self.exponent)
+        return offset.astype(np.float32 if self.matrix.narrow else np.float64)
 
     @classmethod
     def around(cls, matrix: Matrix, largest: float, c: np.ndarray) -> Frame:
@@ -105,13 +109,22 @@ class Frame:
         The offset is the centroids' mean, if they are nearer to it than to the origin. Sparse rows have none: they
         would be dense.
         """
-        if matrix.sparse:
-            return cls(matrix, largest)
-        exponent = power_of_two(largest)
-        scaled = np.ldexp(c.astype(np.float64, copy=False), -exponent)
-        mean = scaled.mean(axis=0)
-        far = (mean**2).sum() > ((scaled - mean) ** 2).sum() / c.shape[0]
-        return cls(matrix, largest, np.ldexp(mean, exponent) if far else None)
+        frame = cls(matrix, largest)
+        if not matrix.sparse:
+            frame._around = c
+        return frame
+
+    @property
+    def _host(self) -> np.ndarray | None:
+        """The offset (d,) on the host, or None: not every search wants one."""
+        c = self._around
+        if c is not None:
+            scaled = np.ldexp(c.astype(np.float64, copy=False), -self.exponent)
+            mean = scaled.mean(axis=0)
+            far = (mean**2).sum() > ((scaled - mean) ** 2).sum() / c.shape[0]
+            self._known = self._exact(np.ldexp(mean, self.exponent)) if far else None
+            self._around = None  # last, as other threads may ask, too
+        return self._known
 
     @property
     def _offset(self) -> Array | None:

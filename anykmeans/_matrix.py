@@ -277,7 +277,8 @@ class Dense(Matrix):
         xp = self.xp
         dtype = self.float_dtype if dtype is None else dtype
         if isinstance(select, slice) or xp is np_compat:
-            block = self.data[select, :] if isinstance(select, slice) else self.data[select]
+            whole = isinstance(select, slice)
+            block = self.data[select, :] if whole else np.take(self.data, select, axis=0)
         else:
             block = xp.take(self.data, select, axis=0)
         if self.dtype == "bfloat16" and isinstance(block, np.ndarray) and block.dtype == np.int16:

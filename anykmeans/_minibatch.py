@@ -304,6 +304,8 @@ def step(
 def to_reassign(counts: np.ndarray, ratio: float, n: int) -> np.ndarray:
     """Return a mask (k,) of the clusters to move to rows of a batch of n, at most half of it."""
     low: np.ndarray = counts < ratio * counts.max()
+    if not low.any():
+        return low
     # A stable order, so that every machine moves the same ones of equal count.
     order = np.argsort(counts, kind="stable")
     most = int(0.5 * n) if low.sum() > 0.5 * n else counts.shape[0] - 1
@@ -370,11 +372,15 @@ class Urn:
         total = chances.sum()
         self.weight = float(np.ldexp(total, exponent))
         chances = np.cumsum(chances / total)  # which `choice` would sum up at each step
-        self._chances = chances / chances[-1]
+        self._edges = np.append(0.0, chances / chances[-1])
 
     def drawn(self, size: int, rng: np.random.RandomState) -> np.ndarray:
         """Return the next numbers (size,)."""
-        found: np.ndarray = self._chances.searchsorted(rng.random_sample(size), side="right")
+        draws = rng.random_sample(size)
+        # Where all are equally likely, it is known but for rounding where among them a draw is.
+        found = (draws * (self._edges.size - 1)).astype(np.int64)
+        (other,) = np.nonzero((draws < self._edges[found]) | (draws >= self._edges[found + 1]))
+        found[other] = self._edges[1:].searchsorted(draws[other], side="right")
         return found
 
 

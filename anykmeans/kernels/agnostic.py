@@ -292,6 +292,10 @@ class Kernel:
         for problem in problems:
             yield [problem]
 
+    def evaluated(self, rows: Rows, c: np.ndarray) -> tuple[Array, Array, float] | None:
+        """Return labels (n,), squared distances (n,) and inertia for centroids `c` (k, d), if there is a short way: here None."""
+        return None
+
     def seeds(self, rows: Rows, first: Array, k: int, trials: int) -> Seeds:
         """Return what picks the rows of one run, of which the first is at `first` (1, d)."""
         return Seeds(rows, first, k, trials)

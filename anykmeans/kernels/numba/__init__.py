@@ -1,9 +1,9 @@
 """Compiled steps for arrays in host memory: a row is read once for all that is done to it.
 
-Few centroids are all scored, `few`, and so are all where rows are few. Else `sweep` chooses how to search the nearest:
-by `near` in few features, by `grouped` in more, after a first look in a `subspace`. What both share is in `bounded`, and
-compiled in `steps`; centroids go by `panels`, and `simd` has the inner loops. `sums` and `seeding` are what their names say,
-and `small` is seeding of few rows. None holds
+Few centroids are all scored, `few`, and so are all where rows are few; `once` makes one pass over more that no other
+follows. Else `sweep` chooses how to search the nearest: by `near` in few features, by `grouped` in more, after a first look
+in a `subspace`. What both share is in `bounded`, and compiled in `steps`; centroids go by `panels`, and `simd` has the inner
+loops. `sums` and `seeding` are what their names say, and `small` is seeding of few rows. None holds
 the interpreter's lock, so that threads really run at once.
 Whatever needs Numba is imported when first called.
 """
@@ -30,11 +30,15 @@ from anykmeans.kernels.seeding import Seeds
 
 if TYPE_CHECKING:
     from anykmeans._frame import Frame
+    from anykmeans.kernels.numba import once
     from anykmeans.sources.rows import Rows
 
 _DIFFERENCES = 64  # features up to which all distances cost less by differences than by a product
 _SHORT = 100  # features up to which a row's distance to its own centroid is made beside those of other rows
 _CACHE = 1 << 15  # numbers of rows that wait in the L2 cache beside a panel of centroids
+_FEATURES = 48  # features up to which rows in the lanes are faster than panels of centroids
+# More features, and numbers of them, up to which they still are, as panels take longer to plan.
+_MORE, _NUMBERS = 128, 1 << 18
 _ONE = np.ones(1)
 
 
@@ -136,10 +140,14 @@ class Numba(Cpu):
     # -- passes over rows ---------------------------------------------------------------------
 
     def search(self, rows: Rows, frame: Frame, c: np.ndarray, bounds: str) -> Search:
-        """Return the search of all rows, see `anykmeans.kernels.numba.sweep` and `few`."""
+        """Return the search of all rows, see `anykmeans.kernels.numba.sweep`, `few` and `once`."""
         (k, d), bounded = c.shape, bounds not in ("auto", "off")
         with first_call:
             from anykmeans.kernels.numba import few
+        if bounds == "off" and not few.suits(k, d) and suits_lanes(rows):
+            from anykmeans.kernels.numba import once
+
+            return once.Once(rows, frame)
         if not bounded and (few.suits(k, d) or is_small(rows, k)):
             return few.FewSearch(frame, rows.work, k, keeps=bounds == "auto")
         with first_call:
@@ -212,6 +220,14 @@ class Numba(Cpu):
 
     # -- whole jobs ---------------------------------------------------------------------------
 
+    def evaluated(self, rows: Rows, c: np.ndarray) -> once.Found | None:
+        """Return labels (n,), squared distances (n,) and inertia for centroids `c` (k, d), if all are dense ordinary numbers."""
+        if rows.matrix.sparse or rows.glanced or not suits_lanes(rows):
+            return None
+        from anykmeans.kernels.numba import once
+
+        return once.ordinary(rows, c)
+
     def seeds(self, rows: Rows, first: Array, k: int, trials: int) -> Seeds:
         """Return what picks the rows of one run, of which the first is at `first` (1, d)."""
         from anykmeans.kernels.numba.seeding import CompiledSeeds
@@ -229,6 +245,12 @@ class Numba(Cpu):
         y = np.ascontiguousarray(rows.frame().wide(slice(None)))
         small.seeds(y, weights(rows.relative_weight(rows.every)), draws, picks)
         return picks
+
+
+def suits_lanes(rows: Rows) -> bool:
+    """Return whether one pass is best made with rows in the lanes."""
+    n, d = rows.shape
+    return d <= _FEATURES or (d <= _MORE and n * d <= _NUMBERS)
 
 
 def is_small(rows: Rows, times: int) -> bool:
