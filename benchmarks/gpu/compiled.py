@@ -116,7 +116,7 @@ def compile_only(capability: int = 90, cache: Path | None = None) -> Iterator[li
 
 
 def of_row(row: Row, capability: int = 90) -> tuple[list[Launch], list[Launch]]:
-    """Return all that a fit of `row` would launch in one iteration, and of that a pass as it is after the first.
+    """Return all that a fit of `row` would launch in one iteration, and of that its first pass.
 
     Rows are as many as the row has, but only centroids are written: memory that nobody touches costs nothing.
     """
@@ -132,9 +132,9 @@ def of_row(row: Row, capability: int = 90) -> tuple[list[Launch], list[Launch]]:
         whole = passes.Passes._pass
 
         def watched(self: Any) -> None:
-            for _ in range(2):
-                whole(self)
-                between.append(len(made))
+            between.append(len(made))
+            whole(self)
+            between.append(len(made))
 
         batch = row.b > 1
         with mock.patch.multiple(passes.Passes, _pass=watched), warnings.catch_warnings():

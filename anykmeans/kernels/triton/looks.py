@@ -41,7 +41,6 @@ def accumulate(
             *(xs[0], scale if w is None else w.contiguous(), scale, table, state, left),
             *(new.to(torch.int32), changed, made, m, k, d, folds, copies, *device.strides(xs)),
             WEIGHTED=w is not None,
-            SORTED=False,
             SPAN=span,
             ROWS=sums.ROWS,
             WIDTH=min(1 << (d - 1).bit_length(), sums.MOVED),

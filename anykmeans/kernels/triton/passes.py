@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 
 _UNSEEN = 4  # passes between two looks at whether they go on, at most
 _BLOCKS = 2  # for a list of unknown length, on each multiprocessor
-_SORTING = 32  # bytes of a label while labels are sorted
 
 
 class DeviceSearch(Search):
@@ -248,9 +247,6 @@ class Passes:
             self._begin(centroids, passes)
             if self._sums is None:
                 self._plan(grids, w)
-                # Sorting takes about so many bytes.
-                room = _SORTING * self._b * self._n <= self._max_bytes
-                self._sorted = room and len(centroids) == self._b
             tols = np.zeros(self._b)
             tols[list(centroids)] = tol
             self._table[:, screen.TOL.value] = device.placed(tols, self._x)
@@ -342,12 +338,7 @@ class Passes:
     def _pass(self) -> None:
         """Launch one pass: labels, sums, means, and whether to go on."""
         self._label()
-        if self._sorted:
-            self._sort()
-            self._move(device.launch)
-            self._sorted = False  # from now on few change
-        else:
-            self._moving(self._move)
+        self._moving(self._move)
 
     def _label(self) -> None:
         """Launch what labels all rows."""
@@ -362,7 +353,6 @@ class Passes:
             *(self._x, self._w, self._scale, self._table, self._state, self._old, self.labels),
             *(self._listed, self._sums, n, k, d, self._folds, self._copies, *self._strides),
             WEIGHTED=self._weighted,
-            SORTED=self._sorted,
             SPAN=span,
             ROWS=sums.ROWS,
             WIDTH=min(self._padded, sums.MOVED),
@@ -384,15 +374,6 @@ class Passes:
             *(self._table, self._state, self._worst, self._moves, self._shifts, k),
             WIDTH=1024,
         )
-
-    def _sort(self) -> None:
-        """List all rows by label, of a pass that adds all."""
-        order = self.labels
-        problems = torch.arange(self._b, dtype=torch.int32, **self._on)[:, None]
-        if self._b > 1:  # problems are sorted at once
-            order = order + problems * self._k
-        order = torch.sort(order.reshape(-1)).indices.reshape(self._b, self._n)
-        torch.sub(order, problems * self._n, out=self._listed)
 
     def _nearest(self, launch: device.Launch) -> None:
         """Launch what labels all rows."""

@@ -76,23 +76,9 @@ def _two_product(a, b):
 
 @triton.jit
 def _move(
-    rest,
-    weight,
-    there,
-    to,
-    off,
-    folds,
-    between,
-    step,
-    changed,
-    leaves,
-    WEIGHTED: tl.constexpr,
-    SORTED: tl.constexpr,
+    rest, weight, there, to, off, folds, between, step, changed, leaves, WEIGHTED: tl.constexpr
 ):
-    """Add scaled values times weights to the whole numbers at `to`, and take them `off` where they were.
-
-    If SORTED, those of a row and of all before it.
-    """
+    """Add scaled values times weights to the whole numbers at `to`, and take them `off` where they were."""
     error = tl.zeros(rest.shape, tl.float64)
     if WEIGHTED:
         rest, error = _two_product(rest, weight)
@@ -102,8 +88,6 @@ def _move(
         if WEIGHTED:
             whole += _whole(error)
             error = (error - _rint(error)) * step
-        if SORTED:
-            whole = tl.cumsum(whole, 0)
         some = there & (whole != 0)
         tl.atomic_add(to, whole, mask=some & changed, sem="relaxed")
         tl.atomic_add(off, -whole, mask=some & leaves, sem="relaxed")
@@ -131,16 +115,13 @@ def accumulate(
     across,
     along,
     WEIGHTED: tl.constexpr,
-    SORTED: tl.constexpr,
     SPAN: tl.constexpr,
     ROWS: tl.constexpr,
     WIDTH: tl.constexpr,
 ):
     """Add rows whose label changed to `sums` (copies, k, folds, d + 1), int64; `old` becomes `new`.
 
-    An old label below 0 is none. A block lists the rows that changed among its own in its part of `listed` (n,). Or all
-    are `listed`, SORTED by label, and none had one before: then the rows of a tile are added up, and where the label changes
-    all up to there are added to the one and taken off the next.
+    An old label below 0 is none. A block lists the rows that changed among its own in its part of `listed` (n,).
     """
     problem = tl.program_id(1).to(tl.int64)
     if tl.load(state + problem * STATES + DONE) != RUNNING:
@@ -152,14 +133,11 @@ def accumulate(
     span = first + tl.arange(0, SPAN)
     inside = span < n
     latest = tl.load(new + span, mask=inside, other=0)
-    moved = inside
-    if not SORTED:
-        moved = tl.load(old + span, mask=inside, other=0) != latest
+    moved = tl.load(old + span, mask=inside, other=0) != latest
     count = tl.sum(moved.to(tl.int32), 0)
     if count > 0:
-        if not SORTED:
-            tl.store(listed + tl.cumsum(moved.to(tl.int32), 0) - 1, span, mask=moved)
-            tl.debug_barrier()  # one block's threads read what others have written
+        tl.store(listed + tl.cumsum(moved.to(tl.int32), 0) - 1, span, mask=moved)
+        tl.debug_barrier()  # one block's threads read what others have written
         x += problem * apart
         scale += problem * (d + 1)
         step = tl.load(table + problem * COLUMNS + STEP)
@@ -169,16 +147,9 @@ def accumulate(
             place = start + tl.arange(0, ROWS)
             valid = place < count
             rows = tl.load(listed + place, mask=valid, other=0).to(tl.int64)
+            before = tl.load(old + rows, mask=valid, other=0)
             after = tl.load(new + rows, mask=valid, other=0)
-            if SORTED:
-                there = (place + 1 < count) & (place + 1 < start + ROWS)
-                following = tl.load(listed + place + 1, mask=there, other=0)
-                before = tl.load(new + following, mask=there, other=-1)
-                changed = (valid & (before != after))[:, None]
-            else:
-                before = tl.load(old + rows, mask=valid, other=0)
-                changed = valid[:, None]
-            leaves = changed & (before >= 0)[:, None]
+            changed, leaves = valid[:, None], (valid & (before >= 0))[:, None]
             to = sums + ((copy + after) * width)[:, None]
             off = sums + ((copy + before) * width)[:, None]
             weight = tl.full((ROWS, 1), 1.0, tl.float64)
@@ -186,16 +157,16 @@ def accumulate(
                 weight = tl.load(w + problem * n + rows, mask=valid, other=0.0)[:, None]
             for begin in range(0, d, WIDTH):
                 cols = begin + tl.arange(0, WIDTH)
-                inner = cols < d
+                there = cols < d
                 at = rows[:, None] * across + cols[None, :].to(tl.int64) * along
-                value = tl.load(x + at, mask=valid[:, None] & inner[None, :], other=0)
-                value = value.to(tl.float64) * tl.load(scale + cols, mask=inner, other=1.0)[None, :]
+                value = tl.load(x + at, mask=changed & there[None, :], other=0).to(tl.float64)
+                value *= tl.load(scale + cols, mask=there, other=1.0)[None, :]
                 each = (to + cols[None, :], off + cols[None, :], folds, d + 1, step)
-                _move(value, weight, inner[None, :], *each, changed, leaves, WEIGHTED, SORTED)
+                _move(value, weight, there[None, :], *each, changed, leaves, WEIGHTED)
             mass = tl.full((ROWS, 1), 1.0, tl.float64) * tl.load(scale + d)
             _move(
                 *(mass, weight, changed, to + d, off + d, folds, d + 1, step, changed, leaves),
-                *(WEIGHTED, SORTED),
+                WEIGHTED,
             )
         # Only now, and after a barrier: warps of a block read the same labels, each at its own time.
         tl.debug_barrier()

@@ -68,7 +68,6 @@ def variants(row: str) -> dict[str, list[Any]]:
             found[f"resolve: tile of {tile}"] = [of]
         for lanes in (32, 128):
             found[f"resolve: {lanes} lanes"] = [constants(resolve, LANES=lanes)]
-        found["unsorted"] = [constants(passes, _SORTING=1 << 40)]
     if row == "8":
         for rows, warps, regs in ((128, 4, 128), (128, 4, None), (64, 4, 128), (256, 8, 128)):
             found[f"screen: {rows} rows, {warps} warps, {regs} registers"] = _few(rows, warps, regs)
