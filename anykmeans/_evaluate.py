@@ -16,12 +16,15 @@ from anykmeans._libraries import (
     take,
     to_numpy,
 )
+from anykmeans.kernels import choose
 from anykmeans.sources.descent import InMemory
 from anykmeans.sources.rows import Rows
 
 
 def nearest(x: Any, centroids: Any, **how: Any) -> Array:
     """Return labels (n,), int64: of the nearest centroids."""
+    if (short := _at_once(x, centroids, **how)) is not None:
+        return short.astype(np.int64)
     rows, host = _against(x, centroids, glance=True, **how)
     with rows.work:
         run = _begun(rows, host)
@@ -31,6 +34,25 @@ def nearest(x: Any, centroids: Any, **how: Any) -> Array:
     if near.size:
         labels = _replaced(labels, near, nearest(take(rows.matrix.source, near), centroids, **how))
     return labels
+
+
+def _at_once(
+    x: Any,
+    centroids: Any,
+    *,
+    kernel: str = "auto",
+    max_bytes: int | None = None,
+    threads: int | None = None,
+    names: check.Names = check.FUNCTIONS,
+) -> Array | None:
+    """Return labels (n,) of NumPy's rows by a kernel that has a short way, if there is nothing to be refused, else None."""
+    if not type(x) is type(centroids) is np.ndarray or max_bytes is not None:
+        return None
+    if not len(x.shape) == len(centroids.shape) == 2 or x.shape[1] != centroids.shape[1]:
+        return None
+    if 0 in x.shape or not len(centroids) or centroids.dtype.char not in "fd":
+        return None
+    return choose(x, kernel).labels(x, centroids, check.threads(threads))
 
 
 def evaluate(

@@ -153,25 +153,33 @@ def test_rows_across(d, source, frame, dtype):
     assert np.isnan(squares[[0, 2]]).all()
 
 
-@pytest.mark.parametrize("k", [1, 2, 3, 4, 5, 7, 8, 9, 13, 31])
-@pytest.mark.parametrize("d", [1, 5, 40])
-def test_nearest_of_few(d, k):
+def arranged(c):
+    """What `few.arranged` makes of `c` (d, k), by whole arrays."""
+    parts = np.array_split(c, -(-c.shape[1] // side.TOGETHER), axis=1)
+    return np.concatenate([part.ravel() for part in parts])
+
+
+@pytest.mark.parametrize("k", [1, 2, 3, 4, 5, 7, 8, 9, 13, 31, 200])
+@pytest.mark.parametrize("d", [1, 5, 32, 33, 70])
+def test_nearest_of_all(d, k):
     rng = np.random.default_rng([d, k])
-    columns, minus_2c = quarters(rng, (2, d, SIDE), "float32"), quarters(rng, (d, k), "float32")
-    norms, squares = quarters(rng, k, "float32"), rng.random((2, SIDE)).astype(np.float32)
+    columns = quarters(rng, (3 * SIDE // LANES, d, LANES), "float32")
+    minus_2c, norms = quarters(rng, (d, k), "float32"), quarters(rng, k, "float32")
+    squares = rng.random((3 * SIDE // LANES, LANES)).astype(np.float32)
     if k > 2:
         norms[1] = np.inf
         minus_2c[:, 2] = np.nan  # out of range, not the nearest
     before = rng.integers(k, size=SIDE).astype(np.int32)
     now = np.full(SIDE, -1, np.int32)
-    scores = norms[:, None] + minus_2c.T @ columns[1]
+    block = SIDE // LANES
+    y, norm = columns[block : 2 * block], squares[block : 2 * block].ravel()
+    scores = norms[:, None] + minus_2c.T @ y.transpose(1, 0, 2).reshape(d, SIDE)
     scores = np.where(np.isnan(scores), np.inf, scores)
     best, second = np.sort(np.vstack([scores, np.full((1, SIDE), 2.0**100)]), axis=0)[:2]
     for beta, eta in [(0.0, 0.0), (0.125, 0.0), (0.0, 0.25)]:
-        margin = beta * (2 * squares[1] + abs(squares[1] + best) + abs(squares[1] + second)) + eta
-        words = run_nearest(
-            columns, 1, minus_2c, norms, squares, np.float32(beta), np.float32(eta), before, now
-        )
+        margin = beta * (2 * norm + abs(norm + best) + abs(norm + second)) + eta
+        how = squares, np.float32(beta), np.float32(eta), before, now
+        words = run_nearest(columns, block, arranged(minus_2c), norms, *how)
         np.testing.assert_array_equal(now, scores.argmin(axis=0))
         changed, unproven = ([word >> r & 1 for r in range(SIDE)] for word in words)
         np.testing.assert_array_equal(changed, now != before)

@@ -36,9 +36,7 @@ if TYPE_CHECKING:
 _DIFFERENCES = 64  # features up to which all distances cost less by differences than by a product
 _SHORT = 100  # features up to which a row's distance to its own centroid is made beside those of other rows
 _CACHE = 1 << 15  # numbers of rows that wait in the L2 cache beside a panel of centroids
-_FEATURES = 48  # features up to which rows in the lanes are faster than panels of centroids
-# More features, and numbers of them, up to which they still are, as panels take longer to plan.
-_MORE, _NUMBERS = 128, 1 << 18
+_MOST = 2048  # features of which a few rows and centroids are in the cache, so that all scores of a pass are made
 _ONE = np.ones(1)
 
 
@@ -144,11 +142,7 @@ class Numba(Cpu):
         (k, d), bounded = c.shape, bounds not in ("auto", "off")
         with first_call:
             from anykmeans.kernels.numba import few
-        if bounds == "off" and not few.suits(k, d) and suits_lanes(rows):
-            from anykmeans.kernels.numba import once
-
-            return once.Once(rows, frame)
-        if not bounded and (few.suits(k, d) or is_small(rows, k)):
+        if not bounded and d <= _MOST and (bounds == "off" or few.suits(rows.shape[0], d, k)):
             return few.FewSearch(frame, rows.work, k, keeps=bounds == "auto")
         with first_call:
             from anykmeans.kernels.numba import sweep
@@ -220,13 +214,23 @@ class Numba(Cpu):
 
     # -- whole jobs ---------------------------------------------------------------------------
 
-    def evaluated(self, rows: Rows, c: np.ndarray) -> once.Found | None:
-        """Return labels (n,), squared distances (n,) and inertia for centroids `c` (k, d), if all are dense ordinary numbers."""
-        if rows.matrix.sparse or rows.glanced or not suits_lanes(rows):
+    def labels(self, x: np.ndarray, c: np.ndarray, threads: int | None) -> np.ndarray | None:
+        """Return labels (n,), int32, of rows `x` (n, d) for centroids `c` (k, d), if they can be read as they are, and are ordinary."""
+        if not (x.flags.carray and x.dtype.char in "fd" and x.dtype.isnative):
+            return None
+        if x.shape[1] > _MOST:
             return None
         from anykmeans.kernels.numba import once
 
-        return once.ordinary(rows, c)
+        return once.labels(x, c, threads)
+
+    def evaluated(self, rows: Rows, c: np.ndarray) -> once.Found | None:
+        """Return labels (n,), squared distances (n,) and inertia for centroids `c` (k, d), if all are dense ordinary numbers."""
+        if rows.matrix.sparse or rows.glanced or rows.shape[1] > _MOST:
+            return None
+        from anykmeans.kernels.numba import once
+
+        return once.evaluated(rows, c)
 
     def seeds(self, rows: Rows, first: Array, k: int, trials: int) -> Seeds:
         """Return what picks the rows of one run, of which the first is at `first` (1, d)."""
@@ -245,12 +249,6 @@ class Numba(Cpu):
         y = np.ascontiguousarray(rows.frame().wide(slice(None)))
         small.seeds(y, weights(rows.relative_weight(rows.every)), draws, picks)
         return picks
-
-
-def suits_lanes(rows: Rows) -> bool:
-    """Return whether one pass is best made with rows in the lanes."""
-    n, d = rows.shape
-    return d <= _FEATURES or (d <= _MORE and n * d <= _NUMBERS)
 
 
 def is_small(rows: Rows, times: int) -> bool:
