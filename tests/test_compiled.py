@@ -6,6 +6,7 @@ import referee
 import scipy.sparse
 
 from anykmeans import KMeans, MiniBatchKMeans, assign, kernels, kmeans
+from anykmeans._evaluate import distances
 from anykmeans._grid import Grid
 from anykmeans._groups import groups
 from anykmeans.sources.rows import Rows
@@ -525,3 +526,26 @@ def test_read_only_arrays_need_no_code_of_their_own(sparse):
         array.flags.writeable = False
     fit(x, w, c)
     assert compiled_for() == before
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("n", [1, 2, 5, 67])
+@pytest.mark.parametrize("k", [1, 7, 16, 17, 40])
+@pytest.mark.parametrize("d", [1, 31, 32, 33, 100])
+def test_distances_in_panels(d, k, n, dtype):
+    rng = np.random.default_rng([d, k, n])
+    x, c = rng.normal(size=(n, d)).astype(dtype), rng.normal(size=(k, d)).astype(dtype)
+    c[k // 2] = x[-1]
+    x[0] = c[0] * (1 + 1e-3)
+    if n > 4:
+        x[3], c[-1] = 1e-30, 2e-30  # whose squares float32 does not have
+    wanted = np.sqrt(((x[:, None].astype(float) - c[None]) ** 2).sum(axis=2))
+    rtol = (d / 32 + 38) * 2.0**-25 if dtype == "float32" else 1e-14
+    rows = Rows.over(x, kernel="numba")
+    long, _ = rows.kernel.pairwise(rows, rows.frame(), c.astype(float))
+    for found in (distances(x, c, kernel="numba"), long):
+        assert found.dtype == dtype
+        np.testing.assert_allclose(found, wanted, rtol=rtol, atol=0)
+    for threads in (1, 3):
+        part = distances(x[n // 2 :], c, kernel="numba", threads=threads)
+        np.testing.assert_array_equal(part, found[n // 2 :])

@@ -33,9 +33,7 @@ if TYPE_CHECKING:
     from anykmeans.kernels.numba import once
     from anykmeans.sources.rows import Rows
 
-_DIFFERENCES = 64  # features up to which all distances cost less by differences than by a product
 _SHORT = 100  # features up to which a row's distance to its own centroid is made beside those of other rows
-_CACHE = 1 << 15  # numbers of rows that wait in the L2 cache beside a panel of centroids
 _MOST = 2048  # features of which a few rows and centroids are in the cache, so that all scores of a pass are made
 _ONE = np.ones(1)
 
@@ -184,45 +182,41 @@ class Numba(Cpu):
 
     def pairwise(self, rows: Rows, frame: Frame, wide: np.ndarray) -> tuple[np.ndarray, int]:
         """Return the distances (n, k) of rows to centroids `wide` (k, d), and of how many rows they mean nothing."""
-        from anykmeans.kernels.numba import sums
-        from anykmeans.kernels.numba.simd import ROWS
+        from anykmeans.kernels.numba import once
 
-        matrix, unit, factor = rows.matrix, frame.unit, 2.0**frame.exponent
-        found = empty_distances(rows, wide.shape[0])
-        if wide.shape[1] <= _DIFFERENCES:
-            columns = np.ascontiguousarray(wide.T)
+        matrix, work, found = rows.matrix, rows.work, empty_distances(rows, wide.shape[0])
+        if matrix.direct and not frame.exponent and (c := once.same(wide, found.dtype)) is not None:
+            panels = once.panels_of(c)
+            write = lambda tile: once.measure(matrix.data[tile], panels, wide, found[tile])  # noqa: E731
+            return found, sum(work.map(write, pieces(rows)))
+        panels = once.panels_of(wide)
 
-            def write(tile: slice) -> int:
-                return int(sums.pairwise(read(matrix, tile), unit, columns, factor, found[tile]))
+        def write_wide(tile: slice) -> int:
+            apart = np.empty((tile.stop - tile.start, wide.shape[0]))
+            lost = once.measure(np.ascontiguousarray(frame.wide(tile)), panels, wide, apart)
+            found[tile] = apart * 2.0**frame.exponent
+            return lost
 
-        else:
-            with first_call:
-                from anykmeans.kernels.numba.panels import Panels
-
-            centred, offset = frame.centre(wide), frame.affine(narrow=False)[1]
-            panels, norms = Panels.in_order(wide.shape[0]).coefficients(centred, np.float64)
-            at_once = ROWS * max(1, min(rows.work.room, _CACHE) // (ROWS * wide.shape[1]))
-
-            def write(tile: slice) -> int:
-                x = read(matrix, tile)
-                lost = sums.pairwise_products(
-                    x, unit, offset, panels, norms, wide, factor, at_once, found[tile]
-                )
-                return int(lost)
-
-        return found, sum(rows.work.map(write, pieces(rows)))
+        step = max(1, work.tile // (work.d + wide.shape[0]))
+        return found, sum(work.map(write_wide, work.tiles(step=step)))
 
     # -- whole jobs ---------------------------------------------------------------------------
 
     def labels(self, x: np.ndarray, c: np.ndarray, threads: int | None) -> np.ndarray | None:
         """Return labels (n,), int32, of rows `x` (n, d) for centroids `c` (k, d), if they can be read as they are, and are ordinary."""
-        if not (x.flags.carray and x.dtype.char in "fd" and x.dtype.isnative):
-            return None
-        if x.shape[1] > _MOST:
+        if not _direct(x) or x.shape[1] > _MOST:
             return None
         from anykmeans.kernels.numba import once
 
         return once.labels(x, c, threads)
+
+    def all_distances(self, x: np.ndarray, c: np.ndarray, threads: int | None) -> np.ndarray | None:
+        """Return distances (n, k) of rows `x` (n, d) to centroids `c` (k, d), under the same conditions."""
+        if not _direct(x):
+            return None
+        from anykmeans.kernels.numba import once
+
+        return once.all_distances(x, c, threads)
 
     def evaluated(self, rows: Rows, c: np.ndarray) -> once.Found | None:
         """Return labels (n,), squared distances (n,) and inertia for centroids `c` (k, d), if all are dense ordinary numbers."""
@@ -249,6 +243,11 @@ class Numba(Cpu):
         y = np.ascontiguousarray(rows.frame().wide(slice(None)))
         small.seeds(y, weights(rows.relative_weight(rows.every)), draws, picks)
         return picks
+
+
+def _direct(x: np.ndarray) -> bool:
+    """Return whether compiled code can read a user's array where it is."""
+    return x.flags.carray and x.dtype.char in "fd" and x.dtype.isnative
 
 
 def is_small(rows: Rows, times: int) -> bool:

@@ -19,8 +19,8 @@ from anykmeans._bounds import FAR, Bounds
 from anykmeans._search import Change, Search
 from anykmeans._settings import current
 from anykmeans.kernels.numba import read, sums, weights
-from anykmeans.kernels.numba.side import PIECE, TOGETHER, across, nearest
-from anykmeans.kernels.numba.simd import EIGHT, LANES, SIDE, lowest
+from anykmeans.kernels.numba.side import TOGETHER, across, nearest
+from anykmeans.kernels.numba.simd import EIGHT, LANES, PIECE, SIDE, lowest
 from anykmeans.kernels.numba.steps import (
     halve,
     jit,

@@ -15,8 +15,8 @@ from anykmeans._bounds import Bounds
 from anykmeans._frame import Frame
 from anykmeans._settings import current
 from anykmeans._work import Work
-from anykmeans.kernels.numba import few, pieces, read
-from anykmeans.kernels.numba.simd import SIDE
+from anykmeans.kernels.numba import few, pieces, read, sums
+from anykmeans.kernels.numba.simd import HELD, LANES, ROWS, SIDE
 from anykmeans.kernels.numba.steps import jit
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 Found = tuple[np.ndarray, np.ndarray, float]
 
 _ORDINARY = 2.0**20  # times as large or small as one that numbers may be to be compared as they are
+_CACHE = 1 << 12  # numbers of rows that wait in the L1 cache beside a panel of centroids
 _FEW = 10  # centroids up to which all distances in float64 take no longer than scores and the distances to the nearest
 
 
@@ -84,17 +85,64 @@ def labels(x: np.ndarray, c: np.ndarray, threads: int | None) -> np.ndarray | No
 
     None if anything is out of the ordinary, or not finite.
     """
-    c = np.array(c, np.float64, order="C")  # one kind of array, for which all is compiled
-    high, small, mean = look(c)
-    if not (1 / _ORDINARY < high < _ORDINARY and small < 2):
+    wide = np.array(c, np.float64, order="C")  # one kind of array, for which all is compiled
+    high, small, mean = look(wide)
+    if (
+        not 1 / _ORDINARY < high < _ORDINARY or small > 1
+    ):  # to which alone rows may be near that do not show beside others
         return None
-    (n, d), k = x.shape, c.shape[0]
-    work = Work(n, d, host=True, max_bytes=None, threads=threads, blas=False)
-    spread = work.threads > 1 and n * d * k >= current().spread * few.BRIEF
-    with work:
-        step = -(-n // (4 * work.threads)) if spread else n
-        found, lost = labelled(x.__getitem__, work, work.tiles(step=step), c, mean)
+    with (work := _work(x, threads)):
+        spread = work.n * work.d * len(c) >= current().spread * few.BRIEF
+        found, lost = labelled(x.__getitem__, work, _tiles(work, spread), wide, mean)
     return None if lost else found
+
+
+def all_distances(x: np.ndarray, c: np.ndarray, threads: int | None) -> np.ndarray | None:
+    """Return the distances (n, k), in the dtype of `x`, of the same, under the same conditions."""
+    wide = np.array(c, np.float64, order="C")
+    high, small, _ = look(wide)
+    if not high < _ORDINARY or small or (narrow := same(wide, x.dtype)) is None:
+        return None
+    panels, found = panels_of(narrow), np.empty((x.shape[0], len(c)), x.dtype)
+    with (work := _work(x, threads)):
+        write = lambda tile: measure(x[tile], panels, wide, found[tile])  # noqa: E731
+        lost = sum(work.map(write, _tiles(work, True)))
+    return None if lost else found
+
+
+def _work(x: np.ndarray, threads: int | None) -> Work:
+    """Return how work on rows `x` (n, d) is spread, which takes no room to speak of."""
+    return Work(*x.shape, host=True, max_bytes=None, threads=threads, blas=False)
+
+
+def _tiles(work: Work, spread: bool) -> list[slice]:
+    """Return tiles of all rows: a few for each thread, if they are to be `spread`."""
+    return work.tiles(
+        step=-(-work.n // (4 * work.threads)) if spread and work.threads > 1 else work.n
+    )
+
+
+def same(wide: np.ndarray, dtype: np.dtype) -> np.ndarray | None:
+    """Return centroids `wide` (k, d), float64, in another dtype, if they are the same in it."""
+    c = wide.astype(dtype)
+    return c if dtype == np.float64 or (c == wide).all() else None
+
+
+def panels_of(c: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return centroids `c` (k, d) as `sums.pairwise` takes them: full panels (., d, lanes), and the first centroid of each."""
+    k, width = c.shape[0], min(LANES, HELD // c.itemsize)
+    starts = np.arange(0, k, width)
+    starts[-1] = max(0, k - width)
+    slots = np.minimum(starts[:, None] + np.arange(width), k - 1)
+    return np.ascontiguousarray(c[slots].transpose(0, 2, 1)), starts
+
+
+def measure(
+    x: np.ndarray, panels: tuple[np.ndarray, np.ndarray], wide: np.ndarray, found: np.ndarray
+) -> int:
+    """Write the distances (m, k) of rows `x` (m, d) to all centroids; return how many rows are out of range."""
+    at_once = ROWS * max(1, _CACHE // (ROWS * x.shape[1]))
+    return int(sums.pairwise(x, *panels, wide, found, at_once))
 
 
 def evaluated(rows: Rows, c: np.ndarray) -> Found | None:

@@ -9,7 +9,17 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from anykmeans.kernels.numba.simd import EIGHT, HELD, INDEX, LANES, SHORT, SIDE, Code, integer
+from anykmeans.kernels.numba.simd import (
+    EIGHT,
+    HELD,
+    INDEX,
+    LANES,
+    PIECE,
+    SHORT,
+    SIDE,
+    Code,
+    integer,
+)
 
 
 @intrinsic
@@ -126,7 +136,6 @@ def _generate_across(context: Any, builder: Any, signature: Any, args: Any) -> A
 
 
 TOGETHER = 6  # centroids whose sums stay in registers
-PIECE = 32  # features that are added up before they are added to the others
 _FAR = 2.0**100  # no score of a row in range of a centroid that may be its nearest
 
 
