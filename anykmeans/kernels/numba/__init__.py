@@ -52,7 +52,7 @@ class Numba(Cpu):
             return f"Numba cannot be imported ({reason}; `pip install numba`)"
         if sys.modules["numba.core.config"].DISABLE_JIT:
             return "Numba is told not to compile (NUMBA_DISABLE_JIT)"
-        if (reason := broken(f"{__name__}.few")) is not None:
+        if (reason := broken(f"{__name__}.once")) is not None:
             return f"its code does not suit the Numba installed ({reason})"
         return None
 
@@ -186,8 +186,11 @@ class Numba(Cpu):
 
         matrix, work, found = rows.matrix, rows.work, empty_distances(rows, wide.shape[0])
         if matrix.direct and not frame.exponent and (c := once.same(wide, found.dtype)) is not None:
-            panels = once.panels_of(c)
-            write = lambda tile: once.measure(matrix.data[tile], panels, wide, found[tile])  # noqa: E731
+            own = once.panels_of(c)
+
+            def write(tile: slice) -> int:
+                return once.measure(matrix.data[tile], own, wide, found[tile])
+
             return found, sum(work.map(write, pieces(rows)))
         panels = once.panels_of(wide)
 

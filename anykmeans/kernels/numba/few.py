@@ -39,8 +39,8 @@ if TYPE_CHECKING:
 BRIEF = 128  # products for each number of `Settings.spread`: a pass of fewer is over before a thread has begun
 _NARROW = 100  # features below which bounds of few clusters cost more than they save
 # Scores in fewer features than that, or as many as there are features, and products, for each number of `Settings.at_once`:
-# up to so many a pass are all made.
-_SCORES, _PRODUCTS = 8, 32
+# up to so many a pass are all made. And how many of these numbers for a row are enough, whatever is to be scored.
+_SCORES, _PRODUCTS, _ROWS = 8, 64, 1024
 
 
 class Lanes(NamedTuple):
@@ -470,4 +470,4 @@ def suits(n: int, d: int, k: int) -> bool:
     now = current()
     if d < _NARROW and (k < now.few or n * k <= (d if d < _SCORES else _SCORES) * now.at_once):
         return True
-    return n * k * d <= _PRODUCTS * now.at_once
+    return n * k * d <= _PRODUCTS * now.at_once or n * _ROWS <= now.at_once

@@ -87,13 +87,12 @@ def labels(x: np.ndarray, c: np.ndarray, threads: int | None) -> np.ndarray | No
     """
     wide = np.array(c, np.float64, order="C")  # one kind of array, for which all is compiled
     high, small, mean = look(wide)
-    if (
-        not 1 / _ORDINARY < high < _ORDINARY or small > 1
-    ):  # to which alone rows may be near that do not show beside others
+    # Rows that do not show beside others may be near to one small centroid, but not to two.
+    if not 1 / _ORDINARY < high < _ORDINARY or small > 1:
         return None
     with (work := _work(x, threads)):
         spread = work.n * work.d * len(c) >= current().spread * few.BRIEF
-        found, lost = labelled(x.__getitem__, work, _tiles(work, spread), wide, mean)
+        found, lost = labelled(x.__getitem__, work, _tiles(work, spread=spread), wide, mean)
     return None if lost else found
 
 
@@ -104,9 +103,12 @@ def all_distances(x: np.ndarray, c: np.ndarray, threads: int | None) -> np.ndarr
     if not high < _ORDINARY or small or (narrow := same(wide, x.dtype)) is None:
         return None
     panels, found = panels_of(narrow), np.empty((x.shape[0], len(c)), x.dtype)
+
+    def write(tile: slice) -> int:
+        return measure(x[tile], panels, wide, found[tile])
+
     with (work := _work(x, threads)):
-        write = lambda tile: measure(x[tile], panels, wide, found[tile])  # noqa: E731
-        lost = sum(work.map(write, _tiles(work, True)))
+        lost = sum(work.map(write, _tiles(work, spread=True)))
     return None if lost else found
 
 
@@ -115,11 +117,10 @@ def _work(x: np.ndarray, threads: int | None) -> Work:
     return Work(*x.shape, host=True, max_bytes=None, threads=threads, blas=False)
 
 
-def _tiles(work: Work, spread: bool) -> list[slice]:
+def _tiles(work: Work, *, spread: bool) -> list[slice]:
     """Return tiles of all rows: a few for each thread, if they are to be `spread`."""
-    return work.tiles(
-        step=-(-work.n // (4 * work.threads)) if spread and work.threads > 1 else work.n
-    )
+    parts = 4 * work.threads if spread and work.threads > 1 else 1
+    return work.tiles(step=-(-work.n // parts))
 
 
 def same(wide: np.ndarray, dtype: np.dtype) -> np.ndarray | None:
