@@ -40,7 +40,7 @@ BRIEF = 128  # products for each number of `Settings.spread`: a pass of fewer is
 _NARROW = 100  # features below which bounds of few clusters cost more than they save
 # Scores in fewer features than that, or as many as there are features, and products, for each number of `Settings.at_once`:
 # up to so many a pass are all made. And how many of these numbers for a row are enough, whatever is to be scored.
-_SCORES, _PRODUCTS, _ROWS = 8, 64, 1024
+_SCORES, _PRODUCTS, _ROWS = 16, 64, 1024
 
 
 class Lanes(NamedTuple):
