@@ -12,7 +12,7 @@ from anykmeans import _settings
 from anykmeans.kernels import choose
 
 # Rows and features of each way to search: all centroids, few features, and more, with a first look.
-_SIZES = [(60, 3), (3000, 5), (9000, 70)]
+_SIZES = [(60, 3), (6000, 5), (9000, 70)]
 _K, _FEW = 20, 3  # centroids that one pass scores, and that it measures
 
 
@@ -29,7 +29,7 @@ def compile_all() -> int:
     except ValueError as error:
         raise RuntimeError(str(error)) from error
     made = 0
-    with _settings.settings(at_once=1 << 14, few=0):
+    with _settings.settings(at_once=1 << 13, few=0):
         for call in _calls():
             call()
             made += 1

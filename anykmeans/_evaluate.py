@@ -16,12 +16,17 @@ from anykmeans._libraries import (
     take,
     to_numpy,
 )
+from anykmeans.kernels import Kernel, choose
 from anykmeans.sources.descent import InMemory
 from anykmeans.sources.rows import Rows
 
 
 def nearest(x: Any, centroids: Any, **how: Any) -> Array:
     """Return labels (n,), int64: of the nearest centroids."""
+    if (kernel := _in_short(x, centroids, **how)) is not None:
+        short = kernel.labels(x, centroids, how.get("threads"))
+        if short is not None:
+            return short.astype(np.int64)
     rows, host = _against(x, centroids, glance=True, **how)
     with rows.work:
         run = _begun(rows, host)
@@ -31,6 +36,27 @@ def nearest(x: Any, centroids: Any, **how: Any) -> Array:
     if near.size:
         labels = _replaced(labels, near, nearest(take(rows.matrix.source, near), centroids, **how))
     return labels
+
+
+def _in_short(
+    x: Any,
+    centroids: Any,
+    *,
+    kernel: str = "auto",
+    max_bytes: int | None = None,
+    threads: int | None = None,
+    names: check.Names = check.FUNCTIONS,
+) -> Kernel | None:
+    """Return the kernel that may have a short way for NumPy's rows: None if any argument but values may have to be refused."""
+    if not type(x) is type(centroids) is np.ndarray or max_bytes is not None:
+        return None
+    if not len(x.shape) == len(centroids.shape) == 2 or x.shape[1] != centroids.shape[1]:
+        return None
+    if 0 in x.shape or not len(centroids) or centroids.dtype.char not in "fd":
+        return None
+    if not (threads is None or (type(threads) is int and threads > 0)):
+        return None
+    return choose(x, kernel)
 
 
 def evaluate(
@@ -125,9 +151,13 @@ def _begun(rows: Rows, host: np.ndarray) -> InMemory:
 def distances(x: Any, centroids: Any, **how: Any) -> Array:
     """Return Euclidean distances (n, k) of rows to centroids, in the dtype of centroids of `x`.
 
-    In up to 64 features compiled code takes differences. Elsewhere they come from products, but those of
+    Compiled code takes differences, in that dtype. Elsewhere they come from products, but those of
     nearly equal rows, where products lose digits, from differences: last bits may differ between libraries.
     """
+    if (kernel := _in_short(x, centroids, **how)) is not None:
+        short = kernel.all_distances(x, centroids, how.get("threads"))
+        if short is not None:
+            return short
     rows, host = _against(x, centroids, glance=True, **how)
     with rows.work:
         run = _begun(rows, host)

@@ -27,8 +27,8 @@ class Settings:
     tile : int
         Numbers of a tile on a CPU, whose temporaries are to stay in the L2 cache.
     at_once : int
-        Distances of a pass, or of a pick, times features (padded, as compiled code takes them): up to so many are all computed,
-        and in one call.
+        Distances of a pick times features (padded, as compiled code takes them): up to so many are all computed, and in one call. And of
+        passes some times as many: see `few.suits`.
     few : int
         Clusters below which rows of some features are compared with all of them in every pass, without bounds.
     first_look : int

@@ -6,6 +6,7 @@ import referee
 import scipy.sparse
 
 from anykmeans import KMeans, MiniBatchKMeans, assign, kernels, kmeans
+from anykmeans._evaluate import distances
 from anykmeans._grid import Grid
 from anykmeans._groups import groups
 from anykmeans.sources.rows import Rows
@@ -153,25 +154,33 @@ def test_rows_across(d, source, frame, dtype):
     assert np.isnan(squares[[0, 2]]).all()
 
 
-@pytest.mark.parametrize("k", [1, 2, 3, 4, 5, 7, 8, 9, 13, 31])
-@pytest.mark.parametrize("d", [1, 5, 40])
-def test_nearest_of_few(d, k):
+def arranged(c):
+    """What `few.arranged` makes of `c` (d, k), by whole arrays."""
+    parts = np.array_split(c, -(-c.shape[1] // side.TOGETHER), axis=1)
+    return np.concatenate([part.ravel() for part in parts])
+
+
+@pytest.mark.parametrize("k", [1, 2, 3, 4, 5, 7, 8, 9, 13, 31, 200])
+@pytest.mark.parametrize("d", [1, 5, 32, 33, 70])
+def test_nearest_of_all(d, k):
     rng = np.random.default_rng([d, k])
-    columns, minus_2c = quarters(rng, (2, d, SIDE), "float32"), quarters(rng, (d, k), "float32")
-    norms, squares = quarters(rng, k, "float32"), rng.random((2, SIDE)).astype(np.float32)
+    columns = quarters(rng, (3 * SIDE // LANES, d, LANES), "float32")
+    minus_2c, norms = quarters(rng, (d, k), "float32"), quarters(rng, k, "float32")
+    squares = rng.random((3 * SIDE // LANES, LANES)).astype(np.float32)
     if k > 2:
         norms[1] = np.inf
         minus_2c[:, 2] = np.nan  # out of range, not the nearest
     before = rng.integers(k, size=SIDE).astype(np.int32)
     now = np.full(SIDE, -1, np.int32)
-    scores = norms[:, None] + minus_2c.T @ columns[1]
+    block = SIDE // LANES
+    y, norm = columns[block : 2 * block], squares[block : 2 * block].ravel()
+    scores = norms[:, None] + minus_2c.T @ y.transpose(1, 0, 2).reshape(d, SIDE)
     scores = np.where(np.isnan(scores), np.inf, scores)
     best, second = np.sort(np.vstack([scores, np.full((1, SIDE), 2.0**100)]), axis=0)[:2]
     for beta, eta in [(0.0, 0.0), (0.125, 0.0), (0.0, 0.25)]:
-        margin = beta * (2 * squares[1] + abs(squares[1] + best) + abs(squares[1] + second)) + eta
-        words = run_nearest(
-            columns, 1, minus_2c, norms, squares, np.float32(beta), np.float32(eta), before, now
-        )
+        margin = beta * (2 * norm + abs(norm + best) + abs(norm + second)) + eta
+        how = squares, np.float32(beta), np.float32(eta), before, now
+        words = run_nearest(columns, block, arranged(minus_2c), norms, *how)
         np.testing.assert_array_equal(now, scores.argmin(axis=0))
         changed, unproven = ([word >> r & 1 for r in range(SIDE)] for word in words)
         np.testing.assert_array_equal(changed, now != before)
@@ -517,3 +526,26 @@ def test_read_only_arrays_need_no_code_of_their_own(sparse):
         array.flags.writeable = False
     fit(x, w, c)
     assert compiled_for() == before
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("n", [1, 2, 5, 67])
+@pytest.mark.parametrize("k", [1, 7, 16, 17, 40])
+@pytest.mark.parametrize("d", [1, 31, 32, 33, 100])
+def test_distances_in_panels(d, k, n, dtype):
+    rng = np.random.default_rng([d, k, n])
+    x, c = rng.normal(size=(n, d)).astype(dtype), rng.normal(size=(k, d)).astype(dtype)
+    c[k // 2] = x[-1]
+    x[0] = c[0] * (1 + 1e-3)
+    if n > 4:
+        x[3], c[-1] = 1e-30, 2e-30  # whose squares float32 does not have
+    wanted = np.sqrt(((x[:, None].astype(float) - c[None]) ** 2).sum(axis=2))
+    rtol = (d / 32 + 38) * 2.0**-25 if dtype == "float32" else 1e-14
+    rows = Rows.over(x, kernel="numba")
+    long, _ = rows.kernel.pairwise(rows, rows.frame(), c.astype(float))
+    for found in (distances(x, c, kernel="numba"), long):
+        assert found.dtype == dtype
+        np.testing.assert_allclose(found, wanted, rtol=rtol, atol=0)
+    for threads in (1, 3):
+        part = distances(x[n // 2 :], c, kernel="numba", threads=threads)
+        np.testing.assert_array_equal(part, found[n // 2 :])

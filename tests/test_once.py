@@ -5,7 +5,9 @@ import pytest
 
 pytest.importorskip("numba")
 
+from anykmeans import KMeans
 from anykmeans._evaluate import evaluate, nearest
+from anykmeans.kernels.numba import _MOST, once
 from anykmeans.kernels.numba.once import _FEW
 
 
@@ -51,6 +53,75 @@ def test_a_row_that_a_glance_did_not_see_is_noticed(k):
         else:
             with pytest.raises(ValueError, match=r"finite|NaN|infinit"):
                 nearest(other, c, kernel="numba")
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("k", [2, 7, 130])
+@pytest.mark.parametrize("d", [2, 33, 300, _MOST + 1])
+def test_centroids_that_are_out_of_the_ordinary(d, k, dtype, monkeypatch):
+    rng = np.random.default_rng(d * k)
+    x = rng.normal(size=(150, d)).astype(dtype)
+    x[::7] *= 2.0**-30
+    x[3] = 0
+    short = []
+    monkeypatch.setattr(
+        once, "labels", lambda *a, _of=once.labels: short.append(_of(*a)) or short[-1]
+    )
+    for small, factor, ordinary in [
+        (0, 1.0, True),
+        (1, 1.0, True),
+        (2, 1.0, False),
+        (0, 2.0**30, False),
+        (0, 2.0**-30, False),
+    ]:
+        c = (rng.normal(size=(k, d)) * factor).astype(dtype)
+        for j in range(small):
+            c[j] *= 0 if j == 0 else 2.0**-40
+        expected = nearest(x, c, kernel="agnostic")
+        found = nearest(x, c, kernel="numba")
+        np.testing.assert_array_equal(found, expected)
+        assert found.dtype == np.int64
+        assert len(short) == (d <= _MOST)
+        if short:
+            assert (short.pop() is not None) == ordinary
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_centroids_that_are_not_finite_are_refused(value):
+    c = np.ones((3, 2))
+    c[1, 1] = value
+    with pytest.raises(ValueError, match="`centroids` must be finite"):
+        nearest(np.ones((9, 2)), c, kernel="numba")
+
+
+def test_centroids_set_by_hand_are_seen_at_once():
+    x = np.random.default_rng(0).normal(size=(50, 3))
+    km = KMeans(3, kernel="numba", random_state=0).fit(x)
+    before = km.predict(x)
+    km.cluster_centers_ = km.cluster_centers_[::-1].copy()
+    np.testing.assert_array_equal(km.predict(x), 2 - before)
+    km.cluster_centers_[0] = np.nan  # in place
+    with pytest.raises(ValueError, match="`cluster_centers_` must be finite"):
+        km.predict(x)
+
+
+def test_threads_and_layouts_show_in_no_label(setting):
+    setting(spread=0)
+    x = np.random.default_rng(0).integers(-2, 3, size=(3001, 5)).astype(np.float32)
+    c = x[:40].copy()
+    expected = nearest(x, c, kernel="agnostic")
+    frozen = x.copy()
+    frozen.flags.writeable = False
+    for rows in (
+        x,
+        frozen,
+        np.asfortranarray(x),
+        x.astype(np.int8),
+        np.repeat(x, 2, axis=1)[:, ::2],
+    ):
+        for threads in (1, 3):
+            found = nearest(rows, c, kernel="numba", threads=threads)
+            np.testing.assert_array_equal(found, expected)
 
 
 @pytest.mark.parametrize("heaviest", [1.0, 1e-300, 1e300])

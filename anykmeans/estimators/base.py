@@ -43,6 +43,11 @@ def _is_plain(x: Any) -> bool:
     return plain and len(x.shape) == 2 and x.dtype.kind in "fiub" and 0 not in x.shape
 
 
+def _is_common(x: Any) -> bool:
+    """Return whether `x` is what is most common: a NumPy array of single or double precision, (n, d), not empty."""
+    return type(x) is np.ndarray and x.dtype.char in "fd" and x.ndim == 2 and 0 not in x.shape
+
+
 def _whole(fit: Callable[..., T]) -> Callable[..., T]:
     """Return `fit` as one that leaves the model as it was unless it comes to its end."""
 
@@ -97,6 +102,15 @@ class _BaseKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixi
 
         Whether all values are finite is left to the core, which looks at each of them anyway.
         """
+        known = vars(self)
+        if (
+            method != "fit"
+            and _is_common(X)
+            and _is_common(known.get("cluster_centers_"))
+            and X.shape[1] == known.get("n_features_in_")
+            and "feature_names_in_" not in known
+        ):
+            return X  # of which nothing else is to be said
         x = X if _is_plain(X) else as_array(X, "X")
         framed, column = hasattr(X, "columns"), hasattr(X, "to_frame")
         expected = None if reset else getattr(self, "n_features_in_", None)

@@ -292,6 +292,17 @@ class Kernel:
         for problem in problems:
             yield [problem]
 
+    def labels(self, x: np.ndarray, c: np.ndarray, threads: int | None) -> np.ndarray | None:
+        """Return labels (n,) of NumPy's rows `x` (n, d) for centroids `c` (k, d), both not looked at, if there is a short way: here None.
+
+        Who has one notices whatever is not finite, or has to be scaled, and returns None then.
+        """
+        return None
+
+    def all_distances(self, x: np.ndarray, c: np.ndarray, threads: int | None) -> np.ndarray | None:
+        """Return the distances (n, k) of the same, in the dtype of `x`, under the same conditions: here None."""
+        return None
+
     def evaluated(self, rows: Rows, c: np.ndarray) -> tuple[Array, Array, float] | None:
         """Return labels (n,), squared distances (n,) and inertia for centroids `c` (k, d), if there is a short way: here None."""
         return None

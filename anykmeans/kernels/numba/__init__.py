@@ -33,12 +33,8 @@ if TYPE_CHECKING:
     from anykmeans.kernels.numba import once
     from anykmeans.sources.rows import Rows
 
-_DIFFERENCES = 64  # features up to which all distances cost less by differences than by a product
 _SHORT = 100  # features up to which a row's distance to its own centroid is made beside those of other rows
-_CACHE = 1 << 15  # numbers of rows that wait in the L2 cache beside a panel of centroids
-_FEATURES = 48  # features up to which rows in the lanes are faster than panels of centroids
-# More features, and numbers of them, up to which they still are, as panels take longer to plan.
-_MORE, _NUMBERS = 128, 1 << 18
+_MOST = 2048  # features of which a few rows and centroids are in the cache, so that all scores of a pass are made
 _ONE = np.ones(1)
 
 
@@ -56,7 +52,7 @@ class Numba(Cpu):
             return f"Numba cannot be imported ({reason}; `pip install numba`)"
         if sys.modules["numba.core.config"].DISABLE_JIT:
             return "Numba is told not to compile (NUMBA_DISABLE_JIT)"
-        if (reason := broken(f"{__name__}.few")) is not None:
+        if (reason := broken(f"{__name__}.once")) is not None:
             return f"its code does not suit the Numba installed ({reason})"
         return None
 
@@ -144,11 +140,7 @@ class Numba(Cpu):
         (k, d), bounded = c.shape, bounds not in ("auto", "off")
         with first_call:
             from anykmeans.kernels.numba import few
-        if bounds == "off" and not few.suits(k, d) and suits_lanes(rows):
-            from anykmeans.kernels.numba import once
-
-            return once.Once(rows, frame)
-        if not bounded and (few.suits(k, d) or is_small(rows, k)):
+        if not bounded and d <= _MOST and (bounds == "off" or few.suits(rows.shape[0], d, k)):
             return few.FewSearch(frame, rows.work, k, keeps=bounds == "auto")
         with first_call:
             from anykmeans.kernels.numba import sweep
@@ -190,43 +182,52 @@ class Numba(Cpu):
 
     def pairwise(self, rows: Rows, frame: Frame, wide: np.ndarray) -> tuple[np.ndarray, int]:
         """Return the distances (n, k) of rows to centroids `wide` (k, d), and of how many rows they mean nothing."""
-        from anykmeans.kernels.numba import sums
-        from anykmeans.kernels.numba.simd import ROWS
+        from anykmeans.kernels.numba import once
 
-        matrix, unit, factor = rows.matrix, frame.unit, 2.0**frame.exponent
-        found = empty_distances(rows, wide.shape[0])
-        if wide.shape[1] <= _DIFFERENCES:
-            columns = np.ascontiguousarray(wide.T)
+        matrix, work, found = rows.matrix, rows.work, empty_distances(rows, wide.shape[0])
+        if matrix.direct and not frame.exponent and (c := once.same(wide, found.dtype)) is not None:
+            own = once.panels_of(c)
 
             def write(tile: slice) -> int:
-                return int(sums.pairwise(read(matrix, tile), unit, columns, factor, found[tile]))
+                return once.measure(matrix.data[tile], own, wide, found[tile])
 
-        else:
-            with first_call:
-                from anykmeans.kernels.numba.panels import Panels
+            return found, sum(work.map(write, pieces(rows)))
+        panels = once.panels_of(wide)
 
-            centred, offset = frame.centre(wide), frame.affine(narrow=False)[1]
-            panels, norms = Panels.in_order(wide.shape[0]).coefficients(centred, np.float64)
-            at_once = ROWS * max(1, min(rows.work.room, _CACHE) // (ROWS * wide.shape[1]))
+        def write_wide(tile: slice) -> int:
+            apart = np.empty((tile.stop - tile.start, wide.shape[0]))
+            lost = once.measure(np.ascontiguousarray(frame.wide(tile)), panels, wide, apart)
+            found[tile] = apart * 2.0**frame.exponent
+            return lost
 
-            def write(tile: slice) -> int:
-                x = read(matrix, tile)
-                lost = sums.pairwise_products(
-                    x, unit, offset, panels, norms, wide, factor, at_once, found[tile]
-                )
-                return int(lost)
-
-        return found, sum(rows.work.map(write, pieces(rows)))
+        step = max(1, work.tile // (work.d + wide.shape[0]))
+        return found, sum(work.map(write_wide, work.tiles(step=step)))
 
     # -- whole jobs ---------------------------------------------------------------------------
 
-    def evaluated(self, rows: Rows, c: np.ndarray) -> once.Found | None:
-        """Return labels (n,), squared distances (n,) and inertia for centroids `c` (k, d), if all are dense ordinary numbers."""
-        if rows.matrix.sparse or rows.glanced or not suits_lanes(rows):
+    def labels(self, x: np.ndarray, c: np.ndarray, threads: int | None) -> np.ndarray | None:
+        """Return labels (n,), int32, of rows `x` (n, d) for centroids `c` (k, d), if they can be read as they are, and are ordinary."""
+        if not _direct(x) or x.shape[1] > _MOST:
             return None
         from anykmeans.kernels.numba import once
 
-        return once.ordinary(rows, c)
+        return once.labels(x, c, threads)
+
+    def all_distances(self, x: np.ndarray, c: np.ndarray, threads: int | None) -> np.ndarray | None:
+        """Return distances (n, k) of rows `x` (n, d) to centroids `c` (k, d), under the same conditions."""
+        if not _direct(x):
+            return None
+        from anykmeans.kernels.numba import once
+
+        return once.all_distances(x, c, threads)
+
+    def evaluated(self, rows: Rows, c: np.ndarray) -> once.Found | None:
+        """Return labels (n,), squared distances (n,) and inertia for centroids `c` (k, d), if all are dense ordinary numbers."""
+        if rows.matrix.sparse or rows.glanced or rows.shape[1] > _MOST:
+            return None
+        from anykmeans.kernels.numba import once
+
+        return once.evaluated(rows, c)
 
     def seeds(self, rows: Rows, first: Array, k: int, trials: int) -> Seeds:
         """Return what picks the rows of one run, of which the first is at `first` (1, d)."""
@@ -247,10 +248,9 @@ class Numba(Cpu):
         return picks
 
 
-def suits_lanes(rows: Rows) -> bool:
-    """Return whether one pass is best made with rows in the lanes."""
-    n, d = rows.shape
-    return d <= _FEATURES or (d <= _MORE and n * d <= _NUMBERS)
+def _direct(x: np.ndarray) -> bool:
+    """Return whether compiled code can read a user's array where it is."""
+    return x.flags.carray and x.dtype.char in "fd" and x.dtype.isnative
 
 
 def is_small(rows: Rows, times: int) -> bool:

@@ -1,13 +1,14 @@
 # mypy: allow-untyped-defs, allow-untyped-calls
 """The search for few clusters or few rows: rows are the lanes, and all centroids are scored.
 
-Where so little is to be scored, what goes on around the scores is what costs. So there are no bounds, nothing is gathered, and
+Scores are made at the processor's peak; what goes on around them is what costs. So there are no bounds, nothing is gathered, and
 a row's certificate is one comparison. Rows are transposed once, centred, in float32, and kept so while there is room.
 As many passes are made in one call as need no decision about an empty cluster.
 """
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, NamedTuple
@@ -18,8 +19,8 @@ from anykmeans._bounds import FAR, Bounds
 from anykmeans._search import Change, Search
 from anykmeans._settings import current
 from anykmeans.kernels.numba import read, sums, weights
-from anykmeans.kernels.numba.side import across, nearest
-from anykmeans.kernels.numba.simd import SIDE, lowest
+from anykmeans.kernels.numba.side import TOGETHER, across, nearest
+from anykmeans.kernels.numba.simd import EIGHT, LANES, PIECE, SIDE, lowest
 from anykmeans.kernels.numba.steps import (
     halve,
     jit,
@@ -35,18 +36,21 @@ if TYPE_CHECKING:
     from anykmeans._work import Work
     from anykmeans.sources.descent import InMemory
 
-_BRIEF = 128  # products for each number of `Settings.spread`: a pass of fewer is over before a thread has begun
+BRIEF = 128  # products for each number of `Settings.spread`: a pass of fewer is over before a thread has begun
 _NARROW = 100  # features below which bounds of few clusters cost more than they save
+# Scores in fewer features than that, or as many as there are features, and products, for each number of `Settings.at_once`:
+# up to so many a pass are all made. And how many of these numbers for a row are enough, whatever is to be scored.
+_SCORES, _PRODUCTS, _ROWS = 16, 64, 1024
 
 
 class Lanes(NamedTuple):
-    """Rows as they are scored, SIDE by SIDE: less the offset, in float32.
+    """Rows as they are scored, LANES by LANES: less the offset, in float32.
 
     Attributes
     ----------
-    columns : ndarray of shape (blocks, d, SIDE), float32
-        Features first. One block alone is room for each in turn.
-    squares : ndarray of shape (blocks, SIDE), float32
+    columns : ndarray of shape (blocks, d, LANES), float32
+        Features first. SIDE rows alone are room for all in turn.
+    squares : ndarray of shape (blocks, LANES), float32
         Their squared norms.
     scale : float
         What they are multiplied by first, of the dtype of `offset`.
@@ -78,6 +82,14 @@ class Errors(NamedTuple):
     unit: float
     tie: float
 
+    @classmethod
+    @functools.lru_cache(maxsize=64)  # as few rows are labelled in less time
+    def of(cls, d: int, unit: float) -> Errors:
+        """Return them for rows of `d` features."""
+        bounds = Bounds.of(d, 2.0**-24, min(d, PIECE + -(-d // PIECE)))
+        beta = 0.65 * bounds.beta + 2.0**-19  # as two scores are compared, not two distances
+        return cls(np.float32(beta), np.float32(4 * bounds.eta), unit, bounds.tie)
+
 
 class Folds(NamedTuple):
     """The grid of the sums, see `anykmeans._grid.Grid`.
@@ -98,52 +110,71 @@ class Folds(NamedTuple):
 
 
 @within
-def fill(x, start, tail, lanes, slot):
-    """Write SIDE rows of `x` from `start`, or as many as there are, to block `slot` of the `lanes`; return how many are out of range.
+def fill(x, start, tail, lanes, block):
+    """Write SIDE rows of `x` from `start` to the `lanes`, from a `block` on; return how many are out of range.
 
-    The last ones go by way of `tail` (SIDE, d), zeros.
+    Beyond the last row, zeros: these LANES go by way of `tail` (LANES, d).
     """
-    if start + SIDE <= x.shape[0]:
-        across(x, start, lanes.scale, lanes.offset, lanes.columns, slot, lanes.squares)
-    else:
-        for i in range(start, x.shape[0]):
-            for f in range(x.shape[1]):
-                tail[i - start, f] = x[i, f]
-        across(tail, 0, lanes.scale, lanes.offset, lanes.columns, slot, lanes.squares)
     lost = 0
-    for i in range(SIDE):
-        lost += not lanes.squares[slot, i] <= np.float32(FAR)
+    for begin in range(start, start + SIDE, LANES):
+        source, row = x, begin
+        if begin + LANES > x.shape[0]:
+            source, row = tail, 0
+            for i in range(LANES):
+                for f in range(x.shape[1]):
+                    tail[i, f] = x[begin + i, f] if begin + i < x.shape[0] else 0
+        across(source, row, lanes.scale, lanes.offset, lanes.columns, block, lanes.squares)
+        for i in range(LANES):
+            lost += not lanes.squares[block, i] <= np.float32(FAR)
+        block += 1
     return lost
 
 
-@within
-def settle(x, unit, wide, tie, rows, labels):
-    """Write the labels of `rows` by the promised distance: ties to the lowest."""
-    k, d = wide.shape
-    left = quarter(d)
-    columns, room = np.zeros((4 * left, SIDE)), np.empty((left, SIDE))
-    c, squared, limit = np.zeros((k, 4 * left)), np.empty((k, SIDE)), np.empty(SIDE)
+@jit
+def measured(x, rows, unit, wide, tie, labels, distances):
+    """Write the `labels` of the nearest of `wide` (k, d) to `rows` of `x`, by the promised distance: ties to the lowest.
+
+    The squared distances to them become `distances`, if there is room for any. Returns how many of these rows are out of range,
+    or not finite: those mean nothing.
+    """
+    d, k, width, count = x.shape[1], wide.shape[0], 4 * quarter(x.shape[1]), rows.shape[0]
+    lanes = SIDE if count > SIDE - EIGHT else (count + EIGHT - 1) // EIGHT * EIGHT
+    taken, none, squares = np.zeros((lanes, d)), np.zeros(d), np.empty((1, lanes))
+    columns, c = np.zeros((1, width, lanes)), np.zeros((k, width))
+    room, squared = np.empty((width // 4, lanes)), np.empty((k, lanes))
+    limit, own = np.empty(lanes), np.empty(lanes)
+    found = np.empty(lanes, np.int64)  # as wide as a distance, to be chosen with it
     for j in range(k):
         for f in range(d):
             c[j, f] = wide[j, f]
-    for start in range(0, rows.shape[0], SIDE):
-        used = rows.shape[0] - start
-        used = used if used < SIDE else SIDE
+    lost = 0
+    for start in range(0, count, lanes):
+        used = count - start if count - start < lanes else lanes
         for i in range(used):
+            row = rows[start + i]
             for f in range(d):
-                columns[f, i] = x[rows[start + i], f] * unit
-        for i in range(SIDE):
-            limit[i] = np.inf
+                taken[i, f] = x[row, f]
+        across(taken, 0, unit, none, columns, 0, squares)
+        for i in range(lanes):
+            limit[i], own[i], found[i] = np.inf, np.inf, 0
         for j in range(k):
-            side_by_side(columns, c, j, room)
-            for i in range(SIDE):
+            side_by_side(columns[0], c, j, room)
+            for i in range(lanes):
                 squared[j, i] = room[0, i]
                 limit[i] = room[0, i] if room[0, i] < limit[i] else limit[i]
+        for i in range(lanes):
+            limit[i] *= 1 + tie
+        for j in range(k - 1, -1, -1):
+            for i in range(lanes):
+                near = squared[j, i] <= limit[i]
+                found[i], own[i] = j if near else found[i], squared[j, i] if near else own[i]
         for i in range(used):
-            j = 0
-            while not squared[j, i] <= limit[i] * (1 + tie) and j < k - 1:
-                j += 1
-            labels[rows[start + i]] = j
+            labels[rows[start + i]] = found[i]
+            lost += not own[i] <= FAR
+        if distances.shape[0]:
+            for i in range(used):
+                distances[rows[start + i]] = own[i]
+    return lost
 
 
 @within
@@ -154,22 +185,22 @@ def sweep(x, w, lanes, fresh, minus_2c, norms, wide, errors, labels, whole, fold
     or, if it is the `first` sweep, have all rows added.
     """
     m, summing = labels.shape[0], whole.shape[0] > 0
-    kept = lanes.columns.shape[0] * SIDE >= m
+    kept = lanes.columns.shape[0] * LANES >= m
     before, now = np.zeros(SIDE, np.int32), np.empty(SIDE, np.int32)
-    tail = np.zeros((SIDE, x.shape[1]), x.dtype)
+    tail = np.empty((LANES, x.shape[1]), x.dtype)
     room = m if summing else 0
     rows, old, moved = np.empty(room, np.int32), np.empty(room, np.int32), 0
     doubtful, count, lost = np.empty(m, np.int32), 0, 0
     for start in range(0, m, SIDE):
         used = m - start if m - start < SIDE else SIDE
-        slot = start // SIDE if kept else 0
+        block = start // LANES if kept else 0
         if fresh or not kept:
-            lost += fill(x, start, tail, lanes, slot)
+            lost += fill(x, start, tail, lanes, block)
         for i in range(used):
             before[i] = labels[start + i]
         changed, unproven = nearest(
             lanes.columns,
-            slot,
+            block,
             minus_2c,
             norms,
             lanes.squares,
@@ -193,7 +224,7 @@ def sweep(x, w, lanes, fresh, minus_2c, norms, wide, errors, labels, whole, fold
             unproven &= unproven - 1
             count += 1
     if count:
-        settle(x, errors.unit, wide, errors.tie, doubtful[:count], labels)
+        measured(x, doubtful[:count], errors.unit, wide, errors.tie, labels, np.empty(0))
     for q in range(moved):
         row = rows[q]
         if old[q] != labels[row]:
@@ -226,6 +257,28 @@ def advance(whole, c, wide, single, unit, folds, keep):
     return True, halve(moves, k)
 
 
+@within
+def arranged(c, lanes, unit, wide, minus_2c, norms):
+    """Write centroids `c` (k, d) in the frame to `wide`, and what scores are made of as `nearest` takes it.
+
+    That goes by parts of up to TOGETHER centroids, which differ by one at most: feature by feature, the centroids of a part together.
+    """
+    k, d = c.shape
+    first = 0
+    while first < k:
+        parts = (k - first + TOGETHER - 1) // TOGETHER
+        count = (k - first + parts - 1) // parts
+        for i in range(count):
+            j, norm = first + i, 0.0
+            for f in range(d):
+                wide[j, f] = c[j, f] * unit
+                centred = wide[j, f] - lanes.offset[f]
+                minus_2c[first * d + f * count + i] = -2.0 * centred
+                norm += centred * centred
+            norms[j] = norm
+        first += count
+
+
 @jit
 def passes(
     x, w, lanes, fresh, c, labels, errors, whole, folds, first, most, tol, keep, single, before
@@ -238,17 +291,10 @@ def passes(
     centroids that are written to `before`, if there is room, as `c` (k, d), float64, moves on.
     """
     k, d = c.shape
-    wide, minus_2c, norms = np.empty((k, d)), np.empty((d, k), np.float32), np.empty(k, np.float32)
+    wide, minus_2c, norms = np.empty((k, d)), np.empty(k * d, np.float32), np.empty(k, np.float32)
     done, shift, lost = 0, np.nan, 0
     while True:
-        for j in range(k):
-            norm = 0.0
-            for f in range(d):
-                wide[j, f] = c[j, f] * errors.unit
-                centred = wide[j, f] - lanes.offset[f]
-                minus_2c[f, j] = -2.0 * centred
-                norm += centred * centred
-            norms[j] = norm
+        arranged(c, lanes, errors.unit, wide, minus_2c, norms)
         lost += sweep(
             x, w, lanes, fresh, minus_2c, norms, wide, errors, labels, whole, folds, first
         )
@@ -266,6 +312,18 @@ def passes(
         if done == most or shift <= tol:
             break
     return done, shift, lost
+
+
+def room(m: int, scale: float, offset: np.ndarray) -> Lanes:
+    """Return lanes for `m` rows, not filled."""
+    blocks = -(-m // SIDE) * (SIDE // LANES)
+    numbers = blocks * offset.size * LANES
+    found = np.empty(numbers + LANES, np.float32)
+    begin = (
+        -(found.__array_interface__["data"][0] // 4) % LANES
+    )  # with a line of the cache: no vector is in two
+    columns = found[begin : begin + numbers].reshape(blocks, offset.size, LANES)
+    return Lanes(columns, np.empty((blocks, LANES), np.float32), scale, offset)
 
 
 class Ends(NamedTuple):
@@ -313,30 +371,20 @@ class FewSearch(Search):
         n, d = self.matrix.shape
         self.labels, self.lost = np.zeros(n, np.int32), False
         self._at = np.empty((0, d))  # the centroids of the labels
-        bounds = Bounds.of(d, 2.0**-24)
-        self._errors = Errors(
-            np.float32(bounds.beta + 2.0**-19), np.float32(4 * bounds.eta), frame.unit, bounds.tie
-        )
+        self._errors = Errors.of(d, frame.unit)
         self._x, numbers = self.matrix.data if self.matrix.direct else None, n * (d + 1)
         if self._x is None and keeps and 32 * numbers <= work.max_bytes:
             self._x = np.ascontiguousarray(self.matrix.rows(slice(None)))
         keeps = keeps and self._x is not None and 8 * numbers <= work.max_bytes
-        spread = work.threads > 1 and numbers * k >= current().spread * _BRIEF
+        spread = work.threads > 1 and numbers * k >= current().spread * BRIEF
         pieces = 2 * work.threads if spread else 1
         step = min(-(-n // pieces), work.readable(self.matrix) if self._x is None else n)
         self._parts = work.tiles(step=SIDE * -(-step // SIDE))
-        self._lanes = [self._room(part, keeps) for part in self._parts]
+        affine = frame.affine(narrow=True)
+        self._lanes = [
+            room(part.stop - part.start if keeps else SIDE, *affine) for part in self._parts
+        ]
         self._fresh = True
-
-    def _room(self, part: slice, keeps: bool) -> Lanes:
-        """Return lanes for all rows of a part, or for a block of them."""
-        blocks = -(-(part.stop - part.start) // SIDE) if keeps else 1
-        numbers = blocks * self.matrix.shape[1] * SIDE
-        room = np.empty(numbers + 16, np.float32)
-        start: int = room.__array_interface__["data"][0]
-        begin = -(start // 4) % 16  # with a line of the cache: no vector is in two
-        columns = room[begin : begin + numbers].reshape(blocks, -1, SIDE)
-        return Lanes(columns, np.empty((blocks, SIDE), np.float32), *self.frame.affine(narrow=True))
 
     def relabel(self, c: np.ndarray) -> tuple[list[Change], int]:
         """Give every row its nearest centroid of `c`; return changes, and how many rows changed."""
@@ -409,6 +457,17 @@ _ONE, _NO_SUMS = np.ones(1), np.empty((0, 0))
 _NO_FOLDS, _NO_END = Folds(np.empty(0), 1.0, 0), Ends(0.0, False, False)
 
 
-def suits(k: int, d: int) -> bool:
-    """Return whether bounds of `k` clusters in `d` features would cost more than they save."""
-    return k < current().few and d < _NARROW
+def label(x: np.ndarray, lanes: Lanes, c: np.ndarray, errors: Errors, labels: np.ndarray) -> int:
+    """Write the `labels` (m,) of rows `x` (m, d) for centroids `c` (k, d), float64; return how many rows are out of range."""
+    _, _, lost = passes(
+        x, _ONE, lanes, True, c, labels, errors, _NO_SUMS, _NO_FOLDS, False, 0, *_NO_END, _NO_SUMS
+    )
+    return int(lost)
+
+
+def suits(n: int, d: int, k: int) -> bool:
+    """Return whether bounds of `k` clusters, for `n` rows of `d` features, would cost more than they save."""
+    now = current()
+    if d < _NARROW and (k < now.few or n * k <= (d if d < _SCORES else _SCORES) * now.at_once):
+        return True
+    return n * k * d <= _PRODUCTS * now.at_once or n * _ROWS <= now.at_once

@@ -1,4 +1,4 @@
-"""Rows side by side in vector registers: transposed, and compared with few centroids."""
+"""Rows side by side in vector registers: transposed, and compared with all centroids."""
 
 from __future__ import annotations
 
@@ -9,14 +9,24 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from anykmeans.kernels.numba.simd import EIGHT, HELD, INDEX, LANES, SHORT, SIDE, Code, integer
+from anykmeans.kernels.numba.simd import (
+    EIGHT,
+    HELD,
+    INDEX,
+    LANES,
+    PIECE,
+    SHORT,
+    SIDE,
+    Code,
+    integer,
+)
 
 
 @intrinsic
 def across(context, x, row, scale, offset, columns, block, squares):  # type: ignore[no-untyped-def]
-    """Write ``x[row + r] * scale - offset`` to ``columns[block, :, r]``, of SIDE rows, and its squared norm to ``squares[block, r]``.
+    """Write ``x[row + r] * scale - offset`` to ``columns[block, :, r]``, of all r, and its squared norm to ``squares[block, r]``.
 
-    All arrays are C-contiguous; `scale` and `offset` are of one dtype, not narrower than that of `x`, and `columns` and `squares`
+    There are a multiple of EIGHT rows in a block. All arrays are C-contiguous; `scale` and `offset` are of one dtype, not narrower than that of `x`, and `columns` and `squares`
     of one, not wider.
     """
     signature = types.void(x, row, scale, offset, columns, block, squares)
@@ -27,11 +37,11 @@ def across(context, x, row, scale, offset, columns, block, squares):  # type: ig
 def nearest(context, columns, block, minus_2c, norms, squares, beta, eta, before, now):  # type: ignore[no-untyped-def]
     """Write to `now` which of all centroids has the lowest score, for SIDE rows; return two words of 64 bits.
 
-    Row r is ``columns[block, :, r]``, its squared norm ``squares[block, r]``, and the scores are
-    ``norms[j] + minus_2c[:, j] @ columns[block, :, r]``. Bit r of the first word says that ``now[r]`` is not
-    ``before[r]``, that of the second that the lowest does not differ from the second lowest by more than
-    ``beta * (|estimate| + |second estimate| + 2 * squared norm) + eta``. Scores that are no numbers are none.
-    All arrays are C-contiguous; `before` and `now` (SIDE,) are int32, the others of one floating dtype.
+    Rows are LANES to a block of `columns` (blocks, d, LANES), from `block` on, and so are their squared norms, `squares`. The scores
+    are ``norms[j]`` and a row's product with column j of `minus_2c` (d, k), which is (k * d,) in the order that `arranged` tells.
+    Bit r of the first word says that ``now[r]`` is not ``before[r]``, that of the second that the lowest does not differ from the
+    second lowest by more than ``beta * (|estimate| + |second estimate| + 2 * squared norm) + eta``. Scores that are no numbers
+    are none. All arrays are C-contiguous; `before` and `now` (SIDE,) are int32, the others of one floating dtype.
     """
     real = columns.dtype
     signature = types.UniTuple(types.int64, 2)(
@@ -43,10 +53,10 @@ def nearest(context, columns, block, minus_2c, norms, squares, beta, eta, before
 def _generate_across(context: Any, builder: Any, signature: Any, args: Any) -> Any:
     code = Code(context, builder, signature, args)
     x, offset, columns, squares = (code.data(i) for i in (0, 3, 4, 6))
-    row, block, d = code.whole(1), code.whole(5), code.size(0, 1)
+    row, block, d, lanes = code.whole(1), code.whole(5), code.size(0, 1), code.size(4, 2)
     x = code.at(x, builder.mul(row, d))
-    columns = code.at(columns, builder.mul(builder.mul(block, d), integer(SIDE)))
-    squares = code.at(squares, builder.mul(block, integer(SIDE)))
+    columns = code.at(columns, builder.mul(builder.mul(block, d), lanes))
+    squares = code.at(squares, builder.mul(block, lanes))
     wide, real = args[2].type, columns.type.pointee
     eights = ir.VectorType(real, EIGHT)
 
@@ -60,7 +70,7 @@ def _generate_across(context: Any, builder: Any, signature: Any, args: Any) -> A
 
     def keep(value: Any, feature: Any, first: Any, square: Any) -> Any:
         """Put a feature of EIGHT rows to its place; return their `square` with its own added."""
-        place = code.at(columns, builder.add(builder.mul(feature, integer(SIDE)), first))
+        place = code.at(columns, builder.add(builder.mul(feature, lanes), first))
         code.put(value, place)
         return builder.fadd(square, builder.fmul(value, value))
 
@@ -119,23 +129,23 @@ def _generate_across(context: Any, builder: Any, signature: Any, args: Any) -> A
     code.put(rest, code.at(squares, first))
     following = builder.add(first, integer(EIGHT))
     first.add_incoming(following, squared)
-    builder.cbranch(builder.icmp_signed("<", following, integer(SIDE)), rows, after)
+    builder.cbranch(builder.icmp_signed("<", following, lanes), rows, after)
 
     builder.position_at_end(after)
     return context.get_dummy_value()
 
 
-_TOGETHER = 4  # centroids whose sums stay in registers, as many as keep its multipliers busy
+TOGETHER = 6  # centroids whose sums stay in registers
 _FAR = 2.0**100  # no score of a row in range of a centroid that may be its nearest
 
 
 def _generate_nearest(context: Any, builder: Any, signature: Any, args: Any) -> Any:
     code = Code(context, builder, signature, args)
     columns, minus_2c, norms, squares, before, now = (code.data(i) for i in (0, 2, 3, 4, 7, 8))
-    block, d, k = code.whole(1), code.size(2, 0), code.size(2, 1)
-    columns = code.at(columns, builder.mul(builder.mul(block, d), integer(SIDE)))
-    squares = code.at(squares, builder.mul(block, integer(SIDE)))
-    # As many rows as fill half the registers' sums with _TOGETHER centroids.
+    block, d, k = code.whole(1), code.size(0, 1), code.size(3, 0)
+    columns = code.at(columns, builder.mul(builder.mul(block, d), integer(LANES)))
+    squares = code.at(squares, builder.mul(block, integer(LANES)))
+    # As many rows as fill three quarters of the registers with sums, of TOGETHER centroids.
     places = range(0, LANES * max(1, HELD // 64), LANES)
     entry = builder.block
     part, after = (builder.append_basic_block(name) for name in ("rows", "certified"))
@@ -149,7 +159,7 @@ def _generate_nearest(context: Any, builder: Any, signature: Any, args: Any) -> 
         code,
         d,
         k,
-        [code.at(columns, builder.add(row, integer(r))) for r in places],
+        [code.at(columns, builder.mul(builder.add(row, integer(r)), d)) for r in places],
         minus_2c,
         norms,
     )
@@ -199,19 +209,21 @@ def _lowest_two(
             phi.add_incoming(value, before)
     # In parts that differ by one centroid at most.
     left = builder.sub(k, j)
-    parts = builder.udiv(builder.add(left, integer(_TOGETHER - 1)), integer(_TOGETHER))
+    parts = builder.udiv(builder.add(left, integer(TOGETHER - 1)), integer(TOGETHER))
     count = builder.udiv(builder.add(left, builder.sub(parts, integer(1))), parts)
     full = builder.append_basic_block("together")
     choice = builder.switch(count, full)
     join = builder.append_basic_block("compared")
     ends = []
-    for some in range(_TOGETHER, 0, -1):
+    for some in range(TOGETHER, 0, -1):
         here = full
-        if some < _TOGETHER:
+        if some < TOGETHER:
             here = builder.append_basic_block("together")
             choice.add_case(integer(some), here)
         builder.position_at_end(here)
-        scores = _scores(code, d, k, some, rows, code.at(minus_2c, j), code.at(norms, j))
+        scores = _scores(
+            code, d, some, rows, code.at(minus_2c, builder.mul(j, d)), code.at(norms, j)
+        )
         values = [list(phis) for phis in kept]
         for i in range(some):
             number = code.splat(builder.trunc(builder.add(j, integer(i)), SHORT))
@@ -246,31 +258,67 @@ def _lowest_two(
 
 
 def _scores(
-    code: Code, d: Any, k: Any, count: int, rows: list[Any], minus_2c: Any, norms: Any
+    code: Code, d: Any, count: int, rows: list[Any], minus_2c: Any, norms: Any
 ) -> list[Any]:
-    """The scores of vectors of rows with `count` centroids, from places on: by centroid."""
+    """The scores of vectors of rows with `count` centroids, from places on: by centroid.
+
+    They are added up PIECE features at a time, so that none of many passes through as many roundings.
+    """
     builder = code.builder
     starts = [code.splat(builder.load(code.at(norms, i))) for i in range(count)]
+    zero = ir.Constant(code.vector, [0.0] * code.lanes)
     before = builder.block
-    loop, after = (builder.append_basic_block(name) for name in ("features", "added"))
+    names = ("piece", "features", "ended", "more", "added")
+    piece, loop, ended, more, after = map(builder.append_basic_block, names)
+    builder.branch(piece)
+
+    builder.position_at_end(piece)
+    begin = builder.phi(INDEX)
+    begin.add_incoming(integer(0), before)
+    begun, so_far = ([[builder.phi(code.vector) for _ in rows] for _ in starts] for _ in range(2))
+    for phis, known, start in zip(begun, so_far, starts, strict=True):
+        for phi, total in zip(phis, known, strict=True):
+            phi.add_incoming(start, before)
+            phi.add_incoming(zero, more)
+            total.add_incoming(zero, before)
+    end = builder.add(begin, integer(PIECE))
+    end = builder.select(builder.icmp_signed("<", end, d), end, d)
     builder.branch(loop)
 
     builder.position_at_end(loop)
     f = builder.phi(INDEX)
-    f.add_incoming(integer(0), before)
-    totals = [[builder.phi(code.vector) for _ in rows] for _ in range(count)]
-    row = builder.mul(f, integer(SIDE))
+    f.add_incoming(begin, piece)
+    totals = [[builder.phi(code.vector) for _ in rows] for _ in starts]
+    row = builder.mul(f, integer(LANES))
     values = [code.load(code.at(place, row)) for place in rows]
-    c = code.at(minus_2c, builder.mul(f, k))
-    added: list[list[Any]] = [[] for _ in range(count)]
+    c = code.at(minus_2c, builder.mul(f, integer(count)))
+    added: list[list[Any]] = [[] for _ in starts]
     for i in range(count):
         factor = code.splat(builder.load(code.at(c, i)))
-        for value, total in zip(values, totals[i], strict=True):
-            total.add_incoming(starts[i], before)
+        for value, total, start in zip(values, totals[i], begun[i], strict=True):
+            total.add_incoming(start, piece)
             added[i].append(builder.call(code.fma, [factor, value, total]))
             total.add_incoming(added[i][-1], loop)
     following = builder.add(f, integer(1))
     f.add_incoming(following, loop)
-    builder.cbranch(builder.icmp_signed("<", following, d), loop, after)
+    builder.cbranch(builder.icmp_signed("<", following, end), loop, ended)
+
+    builder.position_at_end(ended)
+    builder.cbranch(builder.icmp_signed("<=", d, integer(PIECE)), after, more)
+    builder.position_at_end(more)
+    found: list[list[Any]] = [[] for _ in starts]
+    sums = [
+        [builder.fadd(*two) for two in zip(*pair, strict=True)]
+        for pair in zip(so_far, added, strict=True)
+    ]
+    begin.add_incoming(end, more)
+    builder.cbranch(builder.icmp_signed("<", end, d), piece, after)
+
     builder.position_at_end(after)
-    return added
+    for i in range(count):
+        for phi, alone, total in zip(so_far[i], added[i], sums[i], strict=True):
+            phi.add_incoming(total, more)
+            found[i].append(builder.phi(code.vector))
+            found[i][-1].add_incoming(alone, ended)
+            found[i][-1].add_incoming(total, more)
+    return found

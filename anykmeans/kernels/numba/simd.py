@@ -23,6 +23,9 @@ SIDE = 64  # and as all others do
 # Rows a tile, and the bytes of a row's sums: as many as the registers hold.
 ROWS, HELD = (8, 128) if llvmlite.binding.get_host_cpu_features().get("avx512f") else (4, 64)
 
+PIECE = 32  # features that are added up before they are added to the others
+SMALL = 2.0**-80  # a squared distance below which squares may have been lost in float32
+
 INDEX, SHORT = ir.IntType(64), ir.IntType(32)
 
 
@@ -35,6 +38,17 @@ def tile(context, y, at, d, panels, norms, p, scores, low, second, lane):  # typ
     All arrays are C-contiguous; `at` and `lane` are int64, the others of one floating dtype.
     """
     return types.void(y, at, d, panels, norms, p, scores, low, second, lane), _generate_tile
+
+
+@intrinsic
+def apart(context, x, row, panels, p, found, to, at):  # type: ignore[no-untyped-def]
+    """Write to ``found[to + r, at:]`` the distances of ROWS rows ``x[row + r]`` to one panel, ``panels[p]`` (d, lanes).
+
+    Returns whether any squared distance was too SMALL to be added up in every dtype. There are as many lanes as HELD bytes hold, up
+    to LANES, and so many numbers are written to a row. Squares are added up PIECE at a time. All arrays are C-contiguous and
+    of one floating dtype.
+    """
+    return types.boolean(x, row, panels, p, found, to, at), _generate_apart
 
 
 @intrinsic
@@ -488,6 +502,70 @@ def _generate_centre(context: Any, builder: Any, signature: Any, args: Any) -> A
         total.add_incoming(value, loop)
         found.append(total)
     return context.make_tuple(builder, signature.return_type, [code.total(v) for v in found])
+
+
+def _generate_apart(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+    code = Code(context, builder, signature, args, HELD)
+    x, panels, found = (code.data(i) for i in (0, 2, 4))
+    d, k, row, p, to, at = code.size(0, 1), code.size(4, 1), *(code.whole(i) for i in (1, 3, 5, 6))
+    starts = [code.at(x, builder.mul(builder.add(row, integer(r)), d)) for r in range(ROWS)]
+    panel = code.at(panels, builder.mul(builder.mul(p, d), integer(code.lanes)))
+    zero = ir.Constant(code.vector, [0.0] * code.lanes)
+    before = builder.block
+    piece, loop, ended, more, after = map(
+        builder.append_basic_block, ("piece", "features", "ended", "more", "added")
+    )
+    builder.branch(piece)
+
+    builder.position_at_end(piece)
+    begin = builder.phi(INDEX)
+    so_far = [builder.phi(code.vector) for _ in starts]
+    end = builder.add(begin, integer(PIECE))
+    end = builder.select(builder.icmp_signed("<", end, d), end, d)
+    builder.branch(loop)
+
+    builder.position_at_end(loop)
+    f = builder.phi(INDEX)
+    totals = [builder.phi(code.vector) for _ in starts]
+    c = code.load(code.at(panel, builder.mul(f, integer(code.lanes))))
+    added = []
+    for start, total in zip(starts, totals, strict=True):
+        step = builder.fsub(code.splat(builder.load(code.at(start, f))), c)
+        added.append(builder.call(code.fma, [step, step, total]))
+    following = builder.add(f, integer(1))
+    builder.cbranch(builder.icmp_signed("<", following, end), loop, ended)
+
+    builder.position_at_end(ended)
+    builder.cbranch(builder.icmp_signed("<=", d, integer(PIECE)), after, more)
+    builder.position_at_end(more)
+    sums = [builder.fadd(*pair) for pair in zip(so_far, added, strict=True)]
+    builder.cbranch(builder.icmp_signed("<", end, d), piece, after)
+
+    builder.position_at_end(after)
+    squared = [builder.phi(code.vector) for _ in starts]
+    ends = [(begin, integer(0), before, end, more), (f, begin, piece, following, loop)]
+    for r in range(ROWS):
+        ends += [
+            (so_far[r], zero, before, sums[r], more),
+            (totals[r], zero, piece, added[r], loop),
+            (squared[r], added[r], ended, sums[r], more),
+        ]
+    for phi, first, there, then, here in ends:
+        phi.add_incoming(first, there)
+        phi.add_incoming(then, here)
+    root = cgutils.get_or_insert_function(
+        builder.module,
+        ir.FunctionType(code.vector, [code.vector]),
+        f"llvm.sqrt.v{code.lanes}f{8 * code.bytes}",
+    )
+    small = None
+    for r, value in enumerate(squared):
+        place = builder.mul(builder.add(to, integer(r)), k)
+        code.put(builder.call(root, [value]), code.at(found, builder.add(place, at)))
+        below = builder.fcmp_ordered("<", value, code.splat(ir.Constant(code.real, SMALL)))
+        small = below if small is None else builder.or_(small, below)
+    bits = builder.bitcast(small, ir.IntType(code.lanes))
+    return builder.icmp_unsigned("!=", bits, ir.Constant(ir.IntType(code.lanes), 0))
 
 
 def _generate_tile(context: Any, builder: Any, signature: Any, args: Any) -> Any:

@@ -19,7 +19,6 @@ from numba.core.caching import FunctionCache, NullCache
 
 from anykmeans._bounds import DOWN, GAP, TINY, UP
 from anykmeans._fork import first_call
-from anykmeans.kernels.numba.simd import SIDE
 
 
 class _Kept(NullCache):
@@ -234,21 +233,21 @@ def quarter(d):
 
 @inner
 def side_by_side(columns, c, j, room):
-    """Write `squared_distance` of SIDE rows, ``columns[:, i]``, to row `j` of `c`, to ``room[0]``.
+    """Write `squared_distance` of rows, ``columns[:, i]``, to row `j` of `c`, to ``room[0]``.
 
-    Features are padded with zeros to four times the rows of `room`.
+    Features are padded with zeros to four times the rows of `room`, whose columns are so many rows.
     """
-    left = room.shape[0]
+    left, lanes = room.shape
     for f in range(left):
         a, b, g, h = c[j, f], c[j, f + left], c[j, f + 2 * left], c[j, f + 3 * left]
-        for i in range(SIDE):
+        for i in range(lanes):
             p, q = columns[f, i] - a, columns[f + 2 * left, i] - g
             r, s = columns[f + left, i] - b, columns[f + 3 * left, i] - h
             room[f, i] = (p * p + q * q) + (r * r + s * s)
     while left > 1:
         left //= 2
         for f in range(left):
-            for i in range(SIDE):
+            for i in range(lanes):
                 room[f, i] += room[f + left, i]
 
 

@@ -7,15 +7,9 @@ import math
 
 import numpy as np
 
-from anykmeans._bounds import FAR
 from anykmeans.kernels.numba.side import across
-from anykmeans.kernels.numba.simd import LANES, ROWS, SIDE, tile
-from anykmeans.kernels.numba.steps import (
-    inline,
-    jit,
-    squared_distance,
-    squared_norm,
-)
+from anykmeans.kernels.numba.simd import ROWS, SIDE, SMALL, apart
+from anykmeans.kernels.numba.steps import inline, jit, squared_distance
 from anykmeans.kernels.numba.whole import add
 
 _HALVING = 2.0**27 + 1
@@ -245,54 +239,42 @@ def means(sums, mass, c, found):
 
 
 @jit
-def pairwise(x, unit, columns, factor, found):
-    """Write the distances (m, k), times `factor`, of rows to all centroids `columns` (d, k), in the frame.
+def pairwise(x, panels, starts, wide, found, at_once):
+    """Write the distances (m, k) of rows `x` (m, d) to all centroids `wide` (k, d), which are also ``panels`` that begin at `starts`.
 
-    Returns how many rows were out of range, whose distances mean nothing.
+    Returns how many rows were out of range, whose distances mean nothing. As many rows `at_once`, a multiple of ROWS, are in the
+    cache while the panels pass by. A panel is full: it may have centroids of the one before, or, if it is the only one, one twice.
     """
-    d, k = columns.shape
-    lost = 0
-    total = np.empty(k)
-    for row in range(x.shape[0]):
-        for j in range(k):
-            total[j] = 0.0
-        for f in range(d):
-            value = x[row, f] * unit
-            for j in range(k):
-                step = value - columns[f, j]
-                total[j] += step * step
-        lost += not total[0] <= FAR  # nor if that is NaN
-        for j in range(k):
-            found[row, j] = math.sqrt(total[j]) * factor
-    return lost
-
-
-@jit
-def pairwise_products(x, unit, offset, panels, norms, wide, factor, at_once, found):
-    """Do what `pairwise` does, by products less the `offset`; of nearly equal rows by differences.
-
-    As many rows `at_once`, a multiple of ROWS, stay in the cache while the panels pass by.
-    """
-    n, k, d = x.shape[0], wide.shape[0], x.shape[1]
-    y, norm, numbers = np.zeros((at_once, d)), np.empty(at_once), np.arange(at_once)
-    lost = 0
-    low, second, scores = np.empty(ROWS), np.empty(ROWS), np.empty((ROWS, LANES))
-    lane, room = np.empty(ROWS, np.int64), np.empty(d)
-    for start in range(0, n, at_once):
-        used = n - start if n - start < at_once else at_once
-        for r in range(used):
-            for f in range(d):
-                y[r, f] = x[start + r, f] * unit - offset[f]
-            norm[r] = squared_norm(y, r)
-            lost += not norm[r] <= FAR
+    (m, k), width = found.shape, panels.shape[2]
+    edge, apart_of = np.zeros((ROWS, x.shape[1]), x.dtype), np.empty((ROWS, width), found.dtype)
+    room, lost = np.empty(x.shape[1]), 0
+    for start in range(0, m, at_once):
+        stop = start + at_once if start + at_once < m else m
         for p in range(panels.shape[0]):
-            width = k - p * LANES if k - p * LANES < LANES else LANES
-            for b in range(0, used, ROWS):
-                tile(y, numbers[b : b + ROWS], d, panels, norms, p, scores, low, second, lane)
-                for r in range(b, b + ROWS if b + ROWS < used else used):
-                    for spot in range(width):
-                        j, squared = p * LANES + spot, norm[r] + scores[r - b, spot]
-                        if squared < (norm[r] + norms[p, spot]) * 1e-6:
-                            squared = squared_distance(x, start + r, unit, wide, j, room)
-                        found[start + r, j] = math.sqrt(squared) * factor
+            first = starts[p]
+            for row in range(start, stop, ROWS):
+                source, where = x, row
+                if row + ROWS > m:
+                    source, where = edge, 0
+                    for r in range(m - row):
+                        for f in range(x.shape[1]):
+                            edge[r, f] = x[row + r, f]
+                whole = first + width <= k and row + ROWS <= m
+                target, to, at = apart_of, 0, 0
+                if whole:
+                    target, to, at = found, row, first
+                small = apart(source, where, panels, p, target, to, at)
+                last = row + ROWS if row + ROWS < m else m
+                some = width if first + width <= k else k
+                if not whole:
+                    for r in range(row, last):
+                        for j in range(some):
+                            found[r, first + j] = apart_of[r - row, j]
+                if small:
+                    for r in range(row, last):
+                        for j in range(first, first + some):
+                            if found[r, j] * found[r, j] < SMALL:
+                                found[r, j] = math.sqrt(squared_distance(x, r, 1.0, wide, j, room))
+        for row in range(start, stop):
+            lost += not found[row, 0] <= 2.0**40  # the root of FAR; nor if that is NaN
     return lost
