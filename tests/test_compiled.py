@@ -1,5 +1,10 @@
 """The compiled search: its inner loops against plain ones, and every bound it keeps against the truth."""
 
+import os
+import platform
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import referee
@@ -17,8 +22,10 @@ if reason := kernels.why_not("numba", np.ones((1, 1))):
 from anykmeans._matrix import Matrix
 from anykmeans.kernels import numba as compiled
 from anykmeans.kernels.numba import (
+    codes,
     few,
     grouped,
+    looks,
     near,
     seeding,
     side,
@@ -28,6 +35,7 @@ from anykmeans.kernels.numba import (
     subspace,
     sums,
 )
+from anykmeans.kernels.numba.panels import Panels
 from anykmeans.kernels.numba.simd import LANES, ROWS, SIDE, WIDTH
 from anykmeans.kernels.numba.steps import jit
 from anykmeans.kernels.numba.whole import add
@@ -98,6 +106,73 @@ def test_tile(d, dtype):
             np.testing.assert_array_equal(scores[r], np.asarray(wanted, dtype))
             assert (low[r], second[r]) == tuple(sorted(wanted)[:2])
             assert wanted[lane[r]] == min(wanted)
+
+
+@jit
+def run_least(whole, at, terms, panels, starts, of_panels, p, found, low):
+    codes.least(whole, at, terms, panels, starts, of_panels, p, found, low)
+
+
+@pytest.mark.skipif(not codes.AVAILABLE, reason="no instructions for products of bytes here")
+@pytest.mark.parametrize("extreme", [False, True])
+@pytest.mark.parametrize("d", [1, 8, 9, 100, 1000])
+def test_bounds_by_codes_add_exactly(d, extreme):
+    rng = np.random.default_rng(d)
+    most = codes.MOST
+    whole = (
+        rng.choice([-most, most], (20, d)) if extreme else rng.integers(-most, most + 1, (20, d))
+    )
+    of_panels = (
+        np.full((2 * LANES, d), most) if extreme else rng.integers(-most, most + 1, (2 * LANES, d))
+    )
+    (rows, _), (columns, _) = codes.room(20, d), codes.room(2 * LANES, d)
+    rows[:], columns[:] = codes.ZERO, 0
+    rows[:, :d] += whole.astype(np.int8).view(np.uint8)
+    columns[:, :d] = of_panels.astype(np.int8).view(np.uint8)
+    panels = columns.view(np.int8).reshape(2, LANES, -1, codes.QUAD).transpose(0, 2, 1, 3).copy()
+    starts = (-codes.ZERO * of_panels.sum(axis=1)).astype(np.int32).reshape(2, LANES)
+    row_terms = quarters(rng, (20, 4), np.float32)
+    terms = quarters(rng, (2, 4, LANES), np.float32)
+    at = rng.integers(20, size=ROWS)
+    found, low = np.empty((ROWS, LANES), np.float32), np.empty(ROWS, np.float32)
+    for p in range(2):
+        run_least(rows, at, row_terms, panels, starts, terms, p, found, low)
+        exact = whole[at] @ of_panels[p * LANES : (p + 1) * LANES].T
+        wanted = terms[p, 0] + row_terms[at, :1] * exact * terms[p, 1]
+        wanted = wanted + row_terms[at, 1:2] * terms[p, 2] + row_terms[at, 2:3] * terms[p, 3]
+        np.testing.assert_allclose(found, wanted, rtol=1e-6, atol=1e-6 * d * most**2)
+        np.testing.assert_array_equal(low, found.min(axis=1))
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1.0, 1e30])
+@pytest.mark.parametrize("kind", ["even", "one feature is large", "small integers", "zeros"])
+def test_codes_bound_the_distance(kind, scale):
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(300, 70))
+    if kind == "one feature is large":
+        x[:, 3] *= 1000
+    elif kind == "small integers":
+        x = np.round(x)
+    elif kind == "zeros":
+        x[:, 1:] = 0
+        x[::3] = 0
+    x = (x * scale).astype(np.float32)
+    rows = Rows.over(x, kernel="numba")
+    frame = rows.start(x[:5]).frame
+    wide = frame.wide(slice(0, 300))
+    look = looks.FirstLook(looks.Plan(wide.mean(axis=0)), frame, rows.work)
+    panels = Panels.in_order(300)
+    (whole, terms), (_, of_panels), lengths = (look.of(wide, panels)[0][i] for i in (4, 5, 7))
+    numbers = whole[:, :70].astype(np.float64) - codes.ZERO
+    beta, eta = look.of(wide, panels)[0][8:]
+    _, step, length, left = of_panels.transpose(1, 0, 2).reshape(4, -1)[:, :300]
+    low = lengths[:, None] + lengths + terms[:, :1] * (numbers @ numbers.T) * step
+    low = low + terms[:, 1:2] * length + terms[:, 2:3] * left
+    true = ((wide[:, None] - wide) ** 2).sum(axis=2)
+    assert (low * (1 - beta) - lengths[:, None] * beta - eta <= true).all()
+    # And not by much: the bound is about what the last bit of a code is worth.
+    if kind == "even":
+        assert (low >= true - 0.1 * (lengths[:, None] + lengths)).all()
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
@@ -295,14 +370,35 @@ CASES = {  # n, d, k, bounds, max_bytes
     "a bound for every panel": (700, 20, 70, "auto", None),
     "few features in groups": (700, 3, 70, "groups", None),
     "a bound for several panels": (3000, 20, 100, "auto", 60_000),
-    "a first look": (900, 80, 70, "auto", None),
+    "a first look at codes": (900, 80, 70, "auto", None),
+    "a first look at codes, bounds for several panels": (3000, 80, 100, "auto", 120_000),
+    "a first look at coordinates": (900, 80, 70, "auto", None),
+    "rows decided by coordinates": (900, 80, 70, "auto", None),
 }
+
+
+def planned(case):
+    """How to look first, as `looks.plan` would say."""
+
+    def plan(frame, work, wide, labels, coded):
+        origin = wide.mean(axis=0)
+        if "codes" in case:
+            return looks.Plan(origin)
+        if labels is None or "coordinates" not in case:
+            return None
+        q = looks.directions(wide - origin, wide - origin, 31)
+        return looks.Plan(origin, q, settles="decided" in case)
+
+    return plan
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("offset", [0.0, 1000.0])
 @pytest.mark.parametrize("case", CASES)
-def test_bounds_hold_and_labels_are_nearest(many, case, dtype, offset):
+def test_bounds_hold_and_labels_are_nearest(many, monkeypatch, case, dtype, offset):
+    if "codes" in case and not codes.AVAILABLE:
+        pytest.skip("no instructions for products of bytes here")
+    monkeypatch.setattr(looks, "plan", planned(case))
     n, d, k, bounds, max_bytes = CASES[case]
     rng = np.random.default_rng([n, d, k])
     middle = rng.normal(size=(9, d)) * np.geomspace(3, 0.03, d)  # most of it in a few directions
@@ -315,8 +411,8 @@ def test_bounds_hold_and_labels_are_nearest(many, case, dtype, offset):
     assert isinstance(search, near.NearSearch if case.startswith("near") else grouped.GroupedSearch)
     for turn in range(6):
         search.relabel(c)
-        looks = getattr(search, "subspace", None) is not None
-        assert looks == (case == "a first look" and turn > 2)
+        looked = getattr(search, "first_look", None) is not None
+        assert looked == ("codes" in case or ("coordinates" in case and turn > 0))
         check(search, x, c)
         labels = search.labels
         c = np.stack(
@@ -325,7 +421,7 @@ def test_bounds_hold_and_labels_are_nearest(many, case, dtype, offset):
         c[turn] = x[rng.integers(n)]  # one of them jumps
         c = c.astype(dtype)
     shared = isinstance(search, grouped.GroupedSearch) and search.groups.share > 1
-    assert shared == (case == "a bound for several panels")
+    assert shared == ("several panels" in case)
 
 
 def check(search, x, c):
@@ -340,7 +436,7 @@ def check(search, x, c):
     assert (search.state.upper * (1 + 1e-12) >= own).all()
     assert (search.state.lower <= others.min(axis=1) * (1 + 1e-12) + 1e-30).all()
     if isinstance(search, grouped.GroupedSearch):
-        panels, (lowers, moved, share) = search.panels.ids.reshape(-1, LANES), search.groups
+        panels, (lowers, moved, _, _, share) = search.panels.ids.reshape(-1, LANES), search.groups
         for g in range(moved.size):
             members = panels[g * share : (g + 1) * share].ravel()
             nearest = others[:, members[members < len(c)]].min(axis=1)
@@ -362,8 +458,10 @@ def test_a_first_look_is_between_the_bounds(many, scale):
     x = (rng.normal(size=(400, 100)) * np.geomspace(1, 0.02, 100) * scale).astype(np.float32)
     rows = Rows.over(x, kernel="numba")
     frame = rows.start(x[:5]).frame
-    y = frame.centre(frame.wide(slice(0, 400)))
-    q, few = subspace.of_rows(frame, rows.work, y[:20])
+    y = frame.wide(slice(0, 400)) - frame.wide(slice(0, 20)).mean(axis=0)
+    q = looks.directions(y, y[:20], 31)
+    look = looks.FirstLook(looks.Plan(frame.wide(slice(0, 20)).mean(axis=0), q), frame, rows.work)
+    few = look.of(frame.wide(slice(0, 20)), Panels.in_order(20))[0].z
     assert few.shape == (400, q.shape[1] + 1)
     assert (
         few[:20, -1] <= 1e-6 * np.sqrt((y[:20] ** 2).sum(axis=1))
@@ -388,12 +486,27 @@ def test_all_centroids_are_searched_where_few_rows_share_one(many):
         assert run.search.every is wanted
 
 
-def test_centroids_in_all_directions_get_no_first_look(many):
-    x = np.random.default_rng(0).normal(size=(500, 200)).astype(np.float32)
-    rows = Rows.over(x, kernel="numba")
-    frame = rows.start(x[:5]).frame
-    c = frame.centre(frame.wide(slice(0, 500)))
-    assert subspace.of_rows(frame, rows.work, c) is None
+def test_what_pays_is_found_in_a_sample(many, monkeypatch):
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(2000, 200)).astype(np.float32)
+    flat = (x * np.geomspace(1, 0.01, 200)).astype(np.float32)
+    away = (flat + 100 * np.eye(200, dtype=np.float32)[0] * rng.integers(2, size=(2000, 1))).astype(
+        np.float32
+    )
+
+    def plan(x, coded):
+        monkeypatch.setattr(codes, "AVAILABLE", coded)
+        rows = Rows.over(x, kernel="numba")
+        run = rows.start(x[:200])
+        wide = run.frame.widen(x[:200])
+        labels = ((x[:, None] - x[:200]) ** 2).sum(axis=2).argmin(axis=1)
+        return looks.plan(run.frame, rows.work, wide, labels, coded=False)
+
+    assert plan(x, coded=False) is None  # centroids in all directions
+    assert plan(flat, coded=False).q is not None
+    found = plan(flat, coded=True)
+    assert found.q is None
+    assert plan(away, coded=True).q is not None  # one direction takes all the bits
 
 
 @pytest.mark.parametrize("folds", [1, 2, 3])
@@ -512,7 +625,18 @@ def test_read_only_arrays_need_no_code_of_their_own(sparse):
     def compiled_for():
         return [
             function.signatures
-            for module in (sums, few, small, steps, grouped, near, seeding, subspace, of_sparse)
+            for module in (
+                sums,
+                few,
+                small,
+                steps,
+                grouped,
+                codes,
+                near,
+                seeding,
+                subspace,
+                of_sparse,
+            )
             for function in vars(module).values()
             if hasattr(function, "signatures")
         ]
@@ -549,3 +673,41 @@ def test_distances_in_panels(d, k, n, dtype):
     for threads in (1, 3):
         part = distances(x[n // 2 :], c, kernel="numba", threads=threads)
         np.testing.assert_array_equal(part, found[n // 2 :])
+
+
+@pytest.mark.skipif(
+    platform.machine() not in ("x86_64", "AMD64"), reason="that instruction is not of this family"
+)
+def test_the_code_of_other_processors_is_made():
+    """Bytes are multiplied by AVX-512's own instruction where there is one, which this processor may not have."""
+    script = """
+import numba
+from numba import types
+from anykmeans.kernels.numba import codes
+codes.WIDE, codes.ROWS = True, 8
+
+@numba.njit
+def run(whole, at, terms, panels, starts, of_panels, p, found, low):
+    codes.least(whole, at, terms, panels, starts, of_panels, p, found, low)
+
+def array(dtype, ndim):
+    return types.Array(dtype, ndim, "C")
+
+f = types.float32
+signature = (
+    array(types.uint8, 2), array(types.int64, 1), array(f, 2), array(types.int8, 4),
+    array(types.int32, 2), array(f, 3), types.int64, array(f, 2), array(f, 1),
+)
+run.compile(signature)
+print(run.inspect_asm(signature).count("vpdpbusd"))
+"""
+    features = "+avx512f,+avx512vnni,+avx512bw,+avx512vl,+avx2,+fma"
+    named = {"NUMBA_CPU_NAME": "icelake-server", "NUMBA_CPU_FEATURES": features}
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        env=os.environ | named,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert int(done.stdout) >= 8

@@ -88,6 +88,12 @@ def centre(context, y, t, x, row, ahead, start, stop, scale, offset, c, j):  # t
 
 
 @intrinsic
+def product(context, y, t, c, j, start, stop):  # type: ignore[no-untyped-def]
+    """Return the product of ``y[t]`` and ``c[j]`` from `start` to `stop`, whole vectors of LANES; one dtype, C-contiguous."""
+    return y.dtype(y, t, c, j, start, stop), _generate_product
+
+
+@intrinsic
 def within(context, z, block, c, j, start, edge):  # type: ignore[no-untyped-def]
     """Return the bits of SIDE rows with ``start[j] + sum((z[block] - c[j]) ** 2) < edge[block]``.
 
@@ -566,6 +572,33 @@ def _generate_apart(context: Any, builder: Any, signature: Any, args: Any) -> An
         small = below if small is None else builder.or_(small, below)
     bits = builder.bitcast(small, ir.IntType(code.lanes))
     return builder.icmp_unsigned("!=", bits, ir.Constant(ir.IntType(code.lanes), 0))
+
+
+def _generate_product(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+    code = Code(context, builder, signature, args)
+    t, j, start, stop = (code.whole(i) for i in (1, 3, 4, 5))
+    d = code.size(0, 1)
+    y, c = (code.at(code.data(i), builder.mul(row, d)) for i, row in ((0, t), (2, j)))
+    before = builder.block
+    loop, after = (builder.append_basic_block(name) for name in ("features", "after"))
+    zero = ir.Constant(code.vector, [0.0] * LANES)
+    builder.cbranch(builder.icmp_signed("<", start, stop), loop, after)
+
+    builder.position_at_end(loop)
+    f, total = builder.phi(INDEX), builder.phi(code.vector)
+    f.add_incoming(start, before)
+    total.add_incoming(zero, before)
+    added = builder.call(code.fma, [code.load(code.at(y, f)), code.load(code.at(c, f)), total])
+    total.add_incoming(added, loop)
+    following = builder.add(f, integer(LANES))
+    f.add_incoming(following, loop)
+    builder.cbranch(builder.icmp_signed("<", following, stop), loop, after)
+
+    builder.position_at_end(after)
+    found = builder.phi(code.vector)
+    found.add_incoming(zero, before)
+    found.add_incoming(added, loop)
+    return code.total(found)
 
 
 def _generate_tile(context: Any, builder: Any, signature: Any, args: Any) -> Any:

@@ -10,37 +10,11 @@ little of centroids is left, and the two bounds are close.
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from anykmeans._settings import current
 from anykmeans.kernels.numba.simd import LANES, ROWS, tile
 from anykmeans.kernels.numba.steps import jit, squared_norm
-
-if TYPE_CHECKING:
-    from anykmeans._frame import Frame
-    from anykmeans._work import Work
-
-WIDE = 64  # features from which on fewer coordinates pay
-_FEATURES = 4  # features a coordinate, at least
-_SAMPLE = 512  # rows the directions are found from
-_LEFT = 0.1  # of the centroids' squared norms: where more is left out, bounds are too far apart
-
-
-class Subspace(NamedTuple):
-    """Rows in a few coordinates.
-
-    Attributes
-    ----------
-    q : ndarray of shape (d, p - 1), float64
-        The directions Q.
-    rows : ndarray of shape (n, p), float32
-        The `coordinates` of all rows.
-    """
-
-    q: np.ndarray
-    rows: np.ndarray
 
 
 def error(d: int) -> float:
@@ -49,22 +23,6 @@ def error(d: int) -> float:
     They are stored in float32, and r is found by difference.
     """
     return max(2.0**-18, math.sqrt(d) * 2.0**-25)
-
-
-def directions(y: np.ndarray, c: np.ndarray, p: int) -> np.ndarray | None:
-    """Return orthonormal Q (d, p) that leaves little of centroids, or None if what it leaves is much.
-
-    The centroids `c` (k, d) as they are if they fit; what room there is then goes to where the rows `y` (m, d)
-    vary most, as centroids will move there. Any Q is right.
-    """
-    k = c.shape[0]
-    if k >= p:
-        q = principal(c, p)
-        left = (c * c).sum() - ((c @ q) ** 2).sum()
-        return q if left <= _LEFT * (c * c).sum() else None
-    own = np.linalg.qr(c.T)[0]
-    rest = y - (y @ own) @ own.T
-    return np.linalg.qr(np.concatenate([own, principal(rest, p - k)], axis=1))[0]
 
 
 def principal(y: np.ndarray, p: int) -> np.ndarray:
@@ -113,7 +71,7 @@ def project(x, at, unit, offset, panels, found):
             found[b + r, p - 1] = math.sqrt(norm[r] if norm[r] > 0.0 else 0.0)
 
 
-def _panels(q: np.ndarray, p: int) -> np.ndarray:
+def as_panels(q: np.ndarray, p: int) -> np.ndarray:
     """Return the directions Q (d, up to p - 1) as `project` takes them, for rows of `p` coordinates."""
     lanes = np.zeros((q.shape[0], -(-p // LANES) * LANES))
     lanes[:, : q.shape[1]] = q
@@ -132,38 +90,9 @@ def projected(
             rows = y[start : start + step]
             found[start : start + step] = coordinates(rows * np.float64(unit) - offset, q)
         return found
-    panels = _panels(q, p + 1)
+    panels = as_panels(q, p + 1)
     found = np.empty((y.shape[0], panels.shape[0] * LANES), np.float32)
     project(y, np.arange(y.shape[0]), unit, offset, panels, found)
     return (
         found if found.shape[1] == p + 1 else np.concatenate([found[:, :p], found[:, -1:]], axis=1)
     )
-
-
-def of_rows(frame: Frame, work: Work, c: np.ndarray) -> Subspace | None:
-    """Return all rows in coordinates that suit centred `c` (k, d), or None where they do not pay."""
-    n, d = frame.matrix.shape
-    k = c.shape[0]
-    # k means span k - 1 directions, and those of the data hold most of them.
-    p = LANES * max(2, min(d // _FEATURES // LANES, 1 + k // LANES))
-    if (
-        d < WIDE
-        or n < current().first_look
-        or 16 * p * n > work.max_bytes
-        or 128 * p * d > work.max_bytes
-    ):
-        return None
-
-    every = np.arange(0, n, -(-n // min(_SAMPLE, max(p, work.max_bytes // (64 * d)))))
-    q = directions(frame.centre(frame.wide(every)), c, p - 1)
-    if q is None:
-        return None
-    found, panels = np.empty((n, p), np.float32), _panels(q, p)
-    unit, offset = frame.affine(narrow=False)
-
-    def fill(tile: slice) -> None:
-        x, at = frame.matrix.readable(tile)
-        project(x, at, unit, offset, panels, found[tile])
-
-    work.map(fill, work.tiles(step=min(work.readable(frame.matrix), -(-n // (4 * work.threads)))))
-    return Subspace(q, found)

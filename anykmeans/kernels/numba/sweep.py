@@ -2,7 +2,7 @@
 
 Two ways to skip work. In few features a row has one lower bound, and the centroids near its own are searched
 (`near`); in more it has one for every panel of sixteen near centroids, and those are searched that it does not rule
-out, at first in a few coordinates alone (`grouped`).
+out, at first by codes or a few coordinates (`grouped`).
 """
 
 from __future__ import annotations
