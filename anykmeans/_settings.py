@@ -30,9 +30,9 @@ class Settings:
         Distances of a pick times features (padded, as compiled code takes them): up to so many are all computed, and in one call. And of
         passes some times as many: see `few.suits`.
     few : int
-        Clusters below which rows of some features are compared with all of them in every pass, without bounds.
+        Clusters below which rows are compared with all of them in every pass, without bounds.
     first_look : int
-        Rows from which on a first look in few coordinates pays.
+        Rows from which on a first look at codes or few coordinates pays.
     call : int
         Numbers that take compiled code longer than it takes to call another thread.
     piece : int

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from anykmeans.sources.descent import InMemory
 
 BRIEF = 128  # products for each number of `Settings.spread`: a pass of fewer is over before a thread has begun
-_NARROW = 100  # features below which bounds of few clusters cost more than they save
+_NARROW = 100  # features below which bounds of more than few clusters may cost more than they save
 # Scores in fewer features than that, or as many as there are features, and products, for each number of `Settings.at_once`:
 # up to so many a pass are all made. And how many of these numbers for a row are enough, whatever is to be scored.
 _SCORES, _PRODUCTS, _ROWS = 16, 64, 1024
@@ -468,6 +468,6 @@ def label(x: np.ndarray, lanes: Lanes, c: np.ndarray, errors: Errors, labels: np
 def suits(n: int, d: int, k: int) -> bool:
     """Return whether bounds of `k` clusters, for `n` rows of `d` features, would cost more than they save."""
     now = current()
-    if d < _NARROW and (k < now.few or n * k <= (d if d < _SCORES else _SCORES) * now.at_once):
+    if k < now.few or (d < _NARROW and n * k <= min(d, _SCORES) * now.at_once):
         return True
     return n * k * d <= _PRODUCTS * now.at_once or n * _ROWS <= now.at_once

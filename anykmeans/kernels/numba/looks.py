@@ -137,7 +137,9 @@ def plan(
         if took < best:
             best, found = took, Plan(origin)
     most = min(_MOST, budget // 16, work.max_bytes // (128 * d), d // 2) // LANES * LANES
-    if labels is None or most < 2 * LANES:
+    # What finding directions takes must come back.
+    finding = d * most * (most + max(k, every.size))
+    if labels is None or most < 2 * LANES or n * best * _PASSES < finding:
         return found
     q = directions(y, c, most - 1)
     z, few = (y @ q).astype(np.float32), (c @ q).astype(np.float32)
