@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from threadpoolctl import threadpool_info
 
 from benchmarks.rows import initial_centres
 
@@ -68,10 +69,22 @@ Run = Callable[[Task], Outcome]
 
 @dataclass(frozen=True)
 class Peer:
-    """How to make a run, and the dtypes that it works in."""
+    """How to make a run.
+
+    Attributes
+    ----------
+    make : callable
+        Returns it; raises ImportError where it cannot.
+    dtypes : tuple of str
+        Which it works in.
+    exact : bool
+        Whether labels are meant to be of the nearest centroids, and centres may be given. Others draw their own, and
+        are timed where that is asked for.
+    """
 
     make: Callable[[], Run]
     dtypes: tuple[str, ...] = ("float32", "float64")
+    exact: bool = True
 
 
 def anykmeans(**options: str) -> Run:
@@ -138,6 +151,69 @@ def faiss() -> Run:
     return run
 
 
+def superkmeans(quantizer: str) -> Run:
+    """Return SuperKMeans (CWI), which prunes by a statistical test, of float32 or of codes of 8 bits.
+
+    It begins with rows of its own choice. Its wheel is built for AVX2. With all rows and iterations that are told it
+    does just those; by default it makes ten of 30 % of the rows, and of more than 100,000 in two levels.
+    """
+    import superkmeans
+
+    def run(task: Task) -> Outcome:
+        options = {}
+        if task.max_iter is not None:
+            options = {
+                "iters": task.max_iter,
+                "hierarchical": False,
+                "sampling_fraction": 1.0,
+                "max_points_per_cluster": len(task.x),
+                "early_termination": False,
+            }
+        model = superkmeans.SuperKMeans(
+            task.k,
+            task.x.shape[1],
+            quantizer=quantizer,
+            n_threads=threads(),
+            seed=task.seed,
+            **options,
+        )
+        centroids = np.asarray(model.train(task.x))
+        labels = np.asarray(model.assign(task.x, centroids)).astype(np.int64)
+        return Outcome(centroids, labels, task.max_iter or 10, float("nan"))
+
+    return run
+
+
+def faiss_super() -> Run:
+    """Return faiss's own SuperKMeans, which begins with rows of its own choice, then its search for labels."""
+    import faiss
+
+    if not hasattr(faiss, "SuperKmeans"):
+        raise ImportError("this faiss is older than 1.15")
+
+    def run(task: Task) -> Outcome:
+        n, d = task.x.shape
+        options = {}
+        if task.max_iter is not None:
+            options = {"niter": task.max_iter, "max_points_per_centroid": n}
+        model = faiss.SuperKmeans(
+            d, task.k, seed=task.seed + 1, min_points_per_centroid=1, **options
+        )
+        model.train(task.x)
+        index = faiss.IndexFlatL2(d)
+        index.add(model.centroids)
+        _, labels = index.search(task.x, 1)
+        return Outcome(model.centroids, labels[:, 0], len(model.obj), float("nan"))
+
+    return run
+
+
+def threads() -> int:
+    """Return how many threads OpenMP may start here."""
+    found = [pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "openmp"]
+    return min(found, default=0)
+
+
 OURS = "anykmeans"
 PEERS = {
     OURS: Peer(anykmeans),
@@ -147,12 +223,15 @@ PEERS = {
     "sklearn-elkan": Peer(lambda: scikit("sklearn.cluster", algorithm="elkan")),
     "sklearnex": Peer(lambda: scikit("sklearnex.cluster")),
     "faiss": Peer(faiss, dtypes=("float32",)),
+    "faiss-super": Peer(faiss_super, dtypes=("float32",), exact=False),
+    "superkmeans": Peer(lambda: superkmeans("f32"), dtypes=("float32",), exact=False),
+    "superkmeans-sq8": Peer(lambda: superkmeans("sq8"), dtypes=("float32",), exact=False),
 }
 
 
-def options(parser: argparse.ArgumentParser) -> None:
-    """Add the option that chooses peers."""
-    names = [name for name in PEERS if name != OURS]
+def options(parser: argparse.ArgumentParser, *, approximate: bool = False) -> None:
+    """Add the option that chooses peers, of those that are exact or of `approximate` ones, too."""
+    names = [name for name in PEERS if name != OURS and (approximate or PEERS[name].exact)]
     parser.add_argument(
         "--peers",
         nargs="+",

@@ -2,12 +2,13 @@
 
 import dataclasses
 import functools
+import json
 
 import numpy as np
 import pytest
 
 from benchmarks import __main__ as cli
-from benchmarks import cpu, floor, plain, rows, timing
+from benchmarks import cpu, floor, index, plain, rows, timing
 from benchmarks.peers import OURS, PEERS, Peer, Task, ready
 from benchmarks.referee import judge
 
@@ -171,3 +172,39 @@ def test_the_best_peer_is_the_best_valid_one_and_the_best_of_all():
     assert result.best(valid=False).peer == "fast"
     assert result.met
     assert result.hungry is None
+
+
+def test_an_index_is_built_and_its_recall_told(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(index, "QUERIES", 50)
+    monkeypatch.setitem(index.SHAPES, "many", (2000, 32))
+    report = tmp_path / "report.json"
+    options = ["--shapes", "many", "--k", "20", "--iterations", "3", "--repeats", "1"]
+    chosen = ["--peers", "sklearn", "superkmeans", "--json", str(report)]
+    assert cli.main(["index", *options, *chosen]) == 0
+    assert "anykmeans, init='random', 10 iterations" in capsys.readouterr().out
+    told = json.loads(report.read_text(encoding="utf-8"))
+    (passes,) = told["passes"]
+    sklearn = next(line for line in passes["runs"] if line["peer"] == "sklearn")
+    assert sklearn["above"] == pytest.approx(0.0, abs=1e-5)
+    for way in told["build"]:
+        few, more = way["recall"]
+        assert 0 < few <= more <= 1
+
+
+def test_recall_is_the_share_of_neighbours_in_the_clusters_probed():
+    queries, nearest = np.asarray([[0.4]]), np.asarray([[0, 1, 2]])
+    found = [
+        index.recall(np.asarray([[0.5], [10.5]]), np.asarray([0, 0, 1, 1]), queries, nearest, share)
+        for share in (0.5, 1.0)
+    ]
+    assert found == [pytest.approx(2 / 3), 1.0]
+
+
+def test_embeddings_have_the_spectrum_that_they_are_said_to_have():
+    x = rows.embeddings(None, 4000, 384)
+    assert x.dtype == np.float32
+    np.testing.assert_allclose(np.linalg.norm(x, axis=1), 1, rtol=1e-5)
+    values = np.linalg.eigvalsh(np.cov(x.T))[::-1]
+    share = values.cumsum() / values.sum()
+    assert 0.55 < share[63] < 0.7
+    assert 0.7 < share[127] < 0.85
