@@ -424,6 +424,26 @@ def test_bounds_hold_and_labels_are_nearest(many, monkeypatch, case, dtype, offs
     assert shared == ("several panels" in case)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("case", [case for case in CASES if "look" in case or "decided" in case])
+def test_rows_that_float32_cannot_tell_apart_are_scored_in_float64(many, monkeypatch, case, dtype):
+    if "codes" in case and not codes.AVAILABLE:
+        pytest.skip("no instructions for products of bytes here")
+    monkeypatch.setattr(looks, "plan", planned(case))
+    rng = np.random.default_rng(0)
+    middle = rng.normal(size=(30, 80))  # each of them many times, or nearly
+    x = middle[rng.integers(30, size=600)] * (1 + 1e-6 * rng.integers(2, size=(600, 1)))
+    x = x.astype(dtype)
+    c = x[:90].copy()
+    search = Rows.over(x, kernel="numba").start(c, bounds="groups").search
+    for _ in range(4):
+        search.relabel(c)
+        check(search, x, c)
+        c = (c + 1e-6 * rng.normal(size=c.shape)).astype(dtype)
+    assert not search.narrow
+    assert search.first_look is None
+
+
 def check(search, x, c):
     """Every label is of a nearest centroid, and no bound is beyond the true distance."""
     wide, centres = x.astype(np.float64), c.astype(np.float64)

@@ -307,42 +307,19 @@ def grouped(
                         batch[r] = numbers[which[wanting[p, b + r]]]
                 if kind == CODES:
                     least(
-                        row_codes,
-                        batch,
-                        row_terms,
-                        panel_codes,
-                        starts,
-                        panel_terms,
-                        p,
-                        values[p, b:],
-                        four,
-                    )
+                        row_codes, batch, row_terms, panel_codes, starts, panel_terms, p,
+                        values[p, b:], four,
+                    )  # fmt: skip
                 elif kind == NUMBERS:
                     tile(
-                        z,
-                        batch,
-                        z.shape[1],
-                        minus_2c,
-                        minus_norms,
-                        p,
-                        values[p, b:],
-                        four,
-                        second,
-                        lane,
-                    )
+                        z, batch, z.shape[1], minus_2c, minus_norms, p,
+                        values[p, b:], four, second, lane,
+                    )  # fmt: skip
                 else:
                     tile(
-                        y,
-                        wanting[p, b:],
-                        d,
-                        minus_2c,
-                        minus_norms,
-                        p,
-                        values[p, b:],
-                        four,
-                        second,
-                        lane,
-                    )
+                        y, wanting[p, b:], d, minus_2c, minus_norms, p,
+                        values[p, b:], four, second, lane,
+                    )  # fmt: skip
                 for r in range(ROWS):
                     lows[wanting[p, b + r], p] = four[r]
         for t in range(count):

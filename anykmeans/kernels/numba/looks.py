@@ -243,6 +243,7 @@ _NO_LENGTHS = np.empty(0, np.float32)
 def in_full(minus_2c: np.ndarray, norms: np.ndarray, bounds: Bounds, dtype: Any) -> Look:
     """Return no look before rows are scored in a dtype with the panels (panels, d, LANES)."""
     beta = bounds.beta + 4 * float(np.finfo(dtype).eps)
+    none = _NONE.astype(dtype)  # what is compiled for that dtype takes coordinates in no other
     return Look(
-        FULL, _NONE, minus_2c, norms, _NO_CODES, _NO_CODED, _NO_STARTS, _NO_LENGTHS, beta, bounds.eta
+        FULL, none, minus_2c, norms, _NO_CODES, _NO_CODED, _NO_STARTS, _NO_LENGTHS, beta, bounds.eta
     )  # fmt: skip
