@@ -128,7 +128,7 @@ def ways(k: int) -> dict[str, Callable[[NDArray], tuple[NDArray, NDArray]]]:
     from anykmeans import assign, kmeans
 
     def all_rows(x: NDArray, **options: Any) -> tuple[NDArray, NDArray]:
-        result = kmeans(x, k, rng=0, kernel="numba", **options)
+        result = kmeans(x, k, n_init=1, rng=0, kernel="numba", **options)
         return result.centroids, result.labels
 
     def some(x: NDArray, **options: Any) -> tuple[NDArray, NDArray]:
