@@ -27,7 +27,6 @@ from anykmeans.kernels.numba.steps import (
     jit,
     quarter,
     side_by_side,
-    squared_distance,
     within,
 )
 from anykmeans.kernels.numba.whole import add
@@ -258,7 +257,10 @@ def advance(whole, c, wide, single, unit, folds, keep):
         for f in range(d):
             mean = total[j, f] / mass if mass != 0.0 else c[j, f]
             c[j, f] = np.float64(np.float32(mean)) if single else mean
-        moves[j] = squared_distance(c, j, unit, wide, j, room)
+        for f in range(d):
+            moved = c[j, f] * unit - wide[j, f]
+            room[f] = moved * moved
+        moves[j] = halve(room, d)
     return True, halve(moves, k)
 
 

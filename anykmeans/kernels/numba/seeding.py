@@ -211,6 +211,17 @@ def _sparse(y, c, closest, w, rows, error, saved, won):
     return doubt
 
 
+@any_order
+def _added(weight, edge, block):
+    """Return the sums of products of `weight` (SIDE,) and ``edge[block]``, and of either."""
+    cost, heavy, edges = weight[0] * edge[block, 0], weight[0], edge[block, 0]
+    for i in range(1, SIDE):
+        cost += weight[i] * edge[block, i]
+        heavy += weight[i]
+        edges += edge[block, i]
+    return cost, heavy, edges
+
+
 @jit
 def few(z, edge, spare, near, start, w, saved, won):
     """Add what each of t candidates at `near` (t, d) saves to `saved` (t,); return how far off that may be.
@@ -229,13 +240,14 @@ def few(z, edge, spare, near, start, w, saved, won):
             first = block * SIDE
             for i in range(SIDE):
                 weight[i] = w[first + i] if first + i < w.shape[0] else 0.0
-            faint += _total(edge[block])
         for j in range(t):
             won[block, j] = saving(
                 z, block, near, j, start, edge, _WIDER, spare[block], weight, less
             )
-        costs += _product(weight, edge[block])
-        slack += _total(weight) * (spare[block] + farthest)
+        cost, heavy, edges = _added(weight, edge, block)
+        costs += cost
+        slack += heavy * (spare[block] + farthest)
+        faint += edges if w.shape[0] > 1 else 0.0
     for j in range(t):
         for i in range(LANES):
             saved[j] += less[j, i]

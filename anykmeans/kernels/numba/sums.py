@@ -106,35 +106,27 @@ def own_distances_across(x, unit, wide, labels, distances):
 @jit
 def whole(values, w, scale, step, folds):
     """Return the sum of `values` (n,) times `w` as whole numbers (folds,) of the grid."""
-    found, rest, error = (
-        zeros((folds, SIDE), np.float64),
-        empty(SIDE, np.float64),
-        zeros(SIDE, np.float64),
-    )
+    found, rest = zeros((folds, SIDE), np.float64), zeros((2, SIDE), np.float64)
     weighted = w.shape[0] > 1 or w[0] != 1.0
+    terms = 2 if weighted else 1  # products, and what their rounding took
     for start in range(0, values.shape[0], SIDE):
         count = values.shape[0] - start if values.shape[0] - start < SIDE else SIDE
         for i in range(count):
-            rest[i] = values[start + i] * scale
+            rest[0, i] = values[start + i] * scale
         for i in range(count, SIDE):
-            rest[i] = error[i] = 0.0
+            rest[0, i] = rest[1, i] = 0.0
         if weighted:
             for i in range(count):
                 weight = w[start + i] if w.shape[0] > 1 else w[0]
-                rest[i], error[i] = two_product(rest[i], weight)
+                rest[0, i], rest[1, i] = two_product(rest[0, i], weight)
         for fold in range(folds):
             left = False
-            for i in range(SIDE):
-                part = np.rint(rest[i])
-                found[fold, i] += part
-                rest[i] = (rest[i] - part) * step
-                left |= rest[i] != 0.0
-            if weighted:
+            for term in range(terms):
                 for i in range(SIDE):
-                    part = np.rint(error[i])
+                    part = np.rint(rest[term, i])
                     found[fold, i] += part
-                    error[i] = (error[i] - part) * step
-                    left |= error[i] != 0.0
+                    rest[term, i] = (rest[term, i] - part) * step
+                    left |= rest[term, i] != 0.0
             if not left:  # as of most, before all folds are through
                 break
     total = zeros(folds, np.float64)
