@@ -19,6 +19,7 @@ from anykmeans._bounds import FAR, Bounds
 from anykmeans._search import Change, Search
 from anykmeans._settings import current
 from anykmeans.kernels.numba import read, sums, weights
+from anykmeans.kernels.numba.room import empty, zeros
 from anykmeans.kernels.numba.side import TOGETHER, across, nearest
 from anykmeans.kernels.numba.simd import EIGHT, LANES, PIECE, SIDE, lowest
 from anykmeans.kernels.numba.steps import (
@@ -26,7 +27,6 @@ from anykmeans.kernels.numba.steps import (
     jit,
     quarter,
     side_by_side,
-    squared_distance,
     within,
 )
 from anykmeans.kernels.numba.whole import add
@@ -139,11 +139,15 @@ def measured(x, rows, unit, wide, tie, labels, distances):
     """
     d, k, width, count = x.shape[1], wide.shape[0], 4 * quarter(x.shape[1]), rows.shape[0]
     lanes = SIDE if count > SIDE - EIGHT else (count + EIGHT - 1) // EIGHT * EIGHT
-    taken, none, squares = np.zeros((lanes, d)), np.zeros(d), np.empty((1, lanes))
-    columns, c = np.zeros((1, width, lanes)), np.zeros((k, width))
-    room, squared = np.empty((width // 4, lanes)), np.empty((k, lanes))
-    limit, own = np.empty(lanes), np.empty(lanes)
-    found = np.empty(lanes, np.int64)  # as wide as a distance, to be chosen with it
+    taken, none, squares = (
+        zeros((lanes, d), np.float64),
+        zeros(d, np.float64),
+        empty((1, lanes), np.float64),
+    )
+    columns, c = zeros((1, width, lanes), np.float64), zeros((k, width), np.float64)
+    room, squared = empty((width // 4, lanes), np.float64), empty((k, lanes), np.float64)
+    limit, own = empty(lanes, np.float64), empty(lanes, np.float64)
+    found = empty(lanes, np.int64)  # as wide as a distance, to be chosen with it
     for j in range(k):
         for f in range(d):
             c[j, f] = wide[j, f]
@@ -186,11 +190,11 @@ def sweep(x, w, lanes, fresh, minus_2c, norms, wide, errors, labels, whole, fold
     """
     m, summing = labels.shape[0], whole.shape[0] > 0
     kept = lanes.columns.shape[0] * LANES >= m
-    before, now = np.zeros(SIDE, np.int32), np.empty(SIDE, np.int32)
-    tail = np.empty((LANES, x.shape[1]), x.dtype)
+    before, now = zeros(SIDE, np.int32), empty(SIDE, np.int32)
+    tail = empty((LANES, x.shape[1]), x.dtype)
     room = m if summing else 0
-    rows, old, moved = np.empty(room, np.int32), np.empty(room, np.int32), 0
-    doubtful, count, lost = np.empty(m, np.int32), 0, 0
+    rows, old, moved = empty(room, np.int32), empty(room, np.int32), 0
+    doubtful, count, lost = empty(m, np.int32), 0, 0
     for start in range(0, m, SIDE):
         used = m - start if m - start < SIDE else SIDE
         block = start // LANES if kept else 0
@@ -224,7 +228,7 @@ def sweep(x, w, lanes, fresh, minus_2c, norms, wide, errors, labels, whole, fold
             unproven &= unproven - 1
             count += 1
     if count:
-        measured(x, doubtful[:count], errors.unit, wide, errors.tie, labels, np.empty(0))
+        measured(x, doubtful[:count], errors.unit, wide, errors.tie, labels, empty(0, np.float64))
     for q in range(moved):
         row = rows[q]
         if old[q] != labels[row]:
@@ -242,7 +246,7 @@ def advance(whole, c, wide, single, unit, folds, keep):
     """
     k, d = c.shape
     total = sums.total(whole, folds.scale, folds.step, folds.number)
-    moves, room = np.empty(k), np.empty(d)
+    moves, room = empty(k, np.float64), empty(d, np.float64)
     full = True
     for j in range(k):
         full &= total[j, d] != 0.0
@@ -253,7 +257,10 @@ def advance(whole, c, wide, single, unit, folds, keep):
         for f in range(d):
             mean = total[j, f] / mass if mass != 0.0 else c[j, f]
             c[j, f] = np.float64(np.float32(mean)) if single else mean
-        moves[j] = squared_distance(c, j, unit, wide, j, room)
+        for f in range(d):
+            moved = c[j, f] * unit - wide[j, f]
+            room[f] = moved * moved
+        moves[j] = halve(room, d)
     return True, halve(moves, k)
 
 
@@ -291,7 +298,11 @@ def passes(
     centroids that are written to `before`, if there is room, as `c` (k, d), float64, moves on.
     """
     k, d = c.shape
-    wide, minus_2c, norms = np.empty((k, d)), np.empty(k * d, np.float32), np.empty(k, np.float32)
+    wide, minus_2c, norms = (
+        empty((k, d), np.float64),
+        empty(k * d, np.float32),
+        empty(k, np.float32),
+    )
     done, shift, lost = 0, np.nan, 0
     while True:
         arranged(c, lanes, errors.unit, wide, minus_2c, norms)

@@ -17,6 +17,7 @@ from anykmeans._search import Change
 from anykmeans.kernels.numba import bounded
 from anykmeans.kernels.numba.bounded import BoundedSearch, Changes, Counts
 from anykmeans.kernels.numba.panels import Panels
+from anykmeans.kernels.numba.room import empty, zeros
 from anykmeans.kernels.numba.simd import LANES, WIDTH, lanes, prefetch
 from anykmeans.kernels.numba.steps import (
     Rows,
@@ -95,7 +96,10 @@ def farthest_rows(upper, labels, farthest):
 def boxes(wide, ids):
     """Return the low and high corners (panels, d) of the boxes around the panels of `wide` (k, d)."""
     k, d = wide.shape
-    low, high = np.empty((ids.shape[0] // LANES, d)), np.empty((ids.shape[0] // LANES, d))
+    low, high = (
+        empty((ids.shape[0] // LANES, d), np.float64),
+        empty((ids.shape[0] // LANES, d), np.float64),
+    )
     for slot in range(ids.shape[0]):
         p, j = slot // LANES, ids[slot]
         if j < k:
@@ -118,8 +122,8 @@ def surroundings(wide, panels, corners, drift, farthest, start, stop):
     ids, place = panels
     low, high = corners
     k, p_count = wide.shape[0], low.shape[0]
-    found = np.empty((4, stop - start), np.float32)
-    away, fastest = np.empty(p_count), np.zeros(p_count, np.float32)
+    found = empty((4, stop - start), np.float32)
+    away, fastest = empty(p_count, np.float64), zeros(p_count, np.float32)
     for j in range(k):
         p = place[j] // LANES
         fastest[p] = drift[j] if drift[j] > fastest[p] else fastest[p]
@@ -158,7 +162,7 @@ def surroundings(wide, panels, corners, drift, farthest, start, stop):
 def _aligned(d, like):
     """Return room (d, WIDTH) in the dtype of `like` that begins with a line of the cache, so that no vector is in two."""
     line = 64 // like.itemsize
-    room = np.empty(d * WIDTH + line, like.dtype)
+    room = empty(d * WIDTH + line, like.dtype)
     start = -(room.ctypes.data // like.itemsize) % line
     return room[start : start + d * WIDTH].reshape((d, WIDTH))
 
@@ -249,10 +253,10 @@ def near(rows, scoring, panels, around, truth, state, every, changes):
     labels, upper, lower = state
     wide, unit, tie, exact = truth
     m, k, d = numbers.shape[0], wide.shape[0], x.shape[1]
-    begin, farthest = np.zeros(k + 2, np.int64), np.zeros(k)
+    begin, farthest = zeros(k + 2, np.int64), zeros(k, np.float64)
     # By label: the rows, and where they are in `x`, which is the same where that is the whole matrix.
-    order = np.zeros(m + WIDTH, numbers.dtype)
-    places = order if x.shape[0] == labels.shape[0] else np.zeros(m + WIDTH, numbers.dtype)
+    order = zeros(m + WIDTH, numbers.dtype)
+    places = order if x.shape[0] == labels.shape[0] else zeros(m + WIDTH, numbers.dtype)
     if every:
         begin[1] = m
         for i in range(m):
@@ -270,14 +274,14 @@ def near(rows, scoring, panels, around, truth, state, every, changes):
             order[begin[after]], places[begin[after]] = numbers[i], at[i]
             begin[after] += 1
     columns = _aligned(d, minus_2c)
-    best, second = np.empty(WIDTH, minus_2c.dtype), np.empty(WIDTH, minus_2c.dtype)
-    who, norm, above = np.empty(WIDTH, np.int32), np.empty(WIDTH), np.empty(WIDTH)
-    ups, downs = np.empty(WIDTH, np.float32), np.empty(WIDTH, np.float32)
-    visit, reach = np.empty(k, np.int64), np.zeros(k)
+    best, second = empty(WIDTH, minus_2c.dtype), empty(WIDTH, minus_2c.dtype)
+    who, norm, above = empty(WIDTH, np.int32), empty(WIDTH, np.float64), empty(WIDTH, np.float64)
+    ups, downs = empty(WIDTH, np.float32), empty(WIDTH, np.float32)
+    visit, reach = empty(k, np.int64), zeros(k, np.float64)
     for j in range(k):
         visit[j] = j
-    candidates, squared = np.empty(k, np.int64), np.empty(k)
-    room = np.empty(d + WIDTH)
+    candidates, squared = empty(k, np.int64), empty(k, np.float64)
+    room = empty(d + WIDTH, np.float64)
     hard = changed = scored = lost = 0
     for a in range(1 if every else k):
         start, stop = begin[a], begin[a + 1]
@@ -363,7 +367,7 @@ def _nearby(wide, panels, around, a, radius, rows, visit, reach):
     ids, place = panels
     low, high = around.low, around.high
     k, p_count = wide.shape[0], low.shape[0]
-    near_by, away = np.empty(p_count, np.int64), np.empty(p_count)
+    near_by, away = empty(p_count, np.int64), empty(p_count, np.float64)
     listed, outside, square = 0, np.inf, radius * radius
     for p in range(p_count):
         squared = _to_panel(wide, a, low, high, p)

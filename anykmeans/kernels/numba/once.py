@@ -16,6 +16,7 @@ from anykmeans._frame import Frame
 from anykmeans._settings import current
 from anykmeans._work import Work
 from anykmeans.kernels.numba import few, pieces, read, sums
+from anykmeans.kernels.numba.room import zeros
 from anykmeans.kernels.numba.simd import HELD, LANES, ROWS, SIDE
 from anykmeans.kernels.numba.steps import jit
 
@@ -36,7 +37,7 @@ def look(c):
     Also their mean (d,), as float32, if they are nearer to it than to the origin, else zeros.
     """
     (k, d), small, largest = c.shape, 0, 0.0
-    mean, square, spread = np.zeros(d), 0.0, 0.0
+    mean, square, spread = zeros(d, np.float64), 0.0, 0.0
     for j in range(k):
         magnitude = 0.0
         for f in range(d):

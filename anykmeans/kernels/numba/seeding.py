@@ -14,6 +14,7 @@ import numpy as np
 
 from anykmeans._settings import current
 from anykmeans.kernels.numba import subspace, weights
+from anykmeans.kernels.numba.room import empty, zeros
 from anykmeans.kernels.numba.simd import LANES, SIDE, how_many, lowest, prefetch, saving, within
 from anykmeans.kernels.numba.steps import (
     any_order,
@@ -141,7 +142,7 @@ def _product(a, b):
 def side(y, origin, slack, z, spare):
     """Write rows `y` (m, p) less the origin to `z` (blocks, p, SIDE), and `slack` times the largest squared norms."""
     p = y.shape[1]
-    near = np.empty(p)
+    near = empty(p, np.float64)
     for block in range(z.shape[0]):
         start, largest = block * SIDE, 0.0
         for i in range(y.shape[0] - start if y.shape[0] - start < SIDE else SIDE):
@@ -210,14 +211,27 @@ def _sparse(y, c, closest, w, rows, error, saved, won):
     return doubt
 
 
+@any_order
+def _added(weight, edge, block):
+    """Return the sums of products of `weight` (SIDE,) and ``edge[block]``, and of either."""
+    cost, heavy, edges = weight[0] * edge[block, 0], weight[0], edge[block, 0]
+    for i in range(1, SIDE):
+        cost += weight[i] * edge[block, i]
+        heavy += weight[i]
+        edges += edge[block, i]
+    return cost, heavy, edges
+
+
 @jit
 def few(z, edge, spare, near, start, w, saved, won):
     """Add what each of t candidates at `near` (t, d) saves to `saved` (t,); return how far off that may be.
 
     The bits of ``won[:, j]`` (blocks,) are the rows that candidate j may be nearer to.
     """
-    (t, d), weight = near.shape, np.full(SIDE, np.float32(w[0]))
-    less, farthest = np.zeros((t, LANES)), 0.0
+    (t, d), weight = near.shape, empty(SIDE, np.float32)
+    for i in range(SIDE):
+        weight[i] = w[0]
+    less, farthest = zeros((t, LANES), np.float64), 0.0
     for j in range(t):
         farthest = -start[j] if -start[j] > farthest else farthest
     costs, slack, faint = 0.0, 0.0, 0.0
@@ -226,13 +240,14 @@ def few(z, edge, spare, near, start, w, saved, won):
             first = block * SIDE
             for i in range(SIDE):
                 weight[i] = w[first + i] if first + i < w.shape[0] else 0.0
-            faint += _total(edge[block])
         for j in range(t):
             won[block, j] = saving(
                 z, block, near, j, start, edge, _WIDER, spare[block], weight, less
             )
-        costs += _product(weight, edge[block])
-        slack += _total(weight) * (spare[block] + farthest)
+        cost, heavy, edges = _added(weight, edge, block)
+        costs += cost
+        slack += heavy * (spare[block] + farthest)
+        faint += edges if w.shape[0] > 1 else 0.0
     for j in range(t):
         for i in range(LANES):
             saved[j] += less[j, i]
@@ -249,7 +264,7 @@ def many(y, c, z, edge, near, start, closest, w, saved, won):
     """
     # A sum of d squares in any order errs by less than half of this, and so does the exact one.
     error = (y.shape[1] + 8) * 2.0**-51
-    rows, waiting = np.empty(2 * SIDE, np.int64), 0
+    rows, waiting = empty(2 * SIDE, np.int64), 0
     doubt = 0.0
     for block in range(z.shape[0]):
         some = np.int64(0)
@@ -271,7 +286,7 @@ def many(y, c, z, edge, near, start, closest, w, saved, won):
 @jit
 def exact(y, c, closest, w, scale, won, j):
     """Return the whole number that candidate `j`, at `c` (1, d), saves."""
-    room, less = np.empty(y.shape[1]), 0.0
+    room, less = empty(y.shape[1], np.float64), 0.0
     for block in range(won.shape[0]):
         bits = won[block, j]
         while bits:
@@ -288,12 +303,12 @@ def exact(y, c, closest, w, scale, won, j):
 def shorten(y, c, closest, edge, spare, won, j):
     """Update what is closest, for rows that candidate `j`, at `c` (1, d), may be nearer to: all if `won` is empty."""
     m, d = y.shape
-    room = np.empty(d)
+    room = empty(d, np.float64)
     left = quarter(d) if d <= _COLUMNS else 1
     columns, sums, wide = (
-        np.zeros((4 * left, SIDE)),
-        np.zeros((left, SIDE)),
-        np.zeros((1, 4 * left)),
+        zeros((4 * left, SIDE), np.float64),
+        zeros((left, SIDE), np.float64),
+        zeros((1, 4 * left), np.float64),
     )
     for f in range(d if d <= _COLUMNS else 0):
         wide[0, f] = c[0, f]
@@ -310,7 +325,7 @@ def shorten(y, c, closest, edge, spare, won, j):
             for i in range(count):
                 for f in range(d):
                     columns[f, i] = y[first + i, f]
-            side_by_side(columns, wide, 0, sums)
+            side_by_side(columns, wide, np.int64(0), sums)
             for i in range(count):
                 squared, before = sums[0, i], closest[first + i]
                 before = squared if squared < before else before
@@ -331,7 +346,7 @@ def shorten(y, c, closest, edge, spare, won, j):
 @jit
 def costs(closest, w, scale, block, sums):
     """Write the sums of whole-number costs, block by block, and return the largest cost."""
-    whole, high = np.empty(block), np.zeros(block)
+    whole, high = empty(block, np.float64), zeros(block, np.float64)
     for number in range(sums.shape[0]):
         start = number * block
         rows = closest.shape[0] - start if closest.shape[0] - start < block else block

@@ -12,6 +12,7 @@ import numpy as np
 
 from anykmeans._bounds import GAP
 from anykmeans.kernels.numba import seeding
+from anykmeans.kernels.numba.room import empty, zeros
 from anykmeans.kernels.numba.simd import SIDE
 from anykmeans.kernels.numba.steps import inner, jit, quarter, side_by_side, squared_distance
 
@@ -19,7 +20,7 @@ from anykmeans.kernels.numba.steps import inner, jit, quarter, side_by_side, squ
 @inner
 def _nearest(reach):
     """Return for each pick within what distance no candidate is nearer to its rows."""
-    nearest = np.empty(reach.shape[0])
+    nearest = empty(reach.shape[0], np.float64)
     for o in range(reach.shape[0]):
         nearest[o] = np.inf
         for j in range(reach.shape[1]):
@@ -36,14 +37,14 @@ def trials(y, c, closest, owner, reach, w, scale, saved, won):
     m, d = y.shape
     t = c.shape[0]
     left = quarter(d)
-    columns, sums = np.zeros((4 * left, SIDE)), np.zeros((left, SIDE))
-    far = np.zeros((t, 4 * left))
+    columns, sums = zeros((4 * left, SIDE), np.float64), zeros((left, SIDE), np.float64)
+    far = zeros((t, 4 * left), np.float64)
     for j in range(t):
         for f in range(d):
             far[j, f] = c[j, f]
-    weight, before, cost = np.ones(SIDE), np.empty(SIDE), np.empty(SIDE)
-    less, bits = np.zeros((t, SIDE)), np.empty(SIDE, np.int64)
-    rows = np.empty(SIDE, np.uint64)  # a signed index would be looked at twice
+    weight, before, cost = zeros(SIDE, np.float64), empty(SIDE, np.float64), empty(SIDE, np.float64)
+    less, bits = zeros((t, SIDE), np.float64), empty(SIDE, np.int64)
+    rows = empty(SIDE, np.uint64)  # a signed index would be looked at twice
     nearest = _nearest(reach)
     row = 0
     while row < m:
@@ -81,7 +82,7 @@ def trials(y, c, closest, owner, reach, w, scale, saved, won):
 @inner
 def count_in(y, c, closest, owner, pick, won):
     """Update what is closest, for rows that the pick at `c` (1, d) may be nearer to."""
-    room = np.empty(y.shape[1])
+    room = empty(y.shape[1], np.float64)
     for row in range(y.shape[0]):
         if won[row]:
             squared = squared_distance(y, row, 1.0, c, np.int64(0), room)
@@ -95,11 +96,11 @@ def seeds(y, w, draws, picks):
     n, d = y.shape
     k, t = picks.shape[0], draws.shape[1]
     block = 1024
-    closest, owner = np.empty(n), np.zeros(n, np.int32)
-    won, blocks = np.empty(n, np.uint8), np.empty(-(-n // block))
+    closest, owner = empty(n, np.float64), zeros(n, np.int32)
+    won, blocks = empty(n, np.uint8), empty(-(-n // block), np.float64)
     for row in range(n):
         closest[row], won[row] = np.inf, 1
-    candidates, c = np.empty(t, np.int64), np.empty((t, d))
+    candidates, c = empty(t, np.int64), empty((t, d), np.float64)
     bits, scale, last = 0, 0.0, 0
     while n - 1 >> bits:
         bits += 1
@@ -131,7 +132,7 @@ def seeds(y, w, draws, picks):
                 for other in range(count):
                     new = new and candidates[other] != row
                 count += new
-            reach = np.empty((pick, count))
+            reach = empty((pick, count), np.float64)
             for j in range(count):
                 for f in range(d):
                     c[j, f] = y[candidates[j], f]
@@ -143,7 +144,7 @@ def seeds(y, w, draws, picks):
                     lower = squared * (1 - error)
                     # As the sieve of `anykmeans.kernels.agnostic` has it: a quarter, less more than rounding takes.
                     reach[o, j] = lower / (4 * GAP) if lower > 2.0**-900 else 0.0
-            saved = np.zeros(count)
+            saved = zeros(count, np.float64)
             trials(y, c[:count], closest, owner, reach, w, scale, saved, won)
             best = 0
             for j in range(count):

@@ -19,6 +19,7 @@ from numba.core.caching import FunctionCache, NullCache
 
 from anykmeans._bounds import DOWN, GAP, TINY, UP
 from anykmeans._fork import first_call
+from anykmeans.kernels.numba.room import empty
 
 
 class _Kept(NullCache):
@@ -157,8 +158,8 @@ def wear(upper, lower, labels, moves, others, begin, active):
     all others. The loops are short, as the compiler must know that what they write is not what they read.
     """
     count = 0
-    overlap = np.empty(_STRETCH, np.float32)
-    moved, apart = np.empty(_STRETCH, np.int64), np.empty(_STRETCH, np.int64)
+    overlap = empty(_STRETCH, np.float32)
+    moved, apart = empty(_STRETCH, np.int64), empty(_STRETCH, np.int64)
     for start in range(0, labels.shape[0], _STRETCH):
         left = labels.shape[0] - start
         length = left if left < _STRETCH else _STRETCH
@@ -254,7 +255,7 @@ def side_by_side(columns, c, j, room):
 @jit
 def distances(a, b):
     """Return the squared distances (m,) of the rows of `a` (m, d) and `b` (m, d) or (1, d)."""
-    found, room = np.empty(a.shape[0]), np.empty(a.shape[1])
+    found, room = empty(a.shape[0], np.float64), empty(a.shape[1], np.float64)
     for row in range(a.shape[0]):
         found[row] = squared_distance(a, row, 1.0, b, row if b.shape[0] > 1 else 0, room)
     return found

@@ -7,10 +7,11 @@ import math
 
 import numpy as np
 
+from anykmeans.kernels.numba.room import empty, zeros
 from anykmeans.kernels.numba.side import across
 from anykmeans.kernels.numba.simd import ROWS, SIDE, SMALL, apart
 from anykmeans.kernels.numba.steps import inline, jit, squared_distance
-from anykmeans.kernels.numba.whole import add
+from anykmeans.kernels.numba.whole import add, meaning
 
 _HALVING = 2.0**27 + 1
 _TOGETHER = 64  # columns that are skipped if all are zero
@@ -69,7 +70,7 @@ def accumulate(x, at, w, new, old, scale, step, folds, sums):
 @jit
 def own_distances(x, unit, wide, labels, distances):
     """Write each row's squared distance to its own centroid of `wide` (k, d), in the frame."""
-    room = np.empty(x.shape[1])
+    room = empty(x.shape[1], np.float64)
     for row in range(x.shape[0]):
         distances[row] = squared_distance(x, row, unit, wide, np.int64(labels[row]), room)
 
@@ -78,15 +79,15 @@ def own_distances(x, unit, wide, labels, distances):
 def own_distances_across(x, unit, wide, labels, distances):
     """Do what `own_distances` does, rows side by side: for short ones."""
     n, d = x.shape
-    apart, zeros = np.zeros((SIDE, d)), np.zeros(d)
-    columns, squares = np.empty((1, d, SIDE)), np.empty((1, SIDE))
+    apart, none = zeros((SIDE, d), np.float64), zeros(d, np.float64)
+    columns, squares = empty((1, d, SIDE), np.float64), empty((1, SIDE), np.float64)
     for start in range(0, n, SIDE):
         used = n - start if n - start < SIDE else SIDE
         for i in range(used):
             own = np.uint32(labels[start + i])  # unsigned, so that no sign is looked at
             for f in range(d):
                 apart[i, f] = x[start + i, f] * unit - wide[own, f]
-        across(apart, 0, 1.0, zeros, columns, 0, squares)
+        across(apart, 0, 1.0, none, columns, 0, squares)
         for f in range(d):
             for i in range(SIDE):
                 columns[0, f, i] *= columns[0, f, i]
@@ -105,34 +106,30 @@ def own_distances_across(x, unit, wide, labels, distances):
 @jit
 def whole(values, w, scale, step, folds):
     """Return the sum of `values` (n,) times `w` as whole numbers (folds,) of the grid."""
-    found, rest, error = np.zeros((folds, SIDE)), np.empty(SIDE), np.zeros(SIDE)
+    found, rest = zeros((folds, SIDE), np.float64), zeros((2, SIDE), np.float64)
     weighted = w.shape[0] > 1 or w[0] != 1.0
+    terms = 2 if weighted else 1  # products, and what their rounding took
     for start in range(0, values.shape[0], SIDE):
         count = values.shape[0] - start if values.shape[0] - start < SIDE else SIDE
         for i in range(count):
-            rest[i] = values[start + i] * scale
+            rest[0, i] = values[start + i] * scale
         for i in range(count, SIDE):
-            rest[i] = error[i] = 0.0
+            rest[0, i] = rest[1, i] = 0.0
         if weighted:
             for i in range(count):
                 weight = w[start + i] if w.shape[0] > 1 else w[0]
-                rest[i], error[i] = two_product(rest[i], weight)
+                rest[0, i], rest[1, i] = two_product(rest[0, i], weight)
         for fold in range(folds):
             left = False
-            for i in range(SIDE):
-                part = np.rint(rest[i])
-                found[fold, i] += part
-                rest[i] = (rest[i] - part) * step
-                left |= rest[i] != 0.0
-            if weighted:
+            for term in range(terms):
                 for i in range(SIDE):
-                    part = np.rint(error[i])
+                    part = np.rint(rest[term, i])
                     found[fold, i] += part
-                    error[i] = (error[i] - part) * step
-                    left |= error[i] != 0.0
+                    rest[term, i] = (rest[term, i] - part) * step
+                    left |= rest[term, i] != 0.0
             if not left:  # as of most, before all folds are through
                 break
-    total = np.zeros(folds)
+    total = zeros(folds, np.float64)
     for fold in range(folds):
         for i in range(SIDE):
             total[fold] += found[fold, i]
@@ -143,10 +140,9 @@ def whole(values, w, scale, step, folds):
 def total(sums, scale, step, folds):
     """Return the sums (k, columns) that whole numbers mean: `Grid.total`, bit for bit."""
     k, columns = sums.shape[0], scale.shape[0]
-    result, parts = np.empty((k, columns)), np.empty((folds, columns))
-    low, after = np.empty(columns), np.empty(columns)
+    result = empty((k, columns), np.float64)
     for a in range(k):
-        total_part(sums[a], scale, step, folds, 0, columns, parts, low, after, result[a])
+        meaning(sums, a, scale, 0, columns, step, folds, result, a * columns)
     return result
 
 
@@ -156,78 +152,26 @@ def join(sums, more, scale, step, folds, result):
 
     Bit for bit as `Grid.carried` and `Grid.total`. Of wide sparse rows most sums are zero, and stay so.
     """
-    columns = scale.shape[0]
-    parts, low, after = np.empty((folds, _TOGETHER)), np.empty(_TOGETHER), np.empty(_TOGETHER)
+    columns, finer = scale.shape[0], 1.0 / step  # a power of two, as `step` is
     for a in range(sums.shape[0]):
         for begin in range(0, columns, _TOGETHER):
             end = begin + _TOGETHER if begin + _TOGETHER < columns else columns
-            count, some = end - begin, False
+            some = False
             for i in range(folds):
-                part, start = parts[i], i * columns
-                these, those = (
-                    sums[a, start + begin : start + end],
-                    more[a, start + begin : start + end],
-                )
-                for f in range(count):
-                    part[f] = these[f] + those[f]
-                    some |= part[f] != 0.0
+                these = sums[a, i * columns + begin : i * columns + end]
+                those = more[a, i * columns + begin : i * columns + end]
+                for f in range(end - begin):
+                    those[f] += these[f]
+                    some |= those[f] != 0.0
             if not some:
                 continue
-            carry_part(parts, step, folds, count)
-            for i in range(folds):
-                part, those = parts[i], more[a, i * columns + begin : i * columns + end]
-                for f in range(count):
-                    those[f] = part[f]
-            round_part(
-                parts, scale[begin:end], step, folds, count, low, after, result[a, begin:end]
-            )
-
-
-@inline
-def total_part(sums, scale, step, folds, first, stop, parts, low, after, result):
-    """Write what the sums of one cluster mean, columns from `first` to `stop`; `parts` (folds, .), `low` and `after` are room."""
-    count, columns = stop - first, scale.shape[0]
-    for i in range(folds):
-        part, whole = parts[i], sums[i * columns + first : i * columns + stop]
-        for f in range(count):
-            part[f] = whole[f]
-    carry_part(parts, step, folds, count)
-    round_part(parts, scale[first:stop], step, folds, count, low, after, result)
-
-
-@inline
-def carry_part(parts, step, folds, count):
-    """Carry up what overflowed finer grids of `parts` (folds, .), the first `count` columns."""
-    finer = 1.0 / step  # a power of two, as `step` is
-    for i in range(folds - 1, 0, -1):
-        part, above = parts[i], parts[i - 1]
-        for f in range(count):
-            carry = np.rint(part[f] * finer)
-            part[f] -= carry * step
-            above[f] += carry
-
-
-@inline
-def round_part(parts, scales, step, folds, count, low, after, result):
-    """Write what carried `parts` (folds, .) mean, `count` columns of these `scales`; they are overwritten."""
-    finer, found = 1.0 / step, parts[0]
-    for f in range(count):
-        low[f] = after[f] = 0.0
-    unit = 1.0
-    for i in range(1, folds):
-        unit *= finer
-        part = parts[i]
-        for f in range(count):
-            more = part[f] * unit
-            exact, further = low[f] == 0.0, found[f] + more
-            after[f] = after[f] if exact or after[f] != 0.0 else more
-            low[f] = more - (further - found[f]) if exact else low[f]
-            found[f] = further if exact else found[f]
-    for f in range(count):
-        twice = 2.0 * low[f]
-        beyond = found[f] + twice
-        tie = low[f] * after[f] > 0.0 and beyond - found[f] == twice
-        result[f] = ((beyond if tie else found[f]) + 0.0) / scales[f]
+            for i in range((folds - 1) * columns, 0, -columns):
+                part, above = more[a, i + begin : i + end], more[a, i - columns + begin : i - columns + end]  # fmt: skip
+                for f in range(end - begin):
+                    carry = np.rint(part[f] * finer)
+                    part[f] -= carry * step
+                    above[f] += carry
+            meaning(more, a, scale, begin, end, step, folds, result, a * columns + begin)
 
 
 @jit
@@ -246,8 +190,8 @@ def pairwise(x, panels, starts, wide, found, at_once):
     cache while the panels pass by. A panel is full: it may have centroids of the one before, or, if it is the only one, one twice.
     """
     (m, k), width = found.shape, panels.shape[2]
-    edge, apart_of = np.zeros((ROWS, x.shape[1]), x.dtype), np.empty((ROWS, width), found.dtype)
-    room, lost = np.empty(x.shape[1]), 0
+    edge, apart_of = zeros((ROWS, x.shape[1]), x.dtype), empty((ROWS, width), found.dtype)
+    room, lost = empty(x.shape[1], np.float64), 0
     for start in range(0, m, at_once):
         stop = start + at_once if start + at_once < m else m
         for p in range(panels.shape[0]):

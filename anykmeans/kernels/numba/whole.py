@@ -1,4 +1,4 @@
-"""A row's whole numbers, added to exact sums in vector registers."""
+"""A row's whole numbers, added to exact sums in vector registers, and what these mean."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ from typing import Any
 
 from llvmlite import ir
 from numba import types
+from numba.core import cgutils
 from numba.extending import intrinsic
 
+from anykmeans._grid import FOLDS
 from anykmeans.kernels.numba.simd import INDEX, Code, integer
 
 
@@ -18,6 +20,16 @@ def add(context, x, row, weight, scale, step, folds, sums, to, since):  # type: 
     They are those of `anykmeans._grid.Grid.split`, of `folds` times d + 1 columns. All arrays are C-contiguous.
     """
     return types.void(x, row, weight, scale, step, folds, sums, to, since), _generate_add
+
+
+@intrinsic
+def meaning(context, sums, a, scale, first, stop, step, folds, result, at):  # type: ignore[no-untyped-def]
+    """Write what whole numbers ``sums[a]`` mean, columns from `first` to `stop`, to `result` from its number `at` on.
+
+    That is `anykmeans._grid.Grid.total`, bit for bit, of `folds` times as many columns as `scale` has. All arrays are C-contiguous
+    and float64.
+    """
+    return types.void(sums, a, scale, first, stop, step, folds, result, at), _generate_meaning
 
 
 _WHOLE = 1.5 * 2.0**52  # added and taken away again, it rounds to a whole number
@@ -123,3 +135,110 @@ def _add_folds(
         phi.add_incoming(following, builder.block)
     builder.cbranch(builder.icmp_signed("<", further[0], code.whole(5)), fold, after)
     builder.position_at_end(after)
+
+
+def _generate_meaning(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+    code = Code(context, builder, signature, args)
+    sums, scale, result = (code.data(i) for i in (0, 2, 7))
+    a, first, stop, folds, at = (code.whole(i) for i in (1, 3, 4, 6, 8))
+    sums = code.at(sums, builder.mul(a, code.size(0, 1)))
+    result = code.at(result, builder.sub(at, first))
+    room = cgutils.alloca_once(builder, ir.ArrayType(ir.VectorType(code.real, 4), FOLDS))
+    finer = builder.fdiv(ir.Constant(code.real, 1.0), args[5])  # a power of two, as `step` is
+    f = first
+    for count in (4, 1):
+        before = builder.block
+        head, body, after = map(builder.append_basic_block, ("columns", "means", "meant"))
+        builder.branch(head)
+
+        builder.position_at_end(head)
+        begin = builder.phi(INDEX)
+        begin.add_incoming(f, before)
+        end = builder.add(begin, integer(count))
+        builder.cbranch(builder.icmp_signed("<=", end, stop), body, after)
+
+        builder.position_at_end(body)
+        found = _carried(code, code.at(sums, begin), room, folds, finer, count)
+        found, low, beside = _rounded(code, found, room, folds, finer)
+        twice = builder.fadd(low, low)
+        beyond = builder.fadd(found, twice)
+        zero = ir.Constant(found.type, [0.0] * count)
+        same = builder.fcmp_ordered("==", builder.fsub(beyond, found), twice)
+        tie = builder.and_(builder.fcmp_ordered(">", builder.fmul(low, beside), zero), same)
+        found = builder.fadd(builder.select(tie, beyond, found), zero)  # no zero has a sign
+        scales = code.some(code.at(scale, begin), count)
+        code.put(builder.fdiv(found, scales), code.at(result, begin))
+        begin.add_incoming(end, builder.block)
+        builder.branch(head)
+        builder.position_at_end(after)
+        f = begin
+    return context.get_dummy_value()
+
+
+def _carried(code: Code, sums: Any, room: Any, folds: Any, finer: Any, count: int) -> Any:
+    """Carry up what overflowed finer grids; return the first, the others in `room`."""
+    builder, kind = code.builder, ir.VectorType(code.real, count)
+    columns, step = code.size(2, 0), code.splat(code.args[5], count)
+    finer = code.splat(finer, count)
+    rint = cgutils.get_or_insert_function(
+        builder.module, ir.FunctionType(kind, [kind]), f"llvm.rint.v{count}f64"
+    )
+    before, last = builder.block, builder.sub(folds, integer(1))
+    fold, carry, done = map(builder.append_basic_block, ("fold", "carry", "carried"))
+    builder.branch(fold)
+
+    builder.position_at_end(fold)
+    i, above = builder.phi(INDEX), builder.phi(kind)
+    i.add_incoming(last, before)
+    above.add_incoming(ir.Constant(kind, [-0.0] * count), before)
+    part = builder.fadd(code.some(code.at(sums, builder.mul(i, columns)), count), above)
+    builder.cbranch(builder.icmp_signed(">", i, integer(0)), carry, done)
+
+    builder.position_at_end(carry)
+    over = builder.call(rint, [builder.fmul(part, finer)])
+    left = builder.fsub(part, builder.fmul(over, step))
+    code.put(left, builder.gep(room, [integer(0), i]))
+    i.add_incoming(builder.sub(i, integer(1)), carry)
+    above.add_incoming(over, carry)
+    builder.branch(fold)
+    builder.position_at_end(done)
+    return part
+
+
+def _rounded(code: Code, found: Any, room: Any, folds: Any, finer: Any) -> tuple[Any, Any, Any]:
+    """The sum of carried parts, what is to be added to it, and what to that."""
+    builder, kind = code.builder, found.type
+    zero = ir.Constant(kind, [0.0] * kind.count)
+    before = builder.block
+    fold, add, done = map(builder.append_basic_block, ("part", "rounding", "rounded"))
+    builder.branch(fold)
+
+    builder.position_at_end(fold)
+    i, unit = builder.phi(INDEX), builder.phi(code.real)
+    kept = [builder.phi(kind) for _ in range(3)]
+    starts = integer(1), ir.Constant(code.real, 1.0), found, zero, zero
+    for phi, start in zip((i, unit, *kept), starts, strict=True):
+        phi.add_incoming(start, before)
+    builder.cbranch(builder.icmp_signed("<", i, folds), add, done)
+
+    builder.position_at_end(add)
+    total, low, after = kept
+    further = builder.fmul(unit, finer)
+    place = builder.bitcast(builder.gep(room, [integer(0), i]), code.real.as_pointer())
+    part = code.some(place, kind.count)
+    more = builder.fmul(part, code.splat(further, kind.count))
+    exact, sum_ = builder.fcmp_ordered("==", low, zero), builder.fadd(total, more)
+    known = builder.or_(exact, builder.fcmp_unordered("!=", after, zero))
+    rest = builder.fsub(more, builder.fsub(sum_, total))
+    following = (
+        builder.add(i, integer(1)),
+        further,
+        builder.select(exact, sum_, total),
+        builder.select(exact, rest, low),
+        builder.select(known, after, more),
+    )
+    for phi, value in zip((i, unit, *kept), following, strict=True):
+        phi.add_incoming(value, add)
+    builder.branch(fold)
+    builder.position_at_end(done)
+    return total, low, after

@@ -10,7 +10,8 @@ import numpy as np
 
 from anykmeans._sparse import Halving, SparseRows
 from anykmeans.kernels.numba.steps import halve, inline, inner, jit
-from anykmeans.kernels.numba.sums import total_part, two_product
+from anykmeans.kernels.numba.sums import two_product
+from anykmeans.kernels.numba.whole import meaning
 
 if TYPE_CHECKING:
     from anykmeans._work import Work
@@ -121,7 +122,6 @@ def totals(begins, ends, features, values, at, w, labels, scale, step, folds, fo
     """
     columns, i = scale.shape[0], 0
     whole = np.empty((1, folds * columns))
-    parts, low, after = np.empty((folds, TOGETHER)), np.empty(TOGETHER), np.empty(TOGETHER)
     while i < order.shape[0]:
         label = labels[order[i]]
         for f in range(folds * columns):
@@ -134,8 +134,7 @@ def totals(begins, ends, features, values, at, w, labels, scale, step, folds, fo
             i += 1
         for begin in range(0, columns, TOGETHER):
             end = begin + TOGETHER if begin + TOGETHER < columns else columns
-            there = found[label, begin:end]
-            total_part(whole[0], scale, step, folds, begin, end, parts, low, after, there)
+            meaning(whole, 0, scale, begin, end, step, folds, found, label * columns + begin)
 
 
 @inline

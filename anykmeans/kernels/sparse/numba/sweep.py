@@ -20,7 +20,8 @@ from anykmeans._libraries import np_compat
 from anykmeans._search import Change, Search
 from anykmeans.kernels.numba.simd import EIGHT, combine
 from anykmeans.kernels.numba.steps import any_order, decide, inline, jit
-from anykmeans.kernels.numba.sums import total, total_part
+from anykmeans.kernels.numba.sums import total
+from anykmeans.kernels.numba.whole import meaning
 from anykmeans.kernels.sparse.numba import sums
 from anykmeans.kernels.sparse.numba.sums import TOGETHER
 
@@ -354,13 +355,12 @@ def _move(
     """
     columns = wide.shape[1]
     squares, found = np.empty(columns), np.empty(TOGETHER)
-    parts, low, after = np.empty((folds, TOGETHER)), np.empty(TOGETHER), np.empty(TOGETHER)
     room = np.empty(2 * columns if left.shape[0] else 0)
     for j in clusters:
         weight, norm = mass[j], 0.0
         for begin in range(0, columns, TOGETHER):
             stop = begin + TOGETHER if begin + TOGETHER < columns else columns
-            total_part(whole[j], scale, step, folds, begin, stop, parts, low, after, found)
+            meaning(whole, j, scale, begin, stop, step, folds, found, 0)
             mine, there, square = c[j, begin:stop], wide[j, begin:stop], squares[begin:stop]
             for i in range(stop - begin):
                 mean = found[i] / weight
