@@ -18,7 +18,9 @@ if TYPE_CHECKING:
     from anykmeans._frame import Frame
     from anykmeans._work import Work
 
-_BOXES = 12  # features up to which boxes around panels rule out more than bounds of their own
+# Features up to which boxes around panels rule out more than bounds of their own; and where so many rows share a centroid
+# that they fill vectors.
+_BOXES, _SHARED = (16, 32), 256
 # Rows a centroid, one for each feature at most, up to which none share so much that bounds pay; in fewer features than that.
 _SCARCE, _NARROW = 8, 32
 
@@ -34,6 +36,6 @@ def choose(
     scarce = min(d, _SCARCE, current().few)
     if bounds == "auto" and d < _NARROW and n <= scarce * k:
         return FewSearch(frame, work, k, keeps=True)
-    grouped = bounds == "groups" or (bounds != "hamerly" and d > _BOXES)
+    grouped = bounds == "groups" or (bounds != "hamerly" and d > _BOXES[n >= _SHARED * k])
     search = GroupedSearch if grouped else NearSearch
     return search(frame, work, skips=bounds != "off", exact=exact)
