@@ -81,7 +81,7 @@ def kmeans(
     max_bytes : int, optional
         Budget for memory beyond `x`; up to about 90 bytes a row (labels, bounds, distances, draws) and
         a dozen copies of the centroids, or of the ten times as many candidates of ``"k-means||"``, come on top.
-        Default: 256 MiB on a CPU, or 8 bytes for each number of `x` if that is more; 1 GiB elsewhere, and on a GPU for rows in half precision up to a quarter of the free memory.
+        Default: 256 MiB on a CPU, or 8 bytes for each number and each row of `x` if that is more; 1 GiB elsewhere, and on a GPU for rows in half precision up to a quarter of the free memory.
     threads : int, optional
         Most threads to work in, whatever bounds them otherwise: the cores that this process may use, a
         container's share of them, `OMP_NUM_THREADS` and ``threadpoolctl.threadpool_limits``. Never changes a bit.

@@ -268,19 +268,29 @@ def _extent_of(c: np.ndarray, w: np.ndarray, among: Extent) -> Extent:
 
 
 def step(
-    seen: Seen, rows: Rows, rng: Callable[[], np.random.RandomState], *, size: int, ratio: float
+    seen: Seen,
+    rows: Rows,
+    rng: Callable[[], np.random.RandomState],
+    *,
+    size: int,
+    ratio: float,
+    measured: bool,
 ) -> tuple[Seen, float, int]:
     """Return where a run stands after a batch of rows, its inertia before, and how many clusters were moved to rows of it.
 
     `size` is what a batch counts for until clusters that have seen less than `ratio` times as much as the largest are
-    looked for. What rows they are moved to is drawn from `rng`, which is asked for then.
+    looked for. What rows they are moved to is drawn from `rng`, which is asked for then. The inertia is NaN if it is not to be `measured`.
     """
     k = seen.counts.size
     since = seen.since + size
     due = since >= 10 * k or not seen.counts.all()
     with rows.work:
         seen = seen.beside(rows)
-        labels, _, inertia = evaluated(rows, seen.centers)
+        labels, inertia = None, math.nan
+        if not measured and rows.matrix.direct and not rows.matrix.sparse:
+            labels = rows.kernel.labels(rows.matrix.data, seen.centers, rows.work.most)
+        if labels is None:
+            labels, _, inertia = evaluated(rows, seen.centers)
         seen = seen.added(rows, labels, 0 if due else since)
     moved = 0
     if due and ratio > 0:

@@ -86,8 +86,8 @@ class Work:
     ) -> None:
         threads = current().threads if threads is None else threads
         self.n, self.d, self.host, self.most = n, d, host, threads
-        # Large rows have a copy in float32 beside them, as other libraries have, and half as much again.
-        usual = max(_CPU_BYTES, 8 * n * d) if host else _DEVICE_BYTES
+        # Large rows have a copy in float32 with their norms beside them, as other libraries have, and as much again.
+        usual = max(_CPU_BYTES, 8 * n * (d + 1)) if host else _DEVICE_BYTES
         self.max_bytes = max_bytes or usual
         self.bounded = max_bytes is not None
         alone = n * d * effort < current().spread

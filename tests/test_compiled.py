@@ -506,6 +506,19 @@ def test_all_centroids_are_searched_where_few_rows_share_one(many):
         assert run.search.every is wanted
 
 
+def test_all_are_scored_where_few_rows_share_a_centroid(setting):
+    setting(at_once=0)
+    x = np.random.default_rng(0).normal(size=(320, 40)).astype(np.float32)
+    for d, k, wanted in [(1, 320, True), (1, 319, False), (8, 40, True), (12, 40, True), (12, 39, False),
+                         (31, 40, True), (32, 320, False)]:  # fmt: skip
+        run = Rows.over(np.ascontiguousarray(x[:, :d]), kernel="numba").start(x[:k, :d])
+        assert isinstance(run.search, few.FewSearch) is wanted
+        labels = run.labels(run.c)
+        np.testing.assert_array_equal(
+            labels, referee.nearest(x[:, :d].astype(float), x[:k, :d].astype(float))[0]
+        )
+
+
 def test_what_pays_is_found_in_a_sample(many, monkeypatch):
     rng = np.random.default_rng(0)
     x = rng.normal(size=(2000, 200)).astype(np.float32)

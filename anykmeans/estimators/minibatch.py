@@ -225,7 +225,7 @@ class MiniBatchKMeans(_BaseKMeans):
         for done in range(1, steps + 1):
             plain.renewed()
             batch, before = plain.take(urn.drawn(size, rng), alike=True), seen.centers
-            seen, inertia = self._step(seen, batch, rng)
+            seen, inertia = self._step(seen, batch, rng, measured=True)
             cost, shift = inertia / size, squared_shift(rows, before, seen.centers) if tol else 0.0
             why = stop(cost, shift)
             if self.verbose:
@@ -310,7 +310,7 @@ class MiniBatchKMeans(_BaseKMeans):
             rng = self._drawing(self._random_state)
             first = initial(rows, self.n_clusters, self._init_size, init, rng)
             seen = Seen.nothing(rows, first, x.shape[0])
-        seen, _ = self._step(seen, rows, self._random_state)
+        seen, _ = self._step(seen, rows, self._random_state, measured=False)
         self._keep(rows, seen)
         self.kernel_ = rows.kernel.name
         self.n_steps_ = getattr(self, "n_steps_", 0) + 1
@@ -318,10 +318,18 @@ class MiniBatchKMeans(_BaseKMeans):
             self._label(rows, seen)
         return self
 
-    def _step(self, seen: Seen, batch: Rows, rng: np.random.RandomState) -> tuple[Seen, float]:
-        """Return where the run stands after a batch, and the inertia of that before."""
-        size, ratio = self._batch_size, self.reassignment_ratio
-        seen, inertia, moved = step(seen, batch, lambda: self._drawing(rng), size=size, ratio=ratio)
+    def _step(
+        self, seen: Seen, batch: Rows, rng: np.random.RandomState, *, measured: bool
+    ) -> tuple[Seen, float]:
+        """Return where the run stands after a batch, and the inertia of that before, if it is to be `measured`."""
+        seen, inertia, moved = step(
+            seen,
+            batch,
+            lambda: self._drawing(rng),
+            size=self._batch_size,
+            ratio=self.reassignment_ratio,
+            measured=measured,
+        )
         if moved and self.verbose:
             print(f"[MiniBatchKMeans] Reassigning {moved} cluster centers.")
         return seen, inertia

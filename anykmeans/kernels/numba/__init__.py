@@ -145,7 +145,7 @@ class Numba(Cpu):
         with first_call:
             from anykmeans.kernels.numba import sweep
 
-        return sweep.choose(frame, rows.work, bounds=bounds, exact=rows.exact)
+        return sweep.choose(frame, rows.work, k, bounds=bounds, exact=rows.exact)
 
     def total(self, rows: Rows, stats: ClusterStats) -> np.ndarray:
         """Return the sums (k, d + 1) that whole numbers mean."""
