@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 WIDE = 64  # features from which on a first look may pay
 _CHOICES = (32, 48, 64, 96, 128, 192, 256)  # coordinates
 _MOST = _CHOICES[-1]
-_SAMPLE = 256  # rows that tell
+_SAMPLE, _LEAST = 256, 64  # rows that tell, and the fewest that do
 _PAIRS = 1 << 19  # of a row that tells and a centroid, about, at most
 _PASSES = 4  # over all rows and panels, whose bounds rule out more and more, that share what a look takes to make
 # Nanoseconds, about: of a feature of a panel as a number and coded, of a panel besides, of a feature of a row that is
@@ -115,9 +115,10 @@ def plan(
     """
     n, d = frame.matrix.shape
     k = wide.shape[0]
-    if d < WIDE or n < current().first_look:
+    room = work.max_bytes // (64 * d)  # for some copies of rows
+    if d < WIDE or n < current().first_look or room < _LEAST:
         return None
-    every = np.arange(0, n, -(-n // max(_SAMPLE // 4, min(_SAMPLE, _PAIRS // k))))
+    every = np.arange(0, n, -(-n // max(_LEAST, min(_SAMPLE, room, _PAIRS // k))))
     origin = wide.mean(axis=0)
     y, c = frame.wide(every) - origin, wide - origin
     rows, few = y.astype(np.float32), c.astype(np.float32)
