@@ -4,6 +4,7 @@ import os
 import platform
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -113,7 +114,6 @@ def run_least(whole, at, terms, panels, starts, of_panels, p, found, low):
     codes.least(whole, at, terms, panels, starts, of_panels, p, found, low)
 
 
-@pytest.mark.skipif(not codes.AVAILABLE, reason="no instructions for products of bytes here")
 @pytest.mark.parametrize("extreme", [False, True])
 @pytest.mark.parametrize("d", [1, 8, 9, 100, 1000])
 def test_bounds_by_codes_add_exactly(d, extreme):
@@ -744,3 +744,32 @@ print(run.inspect_asm(signature).count("vpdpbusd"))
         check=True,
     )
     assert int(done.stdout) >= 8
+
+
+def test_a_processor_without_products_of_bytes_runs_the_same_code():
+    """No look is at codes there, but what is compiled has them in it; and numbers of any processor are the same."""
+    script = """
+import numpy as np
+import pytest
+from anykmeans import _settings, kmeans
+from anykmeans.kernels.numba import codes
+
+assert not codes.AVAILABLE
+code = pytest.main(["-q", "-p", "no:cacheprovider", "-k", "bounds_by_codes_add", "tests/test_compiled.py"])
+assert code == 0
+x = np.random.default_rng(0).normal(size=(400, 70)).astype("float32")
+with _settings.settings(at_once=0, few=0, first_look=0):
+    found = kmeans(x, 40, init=x[:40], kernel="numba")
+wanted = kmeans(x, 40, init=x[:40], kernel="cpu")
+np.testing.assert_array_equal(found.labels, wanted.labels)
+np.testing.assert_array_equal(found.centroids, wanted.centroids)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        env=os.environ | {"NUMBA_CPU_NAME": "generic", "NUMBA_CPU_FEATURES": ""},
+        cwd=Path(__file__).parents[1],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]

@@ -11,6 +11,7 @@ and whole numbers add exactly. The proof, with the rounding of all that is measu
 
 from __future__ import annotations
 
+import functools
 from typing import Any, NamedTuple
 
 import llvmlite.binding
@@ -36,7 +37,8 @@ def _features() -> dict[str, bool]:
 
 _HAS = _features()
 WIDE = bool(_HAS.get("avx512vnni") and _HAS.get("avx512f"))
-AVAILABLE = bool(WIDE or (_HAS.get("avx2") and not _HAS.get("avx512f")))
+PAIRS = bool(_HAS.get("avx2"))  # of products that are added at once
+AVAILABLE = WIDE or (PAIRS and not _HAS.get("avx512f"))
 MOST = 63  # the largest magnitude of a code: four products of 127 and 63 fit 16 bits
 ZERO = 64  # what is added to a row's, which are unsigned
 _TERMS = 4  # numbers of a row, and of a centroid
@@ -154,6 +156,10 @@ def _added(builder: Any, total: Any, rows: list[Any], columns: list[Any]) -> Any
     if WIDE:
         words = [builder.bitcast(vector, kind) for vector in (rows[0], columns[0])]
         return _call(builder, "llvm.x86.avx512.vpdpbusd.512", kind, total, *words)
+    if not PAIRS:  # for any processor: not used, but compiled with what uses it
+        return functools.reduce(
+            builder.add, map(functools.partial(_fours, builder), rows, columns), total
+        )
     halves = ir.VectorType(ir.IntType(16), 2 * kind.count)
     ones = ir.Constant(halves, [1] * halves.count)
     pairs = [
@@ -162,6 +168,22 @@ def _added(builder: Any, total: Any, rows: list[Any], columns: list[Any]) -> Any
     ]
     four = _call(builder, "llvm.x86.avx2.pmadd.wd", kind, builder.add(*pairs), ones)
     return builder.add(total, four)
+
+
+def _fours(builder: Any, rows: Any, columns: Any) -> Any:
+    """Return the sums of four products each, of unsigned and signed bytes."""
+    count = rows.type.count
+    whole = ir.VectorType(SHORT, count)
+    products = builder.mul(builder.zext(rows, whole), builder.sext(columns, whole))
+    parts = [
+        builder.shuffle_vector(
+            products,
+            products,
+            ir.Constant(ir.VectorType(SHORT, count // QUAD), list(range(i, count, QUAD))),
+        )
+        for i in range(QUAD)
+    ]
+    return functools.reduce(builder.add, parts)
 
 
 def _call(builder: Any, name: str, result: Any, *values: Any) -> Any:
