@@ -204,19 +204,8 @@ def grouped(
     else the truth decides if it is asked.
     """
     x, at, numbers = rows
-    (
-        kind,
-        z,
-        minus_2c,
-        minus_norms,
-        (row_codes, row_terms),
-        of_panels,
-        starts,
-        lengths,
-        low_beta,
-        low_eta,
-    ) = look
-    panel_codes, panel_terms = of_panels
+    kind, z, minus_2c, minus_norms, of_rows, of_panels, starts, lengths, low_beta, low_eta = look
+    (row_codes, row_terms), (panel_codes, panel_terms) = of_rows, of_panels
     scale, offset, centred, norms, spare, beta, eta = scoring
     ids, place = panels
     bounds, moved, moved_most, moved_least, share = groups
@@ -232,12 +221,8 @@ def grouped(
     order = np.empty((at_once, p_count), np.int32)
     values = np.empty((p_count, at_once + ROWS, LANES), centred.dtype)
     lows = np.empty((at_once, p_count), centred.dtype)
-    four, second, lane = (
-        np.empty(ROWS, centred.dtype),
-        np.empty(ROWS, centred.dtype),
-        np.empty(ROWS, np.int64),
-    )
-    batch = np.empty(ROWS, np.int64)
+    four, second = np.empty(ROWS, centred.dtype), np.empty(ROWS, centred.dtype)
+    lane, batch = np.empty(ROWS, np.int64), np.empty(ROWS, np.int64)
     fresh, worn = np.empty(p_count, np.float32), np.empty(moved.shape[0], np.float32)
     slots, scores = np.empty(k + 1, np.int64), np.empty(k + 1)
     candidates, squared, room = np.empty(k + 1, np.int64), np.empty(k + 1), np.empty(d)
@@ -255,9 +240,8 @@ def grouped(
             if not first:
                 label = labels[row]
             if not whole:  # before the row itself is read
-                lower[row] = _wear_row(bounds, row, moved_most, worn) * np.float32(
-                    DOWN
-                ) - np.float32(TINY)
+                lowest = _wear_row(bounds, row, moved_most, worn)
+                lower[row] = lowest * np.float32(DOWN) - np.float32(TINY)
                 if upper[row] * np.float32(GAP) < lower[row]:
                     i += 1
                     continue
@@ -336,9 +320,8 @@ def grouped(
                 if lows[t, p] <= nearest:
                     nearest, panel = np.float64(lows[t, p]), p
             turn = 0
-            while (
-                panel >= 0
-            ):  # the likeliest centroid first, then all, as its score may rule others out
+            # The likeliest centroid first, then all, as its score may rule others out.
+            while panel >= 0:
                 q, low = order[t, panel], np.inf
                 for spot in range(LANES):
                     value = np.float64(values[panel, q, spot])

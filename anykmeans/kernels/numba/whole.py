@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from llvmlite import ir
@@ -56,27 +57,13 @@ def _generate_add(context: Any, builder: Any, signature: Any, args: Any) -> Any:
             with light:
                 _add_folds(code, [value], f, columns, there, moves)
 
-    f = integer(0)
-    for count in (4, 1):
-        before = builder.block
-        head, body, after = map(builder.append_basic_block, ("columns", "split", "added"))
-        builder.branch(head)
-
-        builder.position_at_end(head)
-        begin = builder.phi(INDEX)
-        begin.add_incoming(f, before)
-        end = builder.add(begin, integer(count))
-        builder.cbranch(builder.icmp_signed("<=", end, d), body, after)
-
-        builder.position_at_end(body)
+    def add_columns(begin: Any, count: int) -> None:
         value = code.cast(
             code.some(code.at(x, begin), count), ir.VectorType(ir.DoubleType(), count)
         )
         split(builder.fmul(value, code.some(code.at(scale, begin), count)), begin)
-        begin.add_incoming(end, builder.block)
-        builder.branch(head)
-        builder.position_at_end(after)
-        f = begin
+
+    _by_columns(builder, integer(0), d, add_columns)
     unit = code.some(code.at(scale, d), 1)  # of the weight, as of a feature that is 1
     with builder.if_else(weighted) as (heavy, light):
         with heavy:
@@ -89,6 +76,27 @@ def _generate_add(context: Any, builder: Any, signature: Any, args: Any) -> Any:
                 place = code.at(there[1], d)
                 code.put(builder.fsub(code.some(place, 1), unit), place)
     return context.get_dummy_value()
+
+
+def _by_columns(builder: Any, first: Any, stop: Any, work: Callable[[Any, int], None]) -> None:
+    """Do `work`, given where they begin and how many, for columns from `first` to `stop`: by fours, then one by one."""
+    for count in (4, 1):
+        before = builder.block
+        head, body, after = map(builder.append_basic_block, ("columns", "work", "done"))
+        builder.branch(head)
+
+        builder.position_at_end(head)
+        begin = builder.phi(INDEX)
+        begin.add_incoming(first, before)
+        end = builder.add(begin, integer(count))
+        builder.cbranch(builder.icmp_signed("<=", end, stop), body, after)
+
+        builder.position_at_end(body)
+        work(begin, count)
+        begin.add_incoming(end, builder.block)
+        builder.branch(head)
+        builder.position_at_end(after)
+        first = begin
 
 
 def _two_product(builder: Any, a: Any, b: Any) -> list[Any]:
@@ -145,19 +153,8 @@ def _generate_meaning(context: Any, builder: Any, signature: Any, args: Any) -> 
     result = code.at(result, builder.sub(at, first))
     room = cgutils.alloca_once(builder, ir.ArrayType(ir.VectorType(code.real, 4), FOLDS))
     finer = builder.fdiv(ir.Constant(code.real, 1.0), args[5])  # a power of two, as `step` is
-    f = first
-    for count in (4, 1):
-        before = builder.block
-        head, body, after = map(builder.append_basic_block, ("columns", "means", "meant"))
-        builder.branch(head)
 
-        builder.position_at_end(head)
-        begin = builder.phi(INDEX)
-        begin.add_incoming(f, before)
-        end = builder.add(begin, integer(count))
-        builder.cbranch(builder.icmp_signed("<=", end, stop), body, after)
-
-        builder.position_at_end(body)
+    def mean_columns(begin: Any, count: int) -> None:
         found = _carried(code, code.at(sums, begin), room, folds, finer, count)
         found, low, beside = _rounded(code, found, room, folds, finer)
         twice = builder.fadd(low, low)
@@ -168,10 +165,8 @@ def _generate_meaning(context: Any, builder: Any, signature: Any, args: Any) -> 
         found = builder.fadd(builder.select(tie, beyond, found), zero)  # no zero has a sign
         scales = code.some(code.at(scale, begin), count)
         code.put(builder.fdiv(found, scales), code.at(result, begin))
-        begin.add_incoming(end, builder.block)
-        builder.branch(head)
-        builder.position_at_end(after)
-        f = begin
+
+    _by_columns(builder, first, stop, mean_columns)
     return context.get_dummy_value()
 
 
