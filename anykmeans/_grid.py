@@ -116,6 +116,7 @@ class Grid:
         return self.folds == FOLDS or bool((smallest * scale).min() >= finest)
 
     @classmethod
+    @functools.lru_cache(maxsize=64)  # as batches are alike
     def of_costs(cls, most: float, n: int, weighted: bool) -> Grid:
         """Return the grid for the sum of `n` costs of at most `most` each, known before any of them is.
 

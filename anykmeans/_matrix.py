@@ -398,13 +398,10 @@ class Sparse(Matrix):
 
 def _direct(x: Any) -> bool:
     """Return whether compiled code can read an array where it is."""
-    return (
-        isinstance(x, np.ndarray)
-        and x.dtype in (np.float32, np.float64)
-        and x.dtype.isnative
-        and x.flags.c_contiguous
-        and x.flags.aligned
-    )
+    if not isinstance(x, np.ndarray):
+        return False
+    flags = x.flags
+    return x.dtype.char in "fd" and x.dtype.isnative and flags.c_contiguous and flags.aligned
 
 
 def supported_dtype(x: Array) -> bool:

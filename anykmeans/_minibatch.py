@@ -128,12 +128,21 @@ class Seen:
         sums[at[i], :, f] = replace(grid, scale=grid.scale[:1]).carried(np_compat, whole)
         return replace(self, stats=stats, counts=counts, extent=extent, room=room)
 
-    def added(self, rows: Rows, labels: Array, since: int) -> Seen:
-        """Return where the run stands after rows that there is room for were seen with these labels (n,)."""
+    def counted(self, rows: Rows, *, measured: bool) -> tuple[ClusterStats, float]:
+        """Return the stats of rows that there is room for, by the nearest centers, and their inertia; NaN if it need not be `measured`."""
         grid, lighter = self.stats.grid, rows.heaviest - self.extent.heaviest
         # On a grid so much coarser, relative weights of the rows give the same whole numbers.
         rows.add_on(replace(grid, scale=np.ldexp(grid.scale, lighter)) if lighter else grid)
-        more = ClusterStats(to_numpy(rows.stats(labels, self.counts.size).sums), grid)
+        if (short := rows.kernel.counted(rows, self.centers, measured=measured)) is not None:
+            sums, inertia = short
+        else:
+            labels, _, inertia = evaluated(rows, self.centers)
+            sums = rows.stats(labels, self.counts.size).sums
+        return ClusterStats(to_numpy(sums), grid), inertia
+
+    def added(self, more: ClusterStats, rows: Rows, since: int) -> Seen:
+        """Return where the run stands after rows with these stats on its grid, which are overwritten."""
+        grid = self.stats.grid
         won = more.sums[:, grid.scale.size - 1 :: grid.scale.size].any(axis=1)
         kernel = rows.kernel if rows.kernel.host else KERNEL
         stats, total = kernel.joined(self.stats, more)
@@ -286,12 +295,8 @@ def step(
     due = since >= 10 * k or not seen.counts.all()
     with rows.work:
         seen = seen.beside(rows)
-        labels, inertia = None, math.nan
-        if not measured and rows.matrix.direct and not rows.matrix.sparse:
-            labels = rows.kernel.labels(rows.matrix.data, seen.centers, rows.work.most)
-        if labels is None:
-            labels, _, inertia = evaluated(rows, seen.centers)
-        seen = seen.added(rows, labels, 0 if due else since)
+        more, inertia = seen.counted(rows, measured=measured)
+        seen = seen.added(more, rows, 0 if due else since)
     moved = 0
     if due and ratio > 0:
         w = rows.weights

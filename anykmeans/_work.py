@@ -142,6 +142,8 @@ class Work:
 
     def reduce(self, work: Callable[[T], R], items: Sequence[T], add: Callable[[R, R], R]) -> R:
         """Return the results of `work` on the items, put together by `add` in any order as they come."""
+        if len(items) == 1:
+            return work(items[0])
         runs = [items[i :: self.threads] for i in range(min(self.threads, len(items)))]
         return functools.reduce(
             add, self.map(lambda run: functools.reduce(add, map(work, run)), runs)

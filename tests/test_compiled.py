@@ -12,6 +12,7 @@ import referee
 import scipy.sparse
 
 from anykmeans import KMeans, MiniBatchKMeans, assign, kernels, kmeans
+from anykmeans._distance import squared_distances
 from anykmeans._evaluate import distances
 from anykmeans._grid import Grid
 from anykmeans._groups import groups
@@ -36,6 +37,7 @@ from anykmeans.kernels.numba import (
     subspace,
     sums,
 )
+from anykmeans.kernels.numba.distance import squared_distance
 from anykmeans.kernels.numba.panels import Panels
 from anykmeans.kernels.numba.simd import LANES, ROWS, SIDE, WIDTH
 from anykmeans.kernels.numba.steps import jit
@@ -51,6 +53,11 @@ def run_tile(y, at, panels, norms, p, scores, low, second, lane):
 @jit
 def run_lanes(columns, minus_2c, norms, visit, start, stop, best, second, who):
     simd.lanes(columns, columns.shape[0], minus_2c, norms, visit, start, stop, best, second, who)
+
+
+@jit
+def run_distance(x, row, unit, c, j):
+    return squared_distance(x, row, unit, c, j, np.empty(c.shape[1]))
 
 
 def quarters(rng, shape, dtype):
@@ -262,9 +269,20 @@ def test_nearest_of_all(d, k):
         np.testing.assert_array_equal(unproven, ~(second - best > margin.astype(np.float32)))
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("d", [*range(1, 36), 63, 64, 65, 130, 784, 1025])
+def test_one_distance_is_the_promised_one(d, dtype):
+    rng = np.random.default_rng(d)
+    x, c = rng.normal(size=(3, d)).astype(dtype), rng.normal(size=(4, d))
+    after = np.full(3 * d + 8, np.nan, dtype)  # what lies behind the last row is not read into any
+    after[: 3 * d] = x.ravel()
+    found = run_distance(after[: 3 * d].reshape(3, d), 2, 0.25, c, 3)
+    assert found == squared_distances(np, x[2:].astype(float) * 0.25, c[3:])[0]
+
+
 @pytest.mark.parametrize("weight", [1.0, 0.0, 3.0, 0.1])
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-@pytest.mark.parametrize("d", [1, 3, 4, 6, 13])
+@pytest.mark.parametrize("d", [1, 3, 4, 6, 13, 16, 17, 39])
 def test_rows_are_added_as_the_grid_splits_them(d, dtype, weight):
     x = np.random.default_rng(d).normal(size=(5, d)).astype(dtype)
     largest = np.append(np.abs(x).max(axis=0), 1.0).astype(float) * max(weight, 1)

@@ -6,9 +6,9 @@ import pytest
 pytest.importorskip("numba")
 
 from anykmeans import KMeans
-from anykmeans._evaluate import evaluate, nearest
+from anykmeans._evaluate import evaluate, evaluated, nearest
 from anykmeans.kernels.numba import _MOST, once
-from anykmeans.kernels.numba.once import _FEW
+from anykmeans.sources.rows import Rows
 
 
 def rows_and_centroids(kind, n, d, k, dtype):
@@ -27,7 +27,7 @@ def rows_and_centroids(kind, n, d, k, dtype):
 
 @pytest.mark.parametrize("dtype", ["float32", "float64", "int16"])
 @pytest.mark.parametrize("kind", ["apart", "ties", "far", "alike"])
-@pytest.mark.parametrize("k", [1, 3, _FEW, _FEW + 1, 45])
+@pytest.mark.parametrize("k", [1, 3, 10, 45])
 @pytest.mark.parametrize("d", [1, 2, 5, 48, 70])
 def test_labels_and_distances_are_those_of_the_standard_alone(d, k, kind, dtype):
     x, c = rows_and_centroids(kind, 200, d, k, dtype)
@@ -40,7 +40,35 @@ def test_labels_and_distances_are_those_of_the_standard_alone(d, k, kind, dtype)
     np.testing.assert_array_equal(nearest(x, c, kernel="numba"), expected[0])
 
 
-@pytest.mark.parametrize("k", [_FEW, _FEW + 1])
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("dtype", ["float32", "float64", "int16"])
+@pytest.mark.parametrize("d", [2, 40])
+def test_a_batch_is_labelled_measured_and_added_in_one_go(
+    setting, monkeypatch, d, dtype, weighted, threads
+):
+    setting(spread=0)
+    monkeypatch.setattr(once, "_NEAR", 64 * d)  # several tiles for each thread
+    monkeypatch.setattr(once, "_READ", 1)
+    x, c = rows_and_centroids("apart", 500, d, 7, dtype)
+    w = np.random.default_rng(0).exponential(size=500) if weighted else None
+    found = []
+    for kernel in ("numba", "agnostic"):
+        rows = Rows.over(x, w, kernel=kernel, threads=threads)
+        with rows.work:
+            labels, distances, inertia = evaluated(rows, c.astype(float))
+            sums = rows.stats(labels, 7).sums
+            found.append((labels.tolist(), distances.tobytes(), inertia))
+            if kernel == "numba":
+                whole, cost = rows.kernel.counted(rows, c.astype(float), measured=True)
+                _, none = rows.kernel.counted(rows, c.astype(float), measured=False)
+                np.testing.assert_array_equal(whole, sums)
+                assert cost == inertia
+                assert np.isnan(none)
+    assert found[0] == found[1]
+
+
+@pytest.mark.parametrize("k", [3, 10])
 def test_a_row_that_a_glance_did_not_see_is_noticed(k):
     x = np.random.default_rng(0).normal(size=(100, 3))
     c = x[:k]

@@ -307,6 +307,10 @@ class Kernel:
         """Return labels (n,), squared distances (n,) and inertia for centroids `c` (k, d), if there is a short way: here None."""
         return None
 
+    def counted(self, rows: Rows, c: np.ndarray, *, measured: bool) -> tuple[Array, float] | None:
+        """Return the sums (k, columns) of rows by the nearest of centroids `c` (k, d), and the inertia, NaN if not `measured`, likewise."""
+        return None
+
     def seeds(self, rows: Rows, first: Array, k: int, trials: int) -> Seeds:
         """Return what picks the rows of one run, of which the first is at `first` (1, d)."""
         return Seeds(rows, first, k, trials)

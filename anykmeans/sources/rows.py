@@ -82,14 +82,8 @@ class Rows:
         self.xp, self.shape = matrix.xp, matrix.shape
         self.exact, self.names, self.problem = precision == "exact", names, problem
         self.largest, self.heaviest, self.glanced = 0.0, 0, False
-        self.work = work or Work(
-            *(self.shape[0], matrix.width),
-            host=kernel.host,
-            max_bytes=max_bytes,
-            threads=threads,
-            blas=kernel.blas,
-            effort=4 if matrix.sparse else 1,
-        )
+        self.work = work or _work(matrix, kernel, max_bytes, threads)
+        self._others: Work | None = None  # on other rows, see `of`
         self._extent: Extent | None = None
         self._grid: Grid | None = None
         self._scale: Array | None = None
@@ -129,7 +123,7 @@ class Rows:
         """Go on with the kernel that pays by now; return whether that is another."""
         if self.kernel.stays():
             return False
-        before, self.kernel = self.kernel, choose(self.matrix.source)
+        before, self.kernel, self._others = self.kernel, choose(self.matrix.source), None
         self.ran |= {self.kernel.name: None}
         return self.kernel is not before
 
@@ -154,12 +148,17 @@ class Rows:
 
     def of(self, matrix: Matrix, weights: Matrix | None, *, look: bool = True) -> Rows:
         """Return a source over other rows, to be worked on and spoken of as these are."""
+        work = (
+            self._others
+        )  # batches are alike, and how many threads there may be takes long to tell
+        if work is None or (work.n, work.d) != (matrix.shape[0], matrix.width):
+            work = _work(matrix, self.kernel, self.work.max_bytes, self.work.most)
+            self._others = work
         return Rows(
             matrix,
             weights,
             self.kernel,
-            max_bytes=self.work.max_bytes,
-            threads=self.work.most,
+            work=work,
             precision="exact" if self.exact else "fast",
             names=self.names,
             look=look,
@@ -330,6 +329,18 @@ class Named:
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if self._problem and isinstance(error, Exception):
             error.add_note(f"This was while clustering `{self._problem}`.")
+
+
+def _work(matrix: Matrix, kernel: Kernel, max_bytes: int | None, threads: int | None) -> Work:
+    """Return how work on rows is cut and spread."""
+    return Work(
+        *(matrix.shape[0], matrix.width),
+        host=kernel.host,
+        max_bytes=max_bytes,
+        threads=threads,
+        blas=kernel.blas,
+        effort=4 if matrix.sparse else 1,
+    )
 
 
 def _ordinary(c: np.ndarray) -> bool:

@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     from anykmeans.kernels.numba import once
     from anykmeans.sources.rows import Rows
 
-_SHORT = 100  # features up to which a row's distance to its own centroid is made beside those of other rows
 _MOST = 2048  # features of which a few rows and centroids are in the cache, so that all scores of a pass are made
 _ONE = np.ones(1)
 
@@ -84,8 +83,7 @@ class Numba(Cpu):
         from anykmeans.kernels.numba import sums
 
         found = np.empty(labels.shape[0])
-        write = sums.own_distances if wide.shape[1] > _SHORT else sums.own_distances_across
-        write(read(frame.matrix, select), frame.unit, wide, labels, found)
+        sums.own_distances(read(frame.matrix, select), frame.unit, wide, labels, found)
         return found
 
     def look(self, rows: Rows, tile: slice) -> Extent:
@@ -223,11 +221,21 @@ class Numba(Cpu):
 
     def evaluated(self, rows: Rows, c: np.ndarray) -> once.Found | None:
         """Return labels (n,), squared distances (n,) and inertia for centroids `c` (k, d), if all are dense ordinary numbers."""
-        if rows.matrix.sparse or rows.glanced or rows.shape[1] > _MOST:
+        if not _plain(rows):
             return None
         from anykmeans.kernels.numba import once
 
         return once.evaluated(rows, c)
+
+    def counted(
+        self, rows: Rows, c: np.ndarray, *, measured: bool
+    ) -> tuple[np.ndarray, float] | None:
+        """Return the sums (k, columns) of rows by the nearest of `c` (k, d), and the inertia if `measured`, under the same conditions."""
+        if not _plain(rows):
+            return None
+        from anykmeans.kernels.numba import once
+
+        return once.counted(rows, c, measured=measured)
 
     def seeds(self, rows: Rows, first: Array, k: int, trials: int) -> Seeds:
         """Return what picks the rows of one run, of which the first is at `first` (1, d)."""
@@ -251,6 +259,11 @@ class Numba(Cpu):
 def _direct(x: np.ndarray) -> bool:
     """Return whether compiled code can read a user's array where it is."""
     return x.flags.carray and x.dtype.char in "fd" and x.dtype.isnative
+
+
+def _plain(rows: Rows) -> bool:
+    """Return whether all scores of dense rows that were looked at can be made."""
+    return not (rows.matrix.sparse or rows.glanced or rows.shape[1] > _MOST)
 
 
 def is_small(rows: Rows, times: int) -> bool:

@@ -19,14 +19,13 @@ from anykmeans._bounds import FAR, Bounds
 from anykmeans._search import Change, Search
 from anykmeans._settings import current
 from anykmeans.kernels.numba import read, sums, weights
+from anykmeans.kernels.numba.distance import squared_distance
 from anykmeans.kernels.numba.room import empty, zeros
 from anykmeans.kernels.numba.side import TOGETHER, across, nearest
-from anykmeans.kernels.numba.simd import EIGHT, LANES, PIECE, SIDE, lowest
+from anykmeans.kernels.numba.simd import LANES, PIECE, SIDE, lowest
 from anykmeans.kernels.numba.steps import (
     halve,
     jit,
-    quarter,
-    side_by_side,
     within,
 )
 from anykmeans.kernels.numba.whole import add
@@ -131,54 +130,22 @@ def fill(x, start, tail, lanes, block):
 
 
 @jit
-def measured(x, rows, unit, wide, tie, labels, distances):
-    """Write the `labels` of the nearest of `wide` (k, d) to `rows` of `x`, by the promised distance: ties to the lowest.
-
-    The squared distances to them become `distances`, if there is room for any. Returns how many of these rows are out of range,
-    or not finite: those mean nothing.
-    """
-    d, k, width, count = x.shape[1], wide.shape[0], 4 * quarter(x.shape[1]), rows.shape[0]
-    lanes = SIDE if count > SIDE - EIGHT else (count + EIGHT - 1) // EIGHT * EIGHT
-    taken, none, squares = (
-        zeros((lanes, d), np.float64),
-        zeros(d, np.float64),
-        empty((1, lanes), np.float64),
+def measured(x, rows, unit, wide, tie, labels):
+    """Write the `labels` of the nearest of `wide` (k, d) to `rows` of `x`, by the promised distance: ties to the lowest."""
+    k, room, squared = (
+        wide.shape[0],
+        empty(wide.shape[1], np.float64),
+        empty(wide.shape[0], np.float64),
     )
-    columns, c = zeros((1, width, lanes), np.float64), zeros((k, width), np.float64)
-    room, squared = empty((width // 4, lanes), np.float64), empty((k, lanes), np.float64)
-    limit, own = empty(lanes, np.float64), empty(lanes, np.float64)
-    found = empty(lanes, np.int64)  # as wide as a distance, to be chosen with it
-    for j in range(k):
-        for f in range(d):
-            c[j, f] = wide[j, f]
-    lost = 0
-    for start in range(0, count, lanes):
-        used = count - start if count - start < lanes else lanes
-        for i in range(used):
-            row = rows[start + i]
-            for f in range(d):
-                taken[i, f] = x[row, f]
-        across(taken, 0, unit, none, columns, 0, squares)
-        for i in range(lanes):
-            limit[i], own[i], found[i] = np.inf, np.inf, 0
+    for row in rows:
+        least = np.inf
         for j in range(k):
-            side_by_side(columns[0], c, j, room)
-            for i in range(lanes):
-                squared[j, i] = room[0, i]
-                limit[i] = room[0, i] if room[0, i] < limit[i] else limit[i]
-        for i in range(lanes):
-            limit[i] *= 1 + tie
-        for j in range(k - 1, -1, -1):
-            for i in range(lanes):
-                near = squared[j, i] <= limit[i]
-                found[i], own[i] = j if near else found[i], squared[j, i] if near else own[i]
-        for i in range(used):
-            labels[rows[start + i]] = found[i]
-            lost += not own[i] <= FAR
-        if distances.shape[0]:
-            for i in range(used):
-                distances[rows[start + i]] = own[i]
-    return lost
+            squared[j] = squared_distance(x, row, unit, wide, j, room)
+            least = squared[j] if squared[j] < least else least
+        label = k - 1
+        for j in range(k - 2, -1, -1):
+            label = j if squared[j] <= least * (1 + tie) else label
+        labels[row] = label
 
 
 @within
@@ -228,7 +195,7 @@ def sweep(x, w, lanes, fresh, minus_2c, norms, wide, errors, labels, whole, fold
             unproven &= unproven - 1
             count += 1
     if count:
-        measured(x, doubtful[:count], errors.unit, wide, errors.tie, labels, empty(0, np.float64))
+        measured(x, doubtful[:count], errors.unit, wide, errors.tie, labels)
     for q in range(moved):
         row = rows[q]
         if old[q] != labels[row]:
@@ -405,7 +372,7 @@ class FewSearch(Search):
         before, self._at = self.labels, at
         if not first:
             self.labels = before.copy()  # as results hold the old ones
-        lost = self._look(at, _ONE, itertools.repeat(_NO_SUMS), _NO_FOLDS, first=False)
+        lost = self._look(at, ONE, itertools.repeat(NO_SUMS), NO_FOLDS, first=False)
         self.lost = first and lost > 0
         if first:
             return [], before.size
@@ -455,7 +422,7 @@ class FewSearch(Search):
             x = read(self.matrix, part) if self._x is None else self._x[part]
             _, _, lost = passes(
                 x, w[part] if w.size > 1 else w, lanes, self._fresh, c, self.labels[part],
-                self._errors, whole, folds, first, 0, *_NO_END, _NO_SUMS,
+                self._errors, whole, folds, first, 0, *_NO_END, NO_SUMS,
             )  # fmt: skip
             return int(lost)
 
@@ -464,14 +431,27 @@ class FewSearch(Search):
         return sum(lost)
 
 
-_ONE, _NO_SUMS = np.ones(1), np.empty((0, 0))
-_NO_FOLDS, _NO_END = Folds(np.empty(0), 1.0, 0), Ends(0.0, False, False)
+ONE, NO_SUMS = np.ones(1), np.empty((0, 0))
+NO_FOLDS, _NO_END = Folds(np.empty(0), 1.0, 0), Ends(0.0, False, False)
 
 
-def label(x: np.ndarray, lanes: Lanes, c: np.ndarray, errors: Errors, labels: np.ndarray) -> int:
-    """Write the `labels` (m,) of rows `x` (m, d) for centroids `c` (k, d), float64; return how many rows are out of range."""
+def label(
+    x: np.ndarray,
+    w: np.ndarray,
+    lanes: Lanes,
+    c: np.ndarray,
+    errors: Errors,
+    labels: np.ndarray,
+    whole: np.ndarray,
+    folds: Folds,
+) -> int:
+    """Write the `labels` (m,) of rows `x` (m, d) for centroids `c` (k, d), float64; return how many rows are out of range.
+
+    The sums `whole` have the rows added, by weights `w`, if there is room for any.
+    """
+    first = whole.shape[0] > 0
     _, _, lost = passes(
-        x, _ONE, lanes, True, c, labels, errors, _NO_SUMS, _NO_FOLDS, False, 0, *_NO_END, _NO_SUMS
+        x, w, lanes, True, c, labels, errors, whole, folds, first, 0, *_NO_END, NO_SUMS
     )
     return int(lost)
 

@@ -17,6 +17,7 @@ from anykmeans._search import Change
 from anykmeans.kernels.numba import bounded, looks
 from anykmeans.kernels.numba.bounded import BoundedSearch, Changes, Counts
 from anykmeans.kernels.numba.codes import least
+from anykmeans.kernels.numba.distance import squared_distance
 from anykmeans.kernels.numba.looks import CODES, FULL, NUMBERS, FirstLook, Look
 from anykmeans.kernels.numba.panels import Panels
 from anykmeans.kernels.numba.simd import BLOCK, LANES, ROWS, centre, product, tile
@@ -29,7 +30,6 @@ from anykmeans.kernels.numba.steps import (
     inline_minimum,
     inner,
     jit,
-    squared_distance,
 )
 
 if TYPE_CHECKING:

@@ -16,6 +16,7 @@ from anykmeans._bounds import DOWN, FAR, GAP, TINY, UP
 from anykmeans._search import Change
 from anykmeans.kernels.numba import bounded
 from anykmeans.kernels.numba.bounded import BoundedSearch, Changes, Counts
+from anykmeans.kernels.numba.distance import squared_distance
 from anykmeans.kernels.numba.panels import Panels
 from anykmeans.kernels.numba.room import empty, zeros
 from anykmeans.kernels.numba.simd import LANES, WIDTH, lanes, prefetch
@@ -27,7 +28,6 @@ from anykmeans.kernels.numba.steps import (
     decide,
     inner,
     jit,
-    squared_distance,
 )
 
 if TYPE_CHECKING:

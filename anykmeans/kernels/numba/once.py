@@ -6,16 +6,17 @@ What is looked at is the centroids. Rows that are other than these let expect ar
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+import operator
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from anykmeans._bounds import Bounds
 from anykmeans._frame import Frame
 from anykmeans._settings import current
 from anykmeans._work import Work
-from anykmeans.kernels.numba import few, pieces, read, sums
+from anykmeans.kernels.numba import few, pieces, read, sums, weights
 from anykmeans.kernels.numba.room import zeros
 from anykmeans.kernels.numba.simd import HELD, LANES, ROWS, SIDE
 from anykmeans.kernels.numba.steps import jit
@@ -27,7 +28,8 @@ Found = tuple[np.ndarray, np.ndarray, float]
 
 _ORDINARY = 2.0**20  # times as large or small as one that numbers may be to be compared as they are
 _CACHE = 1 << 12  # numbers of rows that wait in the L1 cache beside a panel of centroids
-_FEW = 10  # centroids up to which all distances in float64 take no longer than scores and the distances to the nearest
+_NEAR = 1 << 19  # numbers of rows that are in some cache for what follows their scores
+_READ = 16  # rows for each centroid, at least, that these are prepared for
 
 
 @jit
@@ -59,26 +61,31 @@ def look(c):
     return largest, small, mean
 
 
-def labelled(
-    rows: Callable[[slice], np.ndarray],
-    work: Work,
-    tiles: list[slice],
+def label(
+    rows: Iterable[tuple[slice, np.ndarray]],
     c: np.ndarray,
     mean: np.ndarray,
-) -> tuple[np.ndarray, int]:
-    """Return the labels (n,), int32, of `rows` for centroids `c` (k, d), and how many rows are out of range: then they mean nothing.
+    labels: np.ndarray,
+    w: np.ndarray = few.ONE,
+    whole: np.ndarray = few.NO_SUMS,
+    folds: few.Folds = few.NO_FOLDS,
+    distances: np.ndarray | None = None,
+) -> int:
+    """Write the `labels` (n,), int32, of `rows`, tile by tile, for centroids `c` (k, d), float64; return how many are out of range.
 
-    Labels are certified, so what the `mean` (d,) is to be taken from shows in none.
+    Labels are certified, so what the `mean` (d,) is to be taken from shows in none. If there is room for any, the sums `whole` have
+    the rows added, by weights `w`, and the squared `distances` (n,) to the nearest are written.
     """
-    labels, errors = np.empty(work.n, np.int32), few.Errors.of(work.d, 1.0)
-
-    def label(tile: slice) -> int:
-        x = rows(tile)
-        real = x.dtype.type
-        lanes = few.room(SIDE, real(1.0), mean.astype(real))
-        return few.label(x, lanes, c, errors, labels[tile])
-
-    return labels, sum(work.map(label, tiles))
+    errors, lost, lanes = few.Errors.of(c.shape[1], 1.0), 0, None
+    for tile, x in rows:
+        if lanes is None:
+            real = x.dtype.type
+            lanes = few.room(SIDE, real(1.0), mean.astype(real))
+        weight = w[tile] if w.size > 1 else w
+        lost += few.label(x, weight, lanes, c, errors, labels[tile], whole, folds)
+        if distances is not None:
+            sums.own_distances(x, 1.0, c, labels[tile], distances[tile])
+    return lost
 
 
 def labels(x: np.ndarray, c: np.ndarray, threads: int | None) -> np.ndarray | None:
@@ -92,8 +99,13 @@ def labels(x: np.ndarray, c: np.ndarray, threads: int | None) -> np.ndarray | No
     if not 1 / _ORDINARY < high < _ORDINARY or small > 1:
         return None
     with (work := _work(x, threads)):
+        found = np.empty(work.n, np.int32)
         spread = work.n * work.d * len(c) >= current().spread * few.BRIEF
-        found, lost = labelled(x.__getitem__, work, _tiles(work, spread=spread), wide, mean)
+
+        def some(tile: slice) -> int:
+            return label([(tile, x[tile])], wide, mean, found)
+
+        lost = sum(work.map(some, _tiles(work, spread=spread)))
     return None if lost else found
 
 
@@ -149,23 +161,55 @@ def measure(
 
 def evaluated(rows: Rows, c: np.ndarray) -> Found | None:
     """Return labels (n,), squared distances (n,) and inertia for centroids `c` (k, d), if nothing there needs scaling, else None."""
-    c = np.array(c, np.float64, order="C")
-    high, small, mean = look(c)
-    if not (high < _ORDINARY and small == 0 and 1 / _ORDINARY < rows.largest < _ORDINARY):
+    if (ordinary := _ordinary(rows, c)) is None:
         return None
-    frame, work, tiles = Frame(rows.matrix, max(rows.largest, high)), rows.work, pieces(rows)
-    if c.shape[0] <= _FEW:
-        tie = Bounds.of(rows.shape[1], 2.0**-53).tie
-        found, distances = np.empty(work.n, np.int32), np.empty(work.n)
+    wide, mean, high = ordinary
+    found, distances = np.empty(rows.work.n, np.int32), np.empty(rows.work.n)
 
-        def label(tile: slice) -> None:
-            x = read(rows.matrix, tile)
-            every = np.arange(x.shape[0], dtype=np.int32)
-            few.measured(x, every, 1.0, c, tie, found[tile], distances[tile])
+    def some(tile: slice) -> None:
+        label(_near(rows, tile, len(c)), wide, mean, found, distances=distances)
 
-        work.map(label, tiles)
-    else:
-        found, _ = labelled(lambda tile: read(rows.matrix, tile), work, tiles, c, mean)
-        distances = rows.kernel.distances(rows, frame, c, found)
+    rows.work.map(some, pieces(rows))
+    return found, distances, _inertia(rows, high, distances)
+
+
+def counted(rows: Rows, c: np.ndarray, *, measured: bool) -> tuple[np.ndarray, float] | None:
+    """Return the sums (k, columns) of rows by the nearest of centroids `c` (k, d), and the inertia, NaN if not `measured`; or None."""
+    if (ordinary := _ordinary(rows, c)) is None:
+        return None
+    wide, mean, high = ordinary
+    found, distances = np.empty(rows.work.n, np.int32), np.empty(rows.work.n) if measured else None
+    grid, w = rows.grid, weights(rows.relative_weight(rows.every))
+    folds = few.Folds(grid.scale, grid.step, grid.folds)
+
+    def some(tile: slice) -> np.ndarray:
+        whole = np.zeros((len(c), grid.folds * grid.scale.size))
+        near = _near(rows, tile, len(c))
+        label(near, wide, mean, found, w, whole, folds, distances)
+        return whole
+
+    whole = rows.work.reduce(some, pieces(rows), operator.add)
+    cost = math.nan if distances is None else _inertia(rows, high, distances)
+    return whole, cost
+
+
+def _ordinary(rows: Rows, c: np.ndarray) -> tuple[np.ndarray, np.ndarray, float] | None:
+    """Return centroids (k, d), float64, what is to be taken from them and rows, and their largest magnitude; None if any need scaling."""
+    wide = np.array(c, np.float64, order="C")
+    high, small, mean = look(wide)
+    plain = high < _ORDINARY and small == 0 and 1 / _ORDINARY < rows.largest < _ORDINARY
+    return (wide, mean, high) if plain else None
+
+
+def _near(rows: Rows, tile: slice, k: int) -> Iterator[tuple[slice, np.ndarray]]:
+    """Yield a tile's rows, so many at a time that they are in the cache for what follows the scores."""
+    step = max(_NEAR // rows.shape[1], _READ * k)
+    for part in rows.work.tiles(tile.start, tile.stop, step):
+        yield part, read(rows.matrix, part)
+
+
+def _inertia(rows: Rows, high: float, distances: np.ndarray) -> float:
+    """Return the sum of the squared `distances` (n,), by weight, to centroids of magnitudes up to `high`."""
+    frame = Frame(rows.matrix, max(rows.largest, high))
     cost = float(rows.kernel.cost(rows, frame, distances))
-    return found, distances, float(np.ldexp(cost, rows.heaviest))  # which may be infinite
+    return float(np.ldexp(cost, rows.heaviest))  # which may be infinite

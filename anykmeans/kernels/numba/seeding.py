@@ -14,6 +14,7 @@ import numpy as np
 
 from anykmeans._settings import current
 from anykmeans.kernels.numba import subspace, weights
+from anykmeans.kernels.numba.distance import squared_distance
 from anykmeans.kernels.numba.room import empty, zeros
 from anykmeans.kernels.numba.simd import LANES, SIDE, how_many, lowest, prefetch, saving, within
 from anykmeans.kernels.numba.steps import (
@@ -23,7 +24,6 @@ from anykmeans.kernels.numba.steps import (
     jit,
     quarter,
     side_by_side,
-    squared_distance,
 )
 from anykmeans.kernels.seeding import BLOCK, Seeds, Tile
 

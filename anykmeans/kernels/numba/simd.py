@@ -7,6 +7,7 @@ centroids, a *panel*, are the lanes, so rows are read where they are.
 
 from __future__ import annotations
 
+from copy import copy
 from typing import Any
 
 import llvmlite.binding
@@ -164,6 +165,18 @@ class Code:
             ir.FunctionType(self.vector, [self.vector] * 3),
             f"llvm.fmuladd.v{self.lanes}f{8 * self.bytes}",
         )
+
+    def function(self, name: str, result: Any, *arguments: Any) -> tuple[Any, Code | None]:
+        """A function of the module that is not put in line, and what writes it where no other call has."""
+        kind = ir.FunctionType(result, arguments)
+        found = cgutils.get_or_insert_function(self.builder.module, kind, f"anykmeans.{name}")
+        if not found.is_declaration:
+            return found, None
+        found.linkage = "internal"
+        found.attributes.add("noinline")
+        code = copy(self)
+        code.builder = ir.IRBuilder(found.append_basic_block())
+        return found, code
 
     def data(self, i: int) -> Any:
         """Where the numbers of array argument `i` are."""

@@ -19,6 +19,7 @@ from numba.core.caching import FunctionCache, NullCache
 
 from anykmeans._bounds import DOWN, GAP, TINY, UP
 from anykmeans._fork import first_call
+from anykmeans.kernels.numba.distance import squared_distance
 from anykmeans.kernels.numba.room import empty
 
 
@@ -203,15 +204,6 @@ def halve(t, d):
             t[f] += t[f + half]
         d, half = half, half // 2
     return t[0]
-
-
-@inner
-def squared_distance(x, row, unit, c, j, t):
-    """Return the distance of `anykmeans._distance` of a row and a centroid, bit for bit; `t` is room (d,)."""
-    for f in range(c.shape[1]):
-        step = x[row, f] * unit - c[j, f]
-        t[f] = step * step
-    return halve(t, c.shape[1])
 
 
 @any_order

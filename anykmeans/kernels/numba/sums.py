@@ -7,10 +7,10 @@ import math
 
 import numpy as np
 
+from anykmeans.kernels.numba.distance import squared_distance
 from anykmeans.kernels.numba.room import empty, zeros
-from anykmeans.kernels.numba.side import across
 from anykmeans.kernels.numba.simd import ROWS, SIDE, SMALL, apart
-from anykmeans.kernels.numba.steps import inline, jit, squared_distance
+from anykmeans.kernels.numba.steps import inline, jit
 from anykmeans.kernels.numba.whole import add, meaning
 
 _HALVING = 2.0**27 + 1
@@ -73,34 +73,6 @@ def own_distances(x, unit, wide, labels, distances):
     room = empty(x.shape[1], np.float64)
     for row in range(x.shape[0]):
         distances[row] = squared_distance(x, row, unit, wide, np.int64(labels[row]), room)
-
-
-@jit
-def own_distances_across(x, unit, wide, labels, distances):
-    """Do what `own_distances` does, rows side by side: for short ones."""
-    n, d = x.shape
-    apart, none = zeros((SIDE, d), np.float64), zeros(d, np.float64)
-    columns, squares = empty((1, d, SIDE), np.float64), empty((1, SIDE), np.float64)
-    for start in range(0, n, SIDE):
-        used = n - start if n - start < SIDE else SIDE
-        for i in range(used):
-            own = np.uint32(labels[start + i])  # unsigned, so that no sign is looked at
-            for f in range(d):
-                apart[i, f] = x[start + i, f] * unit - wide[own, f]
-        across(apart, 0, 1.0, none, columns, 0, squares)
-        for f in range(d):
-            for i in range(SIDE):
-                columns[0, f, i] *= columns[0, f, i]
-        left, half = d, 1
-        while 2 * half < d:
-            half *= 2
-        while left > 1:  # in the order of `anykmeans._distance`
-            for f in range(left - half):
-                for i in range(SIDE):
-                    columns[0, f, i] += columns[0, f + half, i]
-            left, half = half, half // 2
-        for i in range(used):
-            distances[start + i] = columns[0, 0, i]
 
 
 @jit

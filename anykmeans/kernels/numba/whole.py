@@ -33,6 +33,7 @@ def meaning(context, sums, a, scale, first, stop, step, folds, result, at):  # t
     return types.void(sums, a, scale, first, stop, step, folds, result, at), _generate_meaning
 
 
+_MANY = 16  # columns together, where a row has so many
 _WHOLE = 1.5 * 2.0**52  # added and taken away again, it rounds to a whole number
 _HALVING = 2.0**27 + 1  # as in `anykmeans._grid`
 
@@ -48,27 +49,26 @@ def _generate_add(context: Any, builder: Any, signature: Any, args: Any) -> Any:
     moves = builder.icmp_signed(">=", since, integer(0))
     weighted = builder.fcmp_unordered("!=", args[2], ir.Constant(ir.DoubleType(), 1.0))
 
-    def split(value: Any, f: Any) -> None:
-        """Add vectors of scaled values, whose columns begin at `f`."""
-        with builder.if_else(weighted) as (heavy, light):
-            with heavy:
-                weight = code.splat(args[2], value.type.count)
-                _add_folds(code, _two_product(builder, value, weight), f, columns, there, moves)
-            with light:
-                _add_folds(code, [value], f, columns, there, moves)
+    folding = there, columns, moves, args[4], code.whole(5)
 
     def add_columns(begin: Any, count: int) -> None:
-        value = code.cast(
-            code.some(code.at(x, begin), count), ir.VectorType(ir.DoubleType(), count)
-        )
-        split(builder.fmul(value, code.some(code.at(scale, begin), count)), begin)
+        value = _scaled(code, x, scale, begin, count)
+        with builder.if_else(weighted) as (heavy, light):
+            with heavy:
+                rests = _two_product(builder, value, code.splat(args[2], count))
+                _add_folds(code, rests, begin, *folding)
+            with light:
+                _add_folds(code, [value], begin, *folding)
 
-    _by_columns(builder, integer(0), d, add_columns)
+    begin = builder.select(weighted, integer(0), builder.and_(d, integer(-_MANY)))
+    with builder.if_then(builder.icmp_signed(">", begin, integer(0))):
+        _add_many(code, x, scale, begin, *folding)
+    _by_columns(builder, begin, d, add_columns)
     unit = code.some(code.at(scale, d), 1)  # of the weight, as of a feature that is 1
     with builder.if_else(weighted) as (heavy, light):
         with heavy:
             rests = _two_product(builder, unit, code.splat(args[2], 1))
-            _add_folds(code, rests, d, columns, there, moves)
+            _add_folds(code, rests, d, *folding)
         with light:  # whole in the first fold
             place = code.at(there[0], d)
             code.put(builder.fadd(code.some(place, 1), unit), place)
@@ -78,9 +78,15 @@ def _generate_add(context: Any, builder: Any, signature: Any, args: Any) -> Any:
     return context.get_dummy_value()
 
 
-def _by_columns(builder: Any, first: Any, stop: Any, work: Callable[[Any, int], None]) -> None:
+def _by_columns(
+    builder: Any,
+    first: Any,
+    stop: Any,
+    work: Callable[[Any, int], None],
+    counts: tuple[int, ...] = (4, 1),
+) -> None:
     """Do `work`, given where they begin and how many, for columns from `first` to `stop`: by fours, then one by one."""
-    for count in (4, 1):
+    for count in counts:
         before = builder.block
         head, body, after = map(builder.append_basic_block, ("columns", "work", "done"))
         builder.branch(head)
@@ -114,14 +120,52 @@ def _two_product(builder: Any, a: Any, b: Any) -> list[Any]:
     return [product, error]
 
 
+def _add_many(
+    code: Code, x: Any, scale: Any, stop: Any, there: tuple[Any, Any], *folding: Any
+) -> None:
+    """Add the columns up to `stop`, _MANY at a time, as one waits for another from fold to fold.
+
+    In a function of its own: in line its constants would take the registers of rows that are shorter.
+    """
+    given = x, scale, stop, *there, *folding
+    function, body = code.function(
+        f"add_many.{8 * code.bytes}", ir.VoidType(), *(each.type for each in given)
+    )
+    code.builder.call(function, given)
+    if body is None:
+        return
+    x, scale, stop, to, since, *folding = function.args
+
+    def add_columns(begin: Any, count: int) -> None:
+        value = _scaled(body, x, scale, begin, count)
+        _add_folds(body, [value], begin, (to, since), *folding)
+
+    _by_columns(body.builder, integer(0), stop, add_columns, (_MANY,))
+    body.builder.ret_void()
+
+
+def _scaled(code: Code, x: Any, scale: Any, begin: Any, count: int) -> Any:
+    """So many values of a row from a column on, as they are in the first fold."""
+    kind = ir.VectorType(ir.DoubleType(), count)
+    value = code.cast(code.some(code.at(x, begin), count), kind)
+    return code.builder.fmul(value, code.some(code.at(scale, begin), count))
+
+
 def _add_folds(
-    code: Code, rests: list[Any], begin: Any, columns: Any, there: Any, moves: Any
+    code: Code,
+    rests: list[Any],
+    begin: Any,
+    there: tuple[Any, Any],
+    columns: Any,
+    moves: Any,
+    step: Any,
+    folds: Any,
 ) -> None:
     """Add whole numbers of vectors of scaled values, fold by fold, whose columns `begin` there."""
     builder, kind = code.builder, rests[0].type
     before = builder.block
     fold, after = (builder.append_basic_block(name) for name in ("fold", "whole"))
-    finer, whole = code.splat(code.args[4], kind.count), ir.Constant(kind, [_WHOLE] * kind.count)
+    finer, whole = code.splat(step, kind.count), ir.Constant(kind, [_WHOLE] * kind.count)
     builder.branch(fold)
 
     builder.position_at_end(fold)
@@ -141,7 +185,7 @@ def _add_folds(
     for phi, first, following in zip((i, place, *values), starts, further, strict=True):
         phi.add_incoming(first, before)
         phi.add_incoming(following, builder.block)
-    builder.cbranch(builder.icmp_signed("<", further[0], code.whole(5)), fold, after)
+    builder.cbranch(builder.icmp_signed("<", further[0], folds), fold, after)
     builder.position_at_end(after)
 
 
