@@ -332,7 +332,7 @@ class Kernel:
                     seeds = rows.kernel.seeds(rows, there, picks.size, draws.shape[1])
                     for pick in picks[1:i].tolist():
                         seeds.count_in(rows.frame().wide(rows.matrix.asarray([pick])), 0)
-                picks[i] = seeds.picked(draws[i - 1])
+                picks[i] = seeds.picked(draws[i - 1], last=i == picks.size - 1)
         return picks
 
     def start(self, all_rows: Sequence[Rows], starts: Sequence[Array]) -> list[InMemory]:

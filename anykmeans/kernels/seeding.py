@@ -82,6 +82,11 @@ class Seeds:
         work = self.rows.work
         return work.tiles(step=work.rows_of(work.d + 2 * trials))
 
+    def begin(self, tile: Tile, c: Array, pick: int) -> None:
+        """Keep what the sieve needs of a tile's rows, and count the first pick, at `c` (1, d), in."""
+        tile.kept = self.keep(self.read(tile))
+        self.shorten(tile, c, pick, 0)
+
     def keep(self, y: Array) -> Any:
         """Return what is kept of rows `y` (m, d): the number of each row's pick, int32."""
         return self.xp.zeros(y.shape[0], dtype=self.xp.int32, device=device_of(y))
@@ -178,9 +183,14 @@ class Seeds:
             return frame.tile(tile.at, np.float64 if frame.exponent else None)
         return (frame.wide if frame.exponent else matrix.rows)(tile.at)
 
-    def picked(self, draws: np.ndarray) -> int:
-        """Return the row picked by `draws` (t,), from 0 to 1."""
-        return self.best(self.at(draws))
+    def picked(self, draws: np.ndarray, *, last: bool) -> int:
+        """Return the row picked by `draws` (t,), from 0 to 1, and count it in, unless no pick follows the `last`."""
+        candidates = self.at(draws)
+        wide = self.frame.wide(self.rows.matrix.asarray(candidates))
+        best = self.best(wide)
+        if not last:
+            self.count_in(wide[best : best + 1, :], best)
+        return candidates[best]
 
     def at(self, draws: np.ndarray) -> list[int]:
         """Return the rows at `draws` (t,), from 0 to 1, of the cumulative cost, no row twice."""
@@ -198,9 +208,8 @@ class Seeds:
             found[tile.at.start + start + self.reached(tile, rows, total, draw)] = None
         return list(found)
 
-    def best(self, candidates: list[int]) -> int:
-        """Return the candidate that saves most, the first of equals, and count it as picked."""
-        wide = self.frame.wide(self.rows.matrix.asarray(candidates))
+    def best(self, wide: Array) -> int:
+        """Return which of the candidates at `wide` (t, d) saves most, the first of equals."""
         against, work = self.against(wide), self.rows.work
 
         def gains(tile: Tile) -> tuple[Any, float]:
@@ -221,8 +230,7 @@ class Seeds:
                 for j in sorted(first.values())
             }
             best = max(exact, key=exact.__getitem__)
-        self.count_in(wide[best : best + 1, :], best)
-        return candidates[best]
+        return best
 
     def _saved(self, c: Array, j: int, tile: Tile) -> float:
         return self.saved(tile, c, j)
@@ -233,8 +241,9 @@ class Seeds:
 
         def shortened(tile: Tile) -> tuple[np.ndarray, float]:
             if tile.kept is None:
-                tile.kept = self.keep(self.read(tile))
-            self.shorten(tile, c, pick, j)
+                self.begin(tile, c, pick)
+            else:
+                self.shorten(tile, c, pick, j)
             return self.costs(tile)
 
         sums, largest = zip(*work.map(shortened, self.tiles), strict=True)

@@ -16,6 +16,7 @@ from anykmeans._settings import current
 from anykmeans.kernels.numba import subspace, weights
 from anykmeans.kernels.numba.distance import squared_distance
 from anykmeans.kernels.numba.room import empty, zeros
+from anykmeans.kernels.numba.side import across
 from anykmeans.kernels.numba.simd import LANES, SIDE, how_many, lowest, prefetch, saving, within
 from anykmeans.kernels.numba.steps import (
     any_order,
@@ -30,6 +31,7 @@ from anykmeans.kernels.seeding import BLOCK, Seeds, Tile
 _COLUMNS = 32  # features up to which a block of rows is measured side by side
 _DIRECTIONS = LANES, 2 * LANES  # of few features and of more, where there is no room for all
 _PIECES = 4  # tiles a thread at most
+_NEAR = 1 << 17  # numbers of rows that are in the cache from one step to the next
 _SAMPLE = 512  # rows that directions are found from, where they are not
 _NARROW = 2.0**-23  # error of a vector of coordinates, relatively, where it is but rounded
 _WIDER = 1 + 2.0**-9  # edges over squared distances
@@ -69,20 +71,26 @@ class CompiledSeeds(Seeds):
         most = n if self.frame.exponent == 0 else max(1, work.room // d)
         return work.tiles(step=min(step, most, work.readable(self.rows.matrix)))
 
-    def keep(self, y: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Return what is kept of rows `y` (m, d).
+    def begin(self, tile: Tile, c: np.ndarray, pick: int) -> None:
+        """Keep what there is to know of a tile's rows, and count the first pick, at `c` (1, d), in, while they are in the cache.
 
         Coordinates (blocks, p, SIDE), edges (blocks, SIDE), and by how much the errors move these (blocks,).
         """
-        origin = self._origin
-        if self._q is not None:
-            y = subspace.projected(y, 1.0, origin, self._q, self.rows.work.room)
-            origin = np.zeros(y.shape[1])
-        blocks = -(-y.shape[0] // SIDE)
-        z = np.zeros((blocks, y.shape[1], SIDE), np.float32)
+        y = np.ascontiguousarray(self.read(tile))
+        d, blocks, none = y.shape[1], -(-y.shape[0] // SIDE), np.empty((0, 0), np.int64)
+        p = d if self._q is None else self._q.shape[1] + 1
+        z = np.empty((blocks, p, SIDE), np.float32)
         edge, spare = np.zeros((blocks, SIDE), np.float32), np.empty(blocks)
-        side(np.ascontiguousarray(y), origin, self._slack, z, spare)
-        return z, edge, spare
+        tile.kept, step = (z, edge, spare), max(1, _NEAR // (SIDE * d))
+        for first in range(0, blocks, step):
+            at, part = slice(first, first + step), slice(first * SIDE, (first + step) * SIDE)
+            some, origin = y[part], self._origin
+            if self._q is not None:
+                near = subspace.projected(some, 1.0, origin, self._q, self.rows.work.room)
+                side(np.ascontiguousarray(near), np.zeros(p), self._slack, z[at], spare[at])
+            else:
+                side(some, origin, self._slack, z[at], spare[at])
+            shorten(some, c, tile.closest[part], edge[at], spare[at], none, 0)
 
     def admit(self, c: np.ndarray) -> int:
         """Return 0: rows keep what there is to know of a pick, all are alike."""
@@ -130,28 +138,28 @@ class CompiledSeeds(Seeds):
         return int(reached(tile.closest[rows], w, self.scale, total, draw))
 
 
-@any_order
-def _product(a, b):
-    total = a[0] * b[0]
-    for i in range(1, a.shape[0]):
-        total += a[i] * b[i]
-    return total
-
-
 @jit
 def side(y, origin, slack, z, spare):
-    """Write rows `y` (m, p) less the origin to `z` (blocks, p, SIDE), and `slack` times the largest squared norms."""
-    p = y.shape[1]
-    near = empty(p, np.float64)
-    for block in range(z.shape[0]):
-        start, largest = block * SIDE, 0.0
-        for i in range(y.shape[0] - start if y.shape[0] - start < SIDE else SIDE):
-            for f in range(p):
-                near[f] = y[start + i, f] - origin[f]
-            for f in range(p):
-                z[block, f, i] = near[f]
-            norm = _product(near, near)
-            largest = norm if norm > largest else largest
+    """Write rows `y` (m, p) less the origin to `z` (blocks, p, SIDE), and `slack` times the largest squared norms.
+
+    Places beyond the last row are at the origin: no candidate is nearer to any than its edge, which is 0.
+    """
+    (m, p), blocks = y.shape, z.shape[0]
+    squares, tail = empty((blocks, SIDE), np.float32), empty((SIDE, p), y.dtype)
+    for block in range(blocks):
+        source, row, count, largest = y, block * SIDE, SIDE, np.float32(0.0)
+        if row + SIDE > m:
+            count = m - row
+            for i in range(SIDE):
+                for f in range(p):
+                    tail[i, f] = y[row + i, f] if i < count else 0
+            source, row = tail, 0
+        across(source, row, 1.0, origin, z, block, squares)
+        for i in range(count):
+            largest = squares[block, i] if squares[block, i] > largest else largest
+        for f in range(p if count < SIDE else 0):
+            for i in range(count, SIDE):
+                z[block, f, i] = 0.0
         spare[block] = largest * slack + 2.0**-100  # and what underflows
 
 

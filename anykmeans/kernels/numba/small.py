@@ -153,6 +153,8 @@ def seeds(y, w, draws, picks):
             picks[pick] = candidates[best]
             for row in range(n):
                 won[row] &= 1 << (best & 7)
+        if pick == k - 1:  # nobody asks what is closest to the rows
+            break
         count_in(y, c[best : best + 1], closest, owner, pick, won)
         high = seeding.costs(closest, w, scale, block, blocks)
         exponent = math.frexp(high)[1]
