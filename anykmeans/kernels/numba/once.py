@@ -19,7 +19,7 @@ from anykmeans._work import Work
 from anykmeans.kernels.numba import few, pieces, read, sums, weights
 from anykmeans.kernels.numba.room import zeros
 from anykmeans.kernels.numba.simd import HELD, LANES, ROWS, SIDE
-from anykmeans.kernels.numba.steps import jit
+from anykmeans.kernels.numba.steps import any_order, jit
 
 if TYPE_CHECKING:
     from anykmeans.sources.rows import Rows
@@ -27,38 +27,52 @@ if TYPE_CHECKING:
 Found = tuple[np.ndarray, np.ndarray, float]
 
 _ORDINARY = 2.0**20  # times as large or small as one that numbers may be to be compared as they are
+_MAGNITUDE = np.int64(2**63 - 1)  # all bits but the sign
+_SMALL = np.float64(1 / _ORDINARY).view(np.int64)
 _CACHE = 1 << 12  # numbers of rows that wait in the L1 cache beside a panel of centroids
 _NEAR = 1 << 19  # numbers of rows that are in some cache for what follows their scores
 _READ = 16  # rows for each centroid, at least, that these are prepared for
 
 
+@any_order
+def _squares(c, j, mean):
+    """Return the squared norms of row `j` less the `mean` (d,), and of that."""
+    spread, square = 0.0, 0.0
+    for f in range(mean.shape[0]):
+        step = c[j, f] - mean[f]
+        spread += step * step
+        square += mean[f] * mean[f]
+    return spread, square
+
+
 @jit
-def look(c):
+def look(c, bits):
     """Return the largest magnitude of centroids `c` (k, d), NaN if any is not a number, and how many are small.
 
-    Also their mean (d,), as float32, if they are nearer to it than to the origin, else zeros.
+    Also their mean (d,), as float32, if they are nearer to it than to the origin, else zeros. The `bits` are the same as whole
+    numbers, which have the order of magnitudes, NaN above all.
     """
-    (k, d), small, largest = c.shape, 0, 0.0
+    (k, d), small, largest = c.shape, 0, np.int64(0)
     mean, square, spread = zeros(d, np.float64), 0.0, 0.0
     for j in range(k):
-        magnitude = 0.0
+        high = np.int64(0)
         for f in range(d):
-            value = abs(c[j, f])
-            magnitude = value if value > magnitude or value != value else magnitude
+            value = bits[j, f] & _MAGNITUDE
+            high = value if value > high else high
             mean[f] += c[j, f]
-        small += magnitude * _ORDINARY < 1.0
-        largest = magnitude if magnitude > largest or magnitude != magnitude else largest
+        small += 1 if high < _SMALL else 0
+        largest = high if high > largest else largest
     for f in range(d):
         mean[f] = np.float64(np.float32(mean[f] / k))
-        square += mean[f] * mean[f]
     for j in range(k):
-        for f in range(d):
-            step = c[j, f] - mean[f]
-            spread += step * step
-    if not square * k > spread:
+        less, more = _squares(c, j, mean)
+        spread += less
+        square += more
+    if not square > spread:
         for f in range(d):
             mean[f] = 0.0
-    return largest, small, mean
+    found = np.int64(largest)  # of one definition, for `view`
+    return found.view(np.float64), small, mean
 
 
 def label(
@@ -94,7 +108,7 @@ def labels(x: np.ndarray, c: np.ndarray, threads: int | None) -> np.ndarray | No
     None if anything is out of the ordinary, or not finite.
     """
     wide = np.array(c, np.float64, order="C")  # one kind of array, for which all is compiled
-    high, small, mean = look(wide)
+    high, small, mean = look(wide, wide.view(np.int64))
     # Rows that do not show beside others may be near to one small centroid, but not to two.
     if not 1 / _ORDINARY < high < _ORDINARY or small > 1:
         return None
@@ -112,7 +126,7 @@ def labels(x: np.ndarray, c: np.ndarray, threads: int | None) -> np.ndarray | No
 def all_distances(x: np.ndarray, c: np.ndarray, threads: int | None) -> np.ndarray | None:
     """Return the distances (n, k), in the dtype of `x`, of the same, under the same conditions."""
     wide = np.array(c, np.float64, order="C")
-    high, small, _ = look(wide)
+    high, small, _ = look(wide, wide.view(np.int64))
     if not high < _ORDINARY or small or (narrow := same(wide, x.dtype)) is None:
         return None
     panels, found = panels_of(narrow), np.empty((x.shape[0], len(c)), x.dtype)
@@ -196,7 +210,7 @@ def counted(rows: Rows, c: np.ndarray, *, measured: bool) -> tuple[np.ndarray, f
 def _ordinary(rows: Rows, c: np.ndarray) -> tuple[np.ndarray, np.ndarray, float] | None:
     """Return centroids (k, d), float64, what is to be taken from them and rows, and their largest magnitude; None if any need scaling."""
     wide = np.array(c, np.float64, order="C")
-    high, small, mean = look(wide)
+    high, small, mean = look(wide, wide.view(np.int64))
     plain = high < _ORDINARY and small == 0 and 1 / _ORDINARY < rows.largest < _ORDINARY
     return (wide, mean, high) if plain else None
 
