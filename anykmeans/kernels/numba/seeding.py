@@ -15,6 +15,7 @@ import numpy as np
 from anykmeans._settings import current
 from anykmeans.kernels.numba import subspace, weights
 from anykmeans.kernels.numba.room import empty, zeros
+from anykmeans.kernels.numba.side import across, side_by_side
 from anykmeans.kernels.numba.simd import LANES, SIDE, how_many, lowest, prefetch, saving, within
 from anykmeans.kernels.numba.steps import (
     any_order,
@@ -22,7 +23,6 @@ from anykmeans.kernels.numba.steps import (
     inner,
     jit,
     quarter,
-    side_by_side,
     squared_distance,
 )
 from anykmeans.kernels.seeding import BLOCK, Seeds, Tile
@@ -79,9 +79,9 @@ class CompiledSeeds(Seeds):
             y = subspace.projected(y, 1.0, origin, self._q, self.rows.work.room)
             origin = np.zeros(y.shape[1])
         blocks = -(-y.shape[0] // SIDE)
-        z = np.zeros((blocks, y.shape[1], SIDE), np.float32)
-        edge, spare = np.zeros((blocks, SIDE), np.float32), np.empty(blocks)
-        side(np.ascontiguousarray(y), origin, self._slack, z, spare)
+        z = np.empty((blocks, y.shape[1], SIDE), np.float32)
+        edge, spare = np.empty((blocks, SIDE), np.float32), np.empty(blocks)
+        side(np.ascontiguousarray(y), origin, self._slack, z, edge, spare)
         return z, edge, spare
 
     def admit(self, c: np.ndarray) -> int:
@@ -130,28 +130,27 @@ class CompiledSeeds(Seeds):
         return int(reached(tile.closest[rows], w, self.scale, total, draw))
 
 
-@any_order
-def _product(a, b):
-    total = a[0] * b[0]
-    for i in range(1, a.shape[0]):
-        total += a[i] * b[i]
-    return total
-
-
 @jit
-def side(y, origin, slack, z, spare):
-    """Write rows `y` (m, p) less the origin to `z` (blocks, p, SIDE), and `slack` times the largest squared norms."""
-    p = y.shape[1]
-    near = empty(p, np.float64)
+def side(y, origin, slack, z, edge, spare):
+    """Write rows `y` (m, p) less the origin to `z` (blocks, p, SIDE), and `slack` times the largest squared norms.
+
+    The last block ends with its last row again, for which the edges, all zero, let nothing be nearer.
+    """
+    m, p = y.shape
+    tail = empty((SIDE, p), y.dtype)
     for block in range(z.shape[0]):
-        start, largest = block * SIDE, 0.0
-        for i in range(y.shape[0] - start if y.shape[0] - start < SIDE else SIDE):
-            for f in range(p):
-                near[f] = y[start + i, f] - origin[f]
-            for f in range(p):
-                z[block, f, i] = near[f]
-            norm = _product(near, near)
-            largest = norm if norm > largest else largest
+        source, first = y, block * SIDE
+        if first + SIDE > m:
+            source, first = tail, 0
+            for i in range(SIDE):
+                row = block * SIDE + i if block * SIDE + i < m else m - 1
+                for f in range(p):
+                    tail[i, f] = y[row, f]
+        across(source, first, 1.0, origin, z, block, edge)
+        largest = np.float32(0.0)
+        for i in range(SIDE):
+            largest = edge[block, i] if edge[block, i] > largest else largest
+            edge[block, i] = 0.0
         spare[block] = largest * slack + 2.0**-100  # and what underflows
 
 
@@ -184,9 +183,9 @@ def _measure(y, row, c, j, limit):
 
 
 @any_order
-def _total(a):
-    total = a[0]
-    for i in range(1, a.shape[0]):
+def _total(a, count):
+    total = 0.0
+    for i in range(count):
         total += a[i]
     return total
 
@@ -354,7 +353,7 @@ def costs(closest, w, scale, block, sums):
             cost = closest[start + i] * (w[start + i] if w.shape[0] > 1 else w[0])
             high[i] = cost if cost > high[i] else high[i]
             whole[i] = np.rint(cost * scale)
-        sums[number] = _total(whole[:rows])  # exact in any order
+        sums[number] = _total(whole, rows)  # exact in any order
     largest = 0.0
     for i in range(block):
         largest = high[i] if high[i] > largest else largest
