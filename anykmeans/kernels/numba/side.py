@@ -331,7 +331,7 @@ def _scores(
         for phi, total in zip(phis, known, strict=True):
             phi.add_incoming(start, before)
             phi.add_incoming(zero, more)
-            total.add_incoming(zero, before)
+            total.add_incoming(ir.Constant(code.vector, ir.Undefined), before)
     end = builder.add(begin, integer(PIECE))
     end = builder.select(builder.icmp_signed("<", end, d), end, d)
     builder.branch(loop)
@@ -355,11 +355,13 @@ def _scores(
     builder.cbranch(builder.icmp_signed("<", following, end), loop, ended)
 
     builder.position_at_end(ended)
-    builder.cbranch(builder.icmp_signed("<=", d, integer(PIECE)), after, more)
+    # One piece alone is all there is: not said of `d`, for which the compiler would write all of this twice.
+    builder.cbranch(builder.icmp_signed("==", builder.sub(end, begin), d), after, more)
     builder.position_at_end(more)
     found: list[list[Any]] = [[] for _ in starts]
+    first = builder.icmp_signed("==", begin, integer(0))
     sums = [
-        [builder.fadd(*two) for two in zip(*pair, strict=True)]
+        [builder.fadd(builder.select(first, zero, known), part) for known, part in zip(*pair, strict=True)]
         for pair in zip(so_far, added, strict=True)
     ]
     begin.add_incoming(end, more)
