@@ -22,6 +22,7 @@ from numba.core import cgutils, config
 from numba.extending import intrinsic
 
 from anykmeans.kernels.numba.panels import Panels
+from anykmeans.kernels.numba.room import empty
 from anykmeans.kernels.numba.simd import LANES, ROWS, SHORT, Code, integer
 from anykmeans.kernels.numba.steps import any_minimum, any_order, jit
 
@@ -227,7 +228,7 @@ class Codes(NamedTuple):
 def encode(x, at, scale, offset, codes, terms, lengths):
     """Write what stands for rows ``x[at] * scale - offset``: `Codes`, and their squared lengths (m,), float32."""
     d, p = x.shape[1], codes.shape[1]
-    y = np.empty(d, np.float32)
+    y = empty(d, np.float32)
     for i in range(at.shape[0]):
         row = at[i]
         for f in range(d):

@@ -20,6 +20,7 @@ from anykmeans.kernels.numba.codes import least
 from anykmeans.kernels.numba.distance import squared_distance
 from anykmeans.kernels.numba.looks import CODES, FULL, NUMBERS, FirstLook, Look
 from anykmeans.kernels.numba.panels import Panels
+from anykmeans.kernels.numba.room import empty
 from anykmeans.kernels.numba.simd import BLOCK, LANES, ROWS, centre, product, tile
 from anykmeans.kernels.numba.steps import (
     Rows,
@@ -184,7 +185,7 @@ def _all_at_least(lows, t, norm, beta, eta, found):
 @inner
 def _edge(up, norm, beta, eta, beta_up):
     """Return what is not below any low score of a distance up to `up`, or of one so near that it might matter."""
-    squared = np.float64(up) * np.float64(up) * GAP**4
+    squared = np.float64(up) * np.float64(up) * (GAP * GAP) * (GAP * GAP)
     edge = (squared + norm * beta + eta) * beta_up - norm + (squared + norm) * 2.0**-22
     return edge if edge < FAR * FAR else FAR * FAR
 
@@ -213,23 +214,25 @@ def grouped(
     wide, unit, tie, exact = truth
     m, k, d, p_count = numbers.shape[0], wide.shape[0], x.shape[1], ids.shape[0] // LANES
     in_full, low_up = kind == FULL, (1 + 2.0**-50) / (1 - low_beta)
-    y = np.empty((at_once, d), centred.dtype)
-    which, norm, low_norm = np.empty(at_once, np.int64), np.empty(at_once), np.empty(at_once)
-    best, who, below = np.empty(at_once), np.empty(at_once, np.int64), np.empty(at_once, np.float32)
-    edge = np.empty(at_once)
-    wanting, wants = np.empty((p_count, at_once + ROWS), np.int64), np.empty(p_count, np.int64)
-    order = np.empty((at_once, p_count), np.int32)
-    values = np.empty((p_count, at_once + ROWS, LANES), centred.dtype)
-    lows = np.empty((at_once, p_count), centred.dtype)
-    four, second = np.empty(ROWS, centred.dtype), np.empty(ROWS, centred.dtype)
-    lane, batch = np.empty(ROWS, np.int64), np.empty(ROWS, np.int64)
-    fresh, worn = np.empty(p_count, np.float32), np.empty(moved.shape[0], np.float32)
-    slots, scores = np.empty(k + 1, np.int64), np.empty(k + 1)
-    candidates, squared, room = np.empty(k + 1, np.int64), np.empty(k + 1), np.empty(d)
-    group = np.empty(p_count, np.int64)
+    y = empty((at_once, d), centred.dtype)
+    which, who = empty(at_once, np.int64), empty(at_once, np.int64)
+    norm, low_norm = empty(at_once, np.float64), empty(at_once, np.float64)
+    best, edge = empty(at_once, np.float64), empty(at_once, np.float64)
+    below = empty(at_once, np.float32)
+    wanting, wants = empty((p_count, at_once + ROWS), np.int64), empty(p_count, np.int64)
+    order = empty((at_once, p_count), np.int32)
+    values = empty((p_count, at_once + ROWS, LANES), centred.dtype)
+    lows = empty((at_once, p_count), centred.dtype)
+    four, second = empty(ROWS, centred.dtype), empty(ROWS, centred.dtype)
+    lane, batch = empty(ROWS, np.int64), empty(ROWS, np.int64)
+    fresh, worn = empty(p_count, np.float32), empty(moved.shape[0], np.float32)
+    slots, scores = empty(k + 1, np.int64), empty(k + 1, np.float64)
+    candidates, squared = empty(k + 1, np.int64), empty(k + 1, np.float64)
+    room, group = empty(d, np.float64), empty(p_count, np.int64)
     for p in range(p_count):
         group[p] = p // share
-    worn[:] = -np.inf  # so that all are wanted in a pass over all
+    for g in range(moved.shape[0]):
+        worn[g] = -np.inf  # so that all are wanted in a pass over all
     hard = looked = changed = lost = i = 0
     while i < m:
         count = 0
@@ -289,20 +292,18 @@ def grouped(
                 if not in_full:
                     for r in range(ROWS):
                         batch[r] = numbers[which[wanting[p, b + r]]]
+                scored = values[p, b:]
                 if kind == CODES:
                     least(
-                        row_codes, batch, row_terms, panel_codes, starts, panel_terms, p,
-                        values[p, b:], four,
+                        row_codes, batch, row_terms, panel_codes, starts, panel_terms, p, scored, four
                     )  # fmt: skip
                 elif kind == NUMBERS:
                     tile(
-                        z, batch, z.shape[1], minus_2c, minus_norms, p,
-                        values[p, b:], four, second, lane,
+                        z, batch, z.shape[1], minus_2c, minus_norms, p, scored, four, second, lane
                     )  # fmt: skip
                 else:
                     tile(
-                        y, wanting[p, b:], d, minus_2c, minus_norms, p,
-                        values[p, b:], four, second, lane,
+                        y, wanting[p, b:], d, minus_2c, minus_norms, p, scored, four, second, lane
                     )  # fmt: skip
                 for r in range(ROWS):
                     lows[wanting[p, b + r], p] = four[r]
@@ -372,7 +373,7 @@ def grouped(
                     label, up, down = np.int64(labels[row]), upper[row], lower[row]
                     passed = np.float64(_at_least(norm[t], best[t], beta, eta))
                 elif exact and norm[t] <= FAR:
-                    most, found = np.float64(up) ** 2 * GAP, 0
+                    most, found = np.float64(up) * np.float64(up) * GAP, 0
                     for s in range(some):
                         a = norm[t] + scores[s]
                         if (a * (1 - beta) if a > 0 else a) - norm[t] * beta - eta <= most:

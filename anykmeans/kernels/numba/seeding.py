@@ -16,7 +16,7 @@ from anykmeans._settings import current
 from anykmeans.kernels.numba import subspace, weights
 from anykmeans.kernels.numba.distance import squared_distance
 from anykmeans.kernels.numba.room import empty, zeros
-from anykmeans.kernels.numba.side import across
+from anykmeans.kernels.numba.side import across, side_by_side
 from anykmeans.kernels.numba.simd import LANES, SIDE, how_many, lowest, prefetch, saving, within
 from anykmeans.kernels.numba.steps import (
     any_order,
@@ -24,7 +24,6 @@ from anykmeans.kernels.numba.steps import (
     inner,
     jit,
     quarter,
-    side_by_side,
 )
 from anykmeans.kernels.seeding import BLOCK, Seeds, Tile
 
@@ -80,16 +79,18 @@ class CompiledSeeds(Seeds):
         d, blocks, none = y.shape[1], -(-y.shape[0] // SIDE), np.empty((0, 0), np.int64)
         p = d if self._q is None else self._q.shape[1] + 1
         z = np.empty((blocks, p, SIDE), np.float32)
-        edge, spare = np.zeros((blocks, SIDE), np.float32), np.empty(blocks)
+        edge, spare = np.empty((blocks, SIDE), np.float32), np.empty(blocks)
         tile.kept, step = (z, edge, spare), max(1, _NEAR // (SIDE * d))
         for first in range(0, blocks, step):
             at, part = slice(first, first + step), slice(first * SIDE, (first + step) * SIDE)
             some, origin = y[part], self._origin
             if self._q is not None:
                 near = subspace.projected(some, 1.0, origin, self._q, self.rows.work.room)
-                side(np.ascontiguousarray(near), np.zeros(p), self._slack, z[at], spare[at])
+                side(
+                    np.ascontiguousarray(near), np.zeros(p), self._slack, z[at], edge[at], spare[at]
+                )
             else:
-                side(some, origin, self._slack, z[at], spare[at])
+                side(some, origin, self._slack, z[at], edge[at], spare[at])
             shorten(some, c, tile.closest[part], edge[at], spare[at], none, 0)
 
     def admit(self, c: np.ndarray) -> int:
@@ -139,13 +140,13 @@ class CompiledSeeds(Seeds):
 
 
 @jit
-def side(y, origin, slack, z, spare):
+def side(y, origin, slack, z, edge, spare):
     """Write rows `y` (m, p) less the origin to `z` (blocks, p, SIDE), and `slack` times the largest squared norms.
 
-    Places beyond the last row are at the origin: no candidate is nearer to any than its edge, which is 0.
+    Places beyond the last row are at the origin: no candidate is nearer to any than its edge, as they are all 0 in the end.
     """
     (m, p), blocks = y.shape, z.shape[0]
-    squares, tail = empty((blocks, SIDE), np.float32), empty((SIDE, p), y.dtype)
+    tail = empty((SIDE, p), y.dtype)
     for block in range(blocks):
         source, row, count, largest = y, block * SIDE, SIDE, np.float32(0.0)
         if row + SIDE > m:
@@ -154,9 +155,11 @@ def side(y, origin, slack, z, spare):
                 for f in range(p):
                     tail[i, f] = y[row + i, f] if i < count else 0
             source, row = tail, 0
-        across(source, row, 1.0, origin, z, block, squares)
+        across(source, row, 1.0, origin, z, block, edge)
         for i in range(count):
-            largest = squares[block, i] if squares[block, i] > largest else largest
+            largest = edge[block, i] if edge[block, i] > largest else largest
+        for i in range(SIDE):
+            edge[block, i] = 0.0
         for f in range(p if count < SIDE else 0):
             for i in range(count, SIDE):
                 z[block, f, i] = 0.0
@@ -192,9 +195,9 @@ def _measure(y, row, c, j, limit):
 
 
 @any_order
-def _total(a):
-    total = a[0]
-    for i in range(1, a.shape[0]):
+def _total(a, count):
+    total = 0.0
+    for i in range(count):
         total += a[i]
     return total
 
@@ -362,7 +365,7 @@ def costs(closest, w, scale, block, sums):
             cost = closest[start + i] * (w[start + i] if w.shape[0] > 1 else w[0])
             high[i] = cost if cost > high[i] else high[i]
             whole[i] = np.rint(cost * scale)
-        sums[number] = _total(whole[:rows])  # exact in any order
+        sums[number] = _total(whole, rows)  # exact in any order
     largest = 0.0
     for i in range(block):
         largest = high[i] if high[i] > largest else largest

@@ -14,8 +14,9 @@ from anykmeans._bounds import GAP
 from anykmeans.kernels.numba import seeding
 from anykmeans.kernels.numba.distance import squared_distance
 from anykmeans.kernels.numba.room import empty, zeros
+from anykmeans.kernels.numba.side import side_by_side
 from anykmeans.kernels.numba.simd import SIDE
-from anykmeans.kernels.numba.steps import inner, jit, quarter, side_by_side
+from anykmeans.kernels.numba.steps import inner, jit, quarter
 
 
 @inner

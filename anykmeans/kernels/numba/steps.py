@@ -85,10 +85,10 @@ inline = _compiled(no_cpython_wrapper=True, forceinline=True)
 # What becomes part of its caller before that is compiled: one file to keep and to load, not many.
 within = _compiled(no_cpython_wrapper=True, inline="always")
 # Sums whose order of addition is free, as the bounds allow any.
-any_order = _compiled(fastmath={"reassoc", "contract"})
+any_order = _compiled(no_cpython_wrapper=True, fastmath={"reassoc", "contract"})
 # Minima in any order.
 _MINIMA = {"nnan", "nsz", "reassoc"}
-any_minimum = _compiled(fastmath=_MINIMA)
+any_minimum = _compiled(no_cpython_wrapper=True, fastmath=_MINIMA)
 inline_minimum = _compiled(no_cpython_wrapper=True, forceinline=True, fastmath=_MINIMA)
 
 
@@ -222,26 +222,6 @@ def quarter(d):
     while 4 * found < d:
         found *= 2
     return found
-
-
-@inner
-def side_by_side(columns, c, j, room):
-    """Write `squared_distance` of rows, ``columns[:, i]``, to row `j` of `c`, to ``room[0]``.
-
-    Features are padded with zeros to four times the rows of `room`, whose columns are so many rows.
-    """
-    left, lanes = room.shape
-    for f in range(left):
-        a, b, g, h = c[j, f], c[j, f + left], c[j, f + 2 * left], c[j, f + 3 * left]
-        for i in range(lanes):
-            p, q = columns[f, i] - a, columns[f + 2 * left, i] - g
-            r, s = columns[f + left, i] - b, columns[f + 3 * left, i] - h
-            room[f, i] = (p * p + q * q) + (r * r + s * s)
-    while left > 1:
-        left //= 2
-        for f in range(left):
-            for i in range(lanes):
-                room[f, i] += room[f + left, i]
 
 
 @jit

@@ -13,6 +13,7 @@ import math
 
 import numpy as np
 
+from anykmeans.kernels.numba.room import empty, zeros
 from anykmeans.kernels.numba.simd import LANES, ROWS, tile
 from anykmeans.kernels.numba.steps import jit, squared_norm
 
@@ -48,10 +49,10 @@ def coordinates(y: np.ndarray, q: np.ndarray) -> np.ndarray:
 def project(x, at, unit, offset, panels, found):
     """Write the `coordinates` of rows ``x[at]``, in the frame and less the offset, to `found` (m, p)."""
     d, p = x.shape[1], found.shape[1]
-    y, norm = np.empty((ROWS, d)), np.empty(ROWS)
-    batch, lane = np.empty(ROWS, np.int64), np.empty(ROWS, np.int64)
-    low, second, scores = np.empty(ROWS), np.empty(ROWS), np.empty((ROWS, LANES))
-    zeros = np.zeros((panels.shape[0], LANES))
+    y, norm = empty((ROWS, d), np.float64), empty(ROWS, np.float64)
+    batch, lane = empty(ROWS, np.int64), empty(ROWS, np.int64)
+    low, second = empty(ROWS, np.float64), empty(ROWS, np.float64)
+    scores, norms = empty((ROWS, LANES), np.float64), zeros((panels.shape[0], LANES), np.float64)
     for r in range(ROWS):
         batch[r] = r
     for b in range(0, at.shape[0], ROWS):
@@ -62,7 +63,7 @@ def project(x, at, unit, offset, panels, found):
                 y[r, f] = np.float64(x[row, f]) * unit - offset[f]
             norm[r] = squared_norm(y, r)
         for panel in range(panels.shape[0]):
-            tile(y, batch, d, panels, zeros, panel, scores, low, second, lane)
+            tile(y, batch, d, panels, norms, panel, scores, low, second, lane)
             for r in range(used):
                 for spot in range(LANES):  # the last of all is of no direction, and zero
                     found[b + r, panel * LANES + spot] = scores[r, spot]
