@@ -7,7 +7,7 @@ pytest.importorskip("numba")
 
 from anykmeans import KMeans
 from anykmeans._evaluate import evaluate, evaluated, nearest
-from anykmeans.kernels.numba import _MOST, once
+from anykmeans.kernels.numba import _MOST, looks, once
 from anykmeans.sources.rows import Rows
 
 
@@ -67,6 +67,45 @@ def test_a_batch_is_labelled_measured_and_added_in_one_go(
                 assert cost == inertia
                 assert np.isnan(none)
     assert found[0] == found[1]
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("dtype", ["float32", "float64", "int16"])
+@pytest.mark.parametrize("kind", ["apart", "ties", "far", "alike"])
+def test_a_single_pass_over_codes_finds_the_same(setting, monkeypatch, kind, dtype, threads):
+    if not looks.codes.AVAILABLE:
+        pytest.skip("this processor has no products of bytes")
+    setting(first_look=0, spread=0)
+    for name, value in (("_LARGE", 1), ("_SHARING", 1)):
+        monkeypatch.setattr(looks, name, value)
+    monkeypatch.setattr(once, "_ROOM", 500 * (70 + 45 // 4))  # several parts
+    coded = []
+
+    def plan(frame, work, wide, labels, already):
+        coded.append(work.n)
+        return looks.Plan(wide.mean(axis=0))
+
+    monkeypatch.setattr(looks, "plan", plan)
+    x, c = rows_and_centroids(kind, 1700, 70, 45, dtype)
+    c = c + (kind == "ties") / 4  # none at the origin
+    found = evaluate(x, c, kernel="numba", threads=threads)
+    expected = evaluate(x, c, kernel="agnostic")
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(one, other)
+    np.testing.assert_array_equal(nearest(x, c, kernel="numba", threads=threads), expected[0])
+    if threads == 1:  # settings are those of a thread
+        times = 1 + (x.dtype.kind == "f")  # `nearest` takes whole numbers the long way
+        assert sum(coded) == times * len(x)
+        assert len(coded) >= 4 * times
+    rows = Rows.over(x, kernel="numba", threads=threads)
+    with rows.work:
+        whole, cost = rows.kernel.counted(rows, c, measured=True)
+        np.testing.assert_array_equal(whole, rows.stats(found[0].astype(np.int32), 45).sums)
+    assert cost == found[2]
+    if x.dtype.kind == "f":
+        x[1500, 3] = np.nan
+        with pytest.raises(ValueError, match="NaN"):
+            nearest(x, c, kernel="numba", threads=threads)
 
 
 @pytest.mark.parametrize("k", [3, 10])

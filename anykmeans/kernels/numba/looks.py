@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from anykmeans._work import Work
 
 WIDE = 64  # features from which on a first look may pay
+# Features of all centroids, and rows for each of these, from which on a first look pays in a single pass, too.
+_LARGE, _SHARING = 1 << 17, 32
 _CHOICES = (32, 48, 64, 96, 128, 192, 256)  # coordinates
 _MOST = _CHOICES[-1]
 _SAMPLE, _LEAST = 256, 64  # rows that tell, and the fewest that do
@@ -85,6 +87,12 @@ class Plan(NamedTuple):
     origin: np.ndarray
     q: np.ndarray | None = None
     settles: bool = False
+
+
+def alone(n: int, d: int, k: int) -> bool:
+    """Return whether codes of `n` rows of `d` features may pay where `k` centroids are searched but once."""
+    large = d >= WIDE and d * k >= _LARGE and n >= _SHARING * k
+    return codes.AVAILABLE and large and n >= current().first_look
 
 
 def directions(y: np.ndarray, c: np.ndarray, most: int) -> np.ndarray:

@@ -14,9 +14,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from anykmeans._frame import Frame
+from anykmeans._matrix import Matrix
 from anykmeans._settings import current
 from anykmeans._work import Work
-from anykmeans.kernels.numba import few, pieces, read, sums, weights
+from anykmeans.kernels.numba import few, looks, pieces, read, sums, weights
+from anykmeans.kernels.numba.grouped import GroupedSearch
 from anykmeans.kernels.numba.room import zeros
 from anykmeans.kernels.numba.simd import HELD, LANES, ROWS, SIDE
 from anykmeans.kernels.numba.steps import any_order, jit
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
 Found = tuple[np.ndarray, np.ndarray, float]
 
 _ORDINARY = 2.0**20  # times as large or small as one that numbers may be to be compared as they are
+_ROOM = 1 << 26  # bytes for codes of rows, and bounds
 _MAGNITUDE = np.int64(2**63 - 1)  # all bits but the sign
 _SMALL = np.float64(1 / _ORDINARY).view(np.int64)
 _CACHE = 1 << 12  # numbers of rows that wait in the L1 cache beside a panel of centroids
@@ -92,14 +95,38 @@ def label(
     """
     errors, lost, lanes = few.Errors.of(c.shape[1], 1.0), 0, None
     for tile, x in rows:
-        if lanes is None:
-            real = x.dtype.type
-            lanes = few.room(SIDE, real(1.0), mean.astype(real))
-        weight = w[tile] if w.size > 1 else w
-        lost += few.label(x, weight, lanes, c, errors, labels[tile], whole, folds)
+        own, weight = labels[tile], w[tile] if w.size > 1 else w
+        if looks.alone(own.size, x.shape[1], len(c)):
+            lost += _coded(x, c, own)
+            if whole.size:
+                sums.accumulate(
+                    x, np.arange(own.size, dtype=np.int32), weight, own, own[:0], *folds, whole
+                )
+        else:
+            if lanes is None:
+                real = x.dtype.type
+                lanes = few.room(SIDE, real(1.0), mean.astype(real))
+            lost += few.label(x, weight, lanes, c, errors, own, whole, folds)
         if distances is not None:
-            sums.own_distances(x, 1.0, c, labels[tile], distances[tile])
+            sums.own_distances(x, 1.0, c, own, distances[tile])
     return lost
+
+
+def _coded(x: np.ndarray, c: np.ndarray, labels: np.ndarray) -> int:
+    """Do what `few.label` does for rows whose codes pay."""
+    work = Work(*x.shape, host=True, max_bytes=None, threads=1, blas=False)
+    frame = Frame.around(Matrix.of(x, "numpy"), 1.0, c)  # which is not scaled
+    search = GroupedSearch(frame, work, skips=True, exact=True)
+    search.relabel(c)
+    labels[:] = search.labels
+    return int(search.lost)
+
+
+def _together(work: Work, m: int, k: int, near: int) -> int:
+    """Return how many of `m` rows to label together for `k` centroids: `near`, or as many as there is room for the codes of."""
+    if not looks.alone(m, work.d, k):
+        return near
+    return max(1, min(_ROOM, work.max_bytes // (2 * work.threads)) // (work.d + k // 4))
 
 
 def labels(x: np.ndarray, c: np.ndarray, threads: int | None) -> np.ndarray | None:
@@ -117,7 +144,9 @@ def labels(x: np.ndarray, c: np.ndarray, threads: int | None) -> np.ndarray | No
         spread = work.n * work.d * len(c) >= current().spread * few.BRIEF
 
         def some(tile: slice) -> int:
-            return label([(tile, x[tile])], wide, mean, found)
+            m = tile.stop - tile.start
+            parts = work.tiles(tile.start, tile.stop, _together(work, m, len(c), m))
+            return label(((part, x[part]) for part in parts), wide, mean, found)
 
         lost = sum(work.map(some, _tiles(work, spread=spread)))
     return None if lost else found
@@ -216,8 +245,8 @@ def _ordinary(rows: Rows, c: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]
 
 
 def _near(rows: Rows, tile: slice, k: int) -> Iterator[tuple[slice, np.ndarray]]:
-    """Yield a tile's rows, so many at a time that they are in the cache for what follows the scores."""
-    step = max(_NEAR // rows.shape[1], _READ * k)
+    """Yield a tile's rows, so many at a time that they are in the cache for what follows the scores, if they are scored."""
+    step = _together(rows.work, tile.stop - tile.start, k, max(_NEAR // rows.shape[1], _READ * k))
     for part in rows.work.tiles(tile.start, tile.stop, step):
         yield part, read(rows.matrix, part)
 
