@@ -38,10 +38,11 @@ if TYPE_CHECKING:
     from anykmeans.sources.descent import InMemory
 
 BRIEF = 128  # products for each number of `Settings.spread`: a pass of fewer is over before a thread has begun
-_NARROW = 100  # features below which bounds of more than few clusters may cost more than they save
-# Scores in fewer features than that, or as many as there are features, and products, for each number of `Settings.at_once`:
-# up to so many a pass are all made. And how many of these numbers for a row are enough, whatever is to be scored.
-_SCORES, _PRODUCTS, _ROWS = 16, 64, 1024
+# Where bounds of more than few clusters may cost more than they save, by numbers of `Settings.at_once`: in fewer features than that
+# while a pass makes as many scores as there are features, up to a most; in more while centroids have a share of it. And whatever is to
+# be scored, while a pass makes so many products and not too many scores, or where each row has a share.
+_NARROW, _MOST_EACH, _SHARE = 100, 32, 128
+_PRODUCTS, _SCORES, _ROWS = 64, 8, 1024
 _TILES = 4  # tiles of rows that are copied at once, as a call takes as long as some rows
 
 
@@ -542,6 +543,10 @@ def _gather(
 def suits(n: int, d: int, k: int) -> bool:
     """Return whether bounds of `k` clusters, for `n` rows of `d` features, would cost more than they save."""
     now = current()
-    if k < now.few or (d < _NARROW and n * k <= min(d, _SCORES) * now.at_once):
+    if k < now.few or n * _ROWS <= now.at_once:
         return True
-    return n * k * d <= _PRODUCTS * now.at_once or n * _ROWS <= now.at_once
+    if n * k * d <= _PRODUCTS * now.at_once and n * k <= _SCORES * now.at_once:
+        return True
+    return (
+        n * k <= min(d, _MOST_EACH) * now.at_once if d < _NARROW else k * d * _SHARE <= now.at_once
+    )
