@@ -11,8 +11,8 @@ import numpy as np
 from anykmeans import _settings
 from anykmeans.kernels import choose
 
-# Rows and features of each way to search: all centroids, few features, and more, with a first look.
-_SIZES = [(60, 3), (6000, 5), (9000, 70)]
+# Rows and features of each way to search: all centroids, the same with slack, few features, and more, with a first look.
+_SIZES = [(60, 3), (9000, 60), (6000, 5), (9000, 100)]
 _K, _FEW = 20, 3  # centroids that one pass scores, and that it measures
 
 

@@ -32,6 +32,7 @@ from anykmeans.kernels.numba import (
     seeding,
     side,
     simd,
+    slack,
     small,
     steps,
     subspace,
@@ -205,8 +206,10 @@ def run_across(x, row, scale, offset, columns, block, squares):
 
 
 @jit
-def run_nearest(columns, block, minus_2c, norms, squares, beta, eta, before, now):
-    return side.nearest(columns, block, minus_2c, norms, squares, beta, eta, before, now)
+def run_nearest(columns, block, minus_2c, norms, squares, beta, eta, loose, before, now, slack):
+    return side.nearest(
+        columns, block, minus_2c, norms, squares, beta, eta, loose, before, now, slack
+    )
 
 
 @jit
@@ -261,12 +264,19 @@ def test_nearest_of_all(d, k):
     best, second = np.sort(np.vstack([scores, np.full((1, SIDE), 2.0**100)]), axis=0)[:2]
     for beta, eta in [(0.0, 0.0), (0.125, 0.0), (0.0, 0.25)]:
         margin = beta * (2 * norm + abs(norm + best) + abs(norm + second)) + eta
-        how = squares, np.float32(beta), np.float32(eta), before, now
+        told = np.full(SIDE, np.nan, np.float32)
+        how = squares, *map(np.float32, (beta, eta, 0.01)), before, now, told
         words = run_nearest(columns, block, arranged(minus_2c), norms, *how)
         np.testing.assert_array_equal(now, scores.argmin(axis=0))
         changed, unproven = ([word >> r & 1 for r in range(SIDE)] for word in words)
         np.testing.assert_array_equal(changed, now != before)
         np.testing.assert_array_equal(unproven, ~(second - best > margin.astype(np.float32)))
+        far, near = (norm + score.astype(np.float64) for score in (second, best))
+        far, near = (
+            np.sqrt(np.maximum(a + sign * (0.01 * (abs(a) + norm) + eta), 0))
+            for sign, a in ((-1, far), (1, near))
+        )
+        np.testing.assert_allclose(told, far - near, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
@@ -330,6 +340,63 @@ def test_few_are_the_referees(setting, shape, dtype, bounds):
             wanted, _ = referee.nearest(x.astype(float), c.astype(float))
             np.testing.assert_array_equal(search.labels, wanted)
             c[turn % k] = c[turn % k] / 2 + x[-1 - turn] / 2
+
+
+@pytest.fixture
+def skipping(monkeypatch):
+    """Look at rows in doubt alone, however many there are; return how many are gathered, time by time."""
+    for constant in ("_GATHERED", "_FEATURE", "_WORN", "_CALLED"):
+        monkeypatch.setattr(slack, constant, 0)
+    found, gather = [], few._gather
+
+    def counted(rows, *how):
+        found.append(rows.size)
+        gather(rows, *how)
+
+    monkeypatch.setattr(few, "_gather", counted)
+    return found
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_rows_that_have_slack_are_not_looked_at(setting, skipping, dtype, weighted, threads):
+    setting(at_once=0, spread=0)
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(1500, 6)) + 10 * rng.integers(6, size=(20, 6))[rng.integers(20, size=1500)]
+    x[::5] = 30 * rng.random(size=(300, 6))  # some have no structure
+    x, c = x.astype(dtype), x[1:81:4].astype(dtype)
+    w = rng.exponential(size=1500) if weighted else None
+    found = []
+    for bounds in ("auto", "off"):
+        skipping.clear()
+        rows = Rows.over(x, w, kernel="numba", threads=threads)
+        with rows.work:
+            run = rows.start(c, bounds=bounds)
+            one, made, _ = run.steps(c, 30, 0.0, "keep")
+            end = run.label(one)
+        found.append((one.tobytes(), made, end.labels.tobytes(), end.inertia))
+        assert (0 < sum(skipping) < 1500 * made // 2) is (bounds == "auto")
+    assert found[0] == found[1]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("shape", HOSTILE)
+def test_slack_is_less_than_there_is(setting, skipping, shape, dtype):
+    setting(at_once=0)
+    rng = np.random.default_rng(0)
+    for n, d, k in [(300, 1, 1), (300, 2, 3), (200, 5, 20), (150, 40, 31)]:
+        x = HOSTILE[shape](rng.normal(size=(n, d)) + 6 * rng.integers(3, size=(n, d))).astype(dtype)
+        rows = Rows.over(x, kernel="numba")
+        c = rows.matrix.rows(np.arange(k), rows.matrix.state_dtype)
+        search = rows.start(c).search
+        for turn in range(12):
+            search.relabel(c)
+            wanted, _ = referee.nearest(x.astype(float), c.astype(float))
+            np.testing.assert_array_equal(search.labels, wanted)
+            step = 2.0 ** -(turn % 7)
+            c[turn % k] += (x[-1 - turn] - c[turn % k]) * c.dtype.type(step)
+    assert skipping or shape == "constant"
 
 
 @pytest.mark.parametrize("k", [1, 2, 7, 31])

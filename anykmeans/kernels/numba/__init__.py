@@ -1,7 +1,7 @@
 """Compiled steps for arrays in host memory: a row is read once for all that is done to it.
 
-Few centroids are all scored, `few`, and so are all where rows are few; `once` makes one pass over more that no other
-follows. Else `sweep` chooses how to search the nearest: by `near` in few features, by `grouped` in more, after a first look
+Few centroids are all scored, `few`, and so are all where rows are few, but for rows that have `slack`; `once` makes one pass over more
+that no other follows. Else `sweep` chooses how to search the nearest: by `near` in few features, by `grouped` in more, after a first look
 (`looks`) at `codes` or in a `subspace`. What both share is in `bounded`, and compiled in `steps`; centroids go by `panels`, and `simd` has the inner
 loops. `sums` and `seeding` are what their names say, and `small` is seeding of few rows. None holds
 the interpreter's lock, so that threads really run at once.

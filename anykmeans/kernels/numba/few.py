@@ -1,8 +1,8 @@
 # mypy: allow-untyped-defs, allow-untyped-calls
 """The search for few clusters or few rows: rows are the lanes, and all centroids are scored.
 
-Scores are made at the processor's peak; what goes on around them is what costs. So there are no bounds, nothing is gathered, and
-a row's certificate is one comparison. Rows are transposed once, centred, in float32, and kept so while there is room.
+Scores are made at the processor's peak; what goes on around them is what costs. So a row's certificate is one comparison, and nothing is
+gathered until `slack` says that few rows need be looked at. Rows are transposed once, centred, in float32, and kept so while there is room.
 As many passes are made in one call as need no decision about an empty cluster.
 """
 
@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 import itertools
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -23,6 +23,7 @@ from anykmeans.kernels.numba.distance import squared_distance
 from anykmeans.kernels.numba.room import empty, zeros
 from anykmeans.kernels.numba.side import TOGETHER, across, nearest
 from anykmeans.kernels.numba.simd import LANES, PIECE, SIDE, lowest
+from anykmeans.kernels.numba.slack import Slack, wear
 from anykmeans.kernels.numba.steps import (
     halve,
     jit,
@@ -36,10 +37,12 @@ if TYPE_CHECKING:
     from anykmeans.sources.descent import InMemory
 
 BRIEF = 128  # products for each number of `Settings.spread`: a pass of fewer is over before a thread has begun
-_NARROW = 100  # features below which bounds of more than few clusters may cost more than they save
-# Scores in fewer features than that, or as many as there are features, and products, for each number of `Settings.at_once`:
-# up to so many a pass are all made. And how many of these numbers for a row are enough, whatever is to be scored.
-_SCORES, _PRODUCTS, _ROWS = 16, 64, 1024
+# Where bounds of more than few clusters may cost more than they save, by numbers of `Settings.at_once`: in fewer features than that
+# while a pass makes as many scores as there are features, up to a most; in more while centroids have a share of it. And whatever is to
+# be scored, while a pass makes so many products and not too many scores, or where each row has a share.
+_NARROW, _MOST_EACH, _SHARE = 100, 32, 128
+_PRODUCTS, _SCORES, _ROWS = 64, 8, 1024
+_TILES = 4  # tiles of rows that are copied at once, as a call takes as long as some rows
 
 
 class Lanes(NamedTuple):
@@ -69,7 +72,9 @@ class Errors(NamedTuple):
     Attributes
     ----------
     beta, eta : float
-        See `anykmeans.kernels.numba.simd.nearest`, float32.
+        See `anykmeans.kernels.numba.side.nearest`, float32.
+    loose : float
+        The same, of one score and the squared norm that it is added to.
     unit : float
         What rows are multiplied by for distances.
     tie : float
@@ -78,6 +83,7 @@ class Errors(NamedTuple):
 
     beta: np.float32
     eta: np.float32
+    loose: np.float32
     unit: float
     tie: float
 
@@ -87,7 +93,9 @@ class Errors(NamedTuple):
         """Return them for rows of `d` features."""
         bounds = Bounds.of(d, 2.0**-24, min(d, PIECE + -(-d // PIECE)))
         beta = 0.65 * bounds.beta + 2.0**-19  # as two scores are compared, not two distances
-        return cls(np.float32(beta), np.float32(4 * bounds.eta), unit, bounds.tie)
+        loose = Bounds.of(d, 2.0**-24).beta + 2.0**-18  # for norms as they are added up, and GAP
+        eta = np.float32(4 * bounds.eta)
+        return cls(np.float32(beta), eta, np.float32(loose), unit, bounds.tie)
 
 
 class Folds(NamedTuple):
@@ -149,15 +157,16 @@ def measured(x, rows, unit, wide, tie, labels):
 
 
 @within
-def sweep(x, w, lanes, fresh, minus_2c, norms, wide, errors, labels, whole, folds, first):
+def sweep(x, w, lanes, fresh, minus_2c, norms, wide, errors, labels, left, whole, folds, first):
     """Give rows `x` (m, d) their nearest centroids; return how many rows are out of range.
 
-    The `lanes` are filled if they are to be `fresh`. The sums `whole`, if there is room for any, become those of the new labels,
-    or, if it is the `first` sweep, have all rows added.
+    The `lanes` are filled if they are to be `fresh`. Their slack is told if there is room for it in `left`. The sums `whole`, if there is
+    room for any, become those of the new labels, or, if it is the `first` sweep, have all rows added.
     """
     m, summing = labels.shape[0], whole.shape[0] > 0
     kept = lanes.columns.shape[0] * LANES >= m
     before, now = zeros(SIDE, np.int32), empty(SIDE, np.int32)
+    told = empty(SIDE if left.shape[0] else 0, np.float32)
     tail = empty((LANES, x.shape[1]), x.dtype)
     room = m if summing else 0
     rows, old, moved = empty(room, np.int32), empty(room, np.int32), 0
@@ -177,11 +186,16 @@ def sweep(x, w, lanes, fresh, minus_2c, norms, wide, errors, labels, whole, fold
             lanes.squares,
             errors.beta,
             errors.eta,
+            errors.loose,
             before,
             now,
+            told,
         )
         for i in range(used):
             labels[start + i] = now[i]
+        if left.shape[0]:
+            for i in range(used):
+                left[start + i] = told[i]
         every = (np.int64(1) << used) - 1 if used < SIDE else np.int64(-1)
         changed = every if first else (changed | unproven) & every
         unproven &= every
@@ -255,14 +269,14 @@ def arranged(c, lanes, unit, wide, minus_2c, norms):
 
 @jit
 def passes(
-    x, w, lanes, fresh, c, labels, errors, whole, folds, first, most, tol, keep, single, before
+    x, w, lanes, fresh, c, labels, left, errors, whole, folds, first, most, tol, keep, single, at
 ):
     """Label rows `x` (m, d), add up what that changes, and move centroids so, up to `most` times; all by one function, compiled once.
 
     Returns how many times, how far the last time, and how many rows are out of range. Stops after a shift of at most `tol`, and
     before a pass that `advance` does not make. There are no sums if there is no room for them, the running `whole`, to which all
-    rows are added if it is the `first` pass. The `lanes` are filled if they are to be `fresh`. The `labels` become those of the
-    centroids that are written to `before`, if there is room, as `c` (k, d), float64, moves on.
+    rows are added if it is the `first` pass. The `lanes` are filled if they are to be `fresh`. The `labels`, and what slack is `left`,
+    if there is room, become those of the centroids that are written to `at`, if there is room, as `c` (k, d), float64, moves on.
     """
     k, d = c.shape
     wide, minus_2c, norms = (
@@ -274,14 +288,14 @@ def passes(
     while True:
         arranged(c, lanes, errors.unit, wide, minus_2c, norms)
         lost += sweep(
-            x, w, lanes, fresh, minus_2c, norms, wide, errors, labels, whole, folds, first
+            x, w, lanes, fresh, minus_2c, norms, wide, errors, labels, left, whole, folds, first
         )
         fresh = False
         if done == most:
             break
-        for j in range(before.shape[0]):
+        for j in range(at.shape[0]):
             for f in range(d):
-                before[j, f] = c[j, f]
+                at[j, f] = c[j, f]
         ahead, moves = advance(whole, c, wide, single, errors.unit, folds, keep)
         first = False
         if not ahead:
@@ -363,17 +377,18 @@ class FewSearch(Search):
             room(part.stop - part.start if keeps else SIDE, *affine) for part in self._parts
         ]
         self._fresh = True
+        self._slack = Slack(n if keeps else 0, d, k)
 
     def relabel(self, c: np.ndarray) -> tuple[list[Change], int]:
         """Give every row its nearest centroid of `c`; return changes, and how many rows changed."""
         at, first = c.astype(np.float64), not self._at.size
         if np.array_equal(at, self._at):
             return [], 0
-        before, self._at = self.labels, at
+        before = self.labels
         if not first:
             self.labels = before.copy()  # as results hold the old ones
         lost = self._look(at, ONE, itertools.repeat(NO_SUMS), NO_FOLDS, first=False)
-        self.lost = first and lost > 0
+        self._at, self.lost = at, first and lost > 0
         if first:
             return [], before.size
         (rows,) = np.nonzero(self.labels != before)
@@ -389,24 +404,27 @@ class FewSearch(Search):
         grid, w = rows.grid, weights(rows.relative_weight(rows.every))
         folds = Folds(grid.scale, grid.step, grid.folds)
         whole = np.zeros((len(self._parts), k, grid.folds * (d + 1)))
-        self._at, end = np.empty((k, d)), Ends(tol, empty == "keep", c.dtype == np.float32)
-        done, shift = 0, np.nan
-        if len(self._parts) == 1:
-            done, shift, _ = passes(
-                self._x, w, self._lanes[0], self._fresh, at, self.labels, self._errors, whole[0], folds,
-                True, most, *end, self._at,
-            )  # fmt: skip
-            self._fresh = False
-        else:
-            while done < most and not shift <= tol:
+        end = Ends(tol, empty == "keep", c.dtype == np.float32)
+        if not self._at.size:
+            self._at = np.empty((k, d))
+        done, shift, turns, made = 0, np.nan, 0, 0
+        while done < most and not shift <= tol and made == turns:
+            turns = self._slack.turns(most - done)
+            if turns and len(self._parts) == 1:
+                made, moved, _ = passes(
+                    self._x, w, self._lanes[0], self._fresh, at, self.labels, _NONE, self._errors, whole[0],
+                    folds, done == 0, turns, *end, self._at,
+                )  # fmt: skip
+                self._fresh = False
+                self._slack.passed(turns)
+            else:
+                turns = 1
                 self._look(at, w, whole, folds, first=done == 0)
-                none = self._x[:0], w, self._lanes[0], False, at, self.labels[:0]
+                none = self._x[:0], w, self._lanes[0], False, at, self.labels[:0], _NONE
                 made, moved, _ = passes(
                     *none, self._errors, whole.sum(axis=0), folds, False, 1, *end, self._at
                 )
-                if not made:
-                    break
-                done, shift = done + 1, moved
+            done, shift = done + made, moved if made else shift
         run.forget()
         if not done:
             return super().steps(run, c, most, tol, empty)
@@ -415,23 +433,34 @@ class FewSearch(Search):
     def _look(
         self, c: np.ndarray, w: np.ndarray, sums: Iterable[np.ndarray], folds: Folds, *, first: bool
     ) -> int:
-        """Label all rows, spread over threads; change `sums` of each part, and return how many rows are out of range."""
+        """Label all rows, spread over threads; change `sums` of each part, and return how many rows are out of range.
 
-        def look(one: tuple[slice, Lanes, np.ndarray]) -> int:
+        Those are not looked at whose slack says so, but if all are to be added, `first`.
+        """
+        room, wears = self._slack.room, self._slack.told and not first
+        how = self._errors, folds, first
+        step = -(-_TILES * self.work.tile // self.work.d)
+
+        def look(one: tuple[slice, Lanes, np.ndarray]) -> tuple[int, int]:
             part, lanes, whole = one
             x = read(self.matrix, part) if self._x is None else self._x[part]
-            _, _, lost = passes(
-                x, w[part] if w.size > 1 else w, lanes, self._fresh, c, self.labels[part],
-                self._errors, whole, folds, first, 0, *_NO_END, NO_SUMS,
-            )  # fmt: skip
-            return int(lost)
+            own, labels, left = w[part] if w.size > 1 else w, self.labels[part], room[part]
+            rows, count = np.empty(labels.size if wears else 0, np.int32), 0
+            if wears:
+                count = wear(left, labels, self._at, c, self._errors.unit, rows)
+                if self._slack.pays(count, labels.size):
+                    for tile in self.work.tiles(0, count, step):
+                        _gather(rows[tile], x, own, lanes, c, labels, left, whole, *how)
+                    return 0, count
+            return _label(x, own, lanes, self._fresh, c, labels, left, whole, *how), count
 
-        lost = self.work.map(look, zip(self._parts, self._lanes, sums, strict=False))
+        found = self.work.map(look, zip(self._parts, self._lanes, sums, strict=False))
         self._fresh = False
-        return sum(lost)
+        self._slack.passed(1, sum(count for _, count in found))
+        return sum(lost for lost, _ in found)
 
 
-ONE, NO_SUMS = np.ones(1), np.empty((0, 0))
+ONE, NO_SUMS, _NONE = np.ones(1), np.empty((0, 0)), np.empty(0, np.float32)
 NO_FOLDS, _NO_END = Folds(np.empty(0), 1.0, 0), Ends(0.0, False, False)
 
 
@@ -450,15 +479,53 @@ def label(
     The sums `whole` have the rows added, by weights `w`, if there is room for any.
     """
     first = whole.shape[0] > 0
+    return _label(x, w, lanes, True, c, labels, _NONE, whole, errors, folds, first)
+
+
+def _label(
+    x: np.ndarray,
+    w: np.ndarray,
+    lanes: Lanes,
+    fresh: bool,
+    c: np.ndarray,
+    labels: np.ndarray,
+    left: np.ndarray,
+    whole: np.ndarray,
+    errors: Errors,
+    folds: Folds,
+    first: bool,
+) -> int:
+    """Make a pass, see `passes`, that moves no centroid; return how many rows are out of range."""
     _, _, lost = passes(
-        x, w, lanes, True, c, labels, errors, whole, folds, first, 0, *_NO_END, NO_SUMS
+        x, w, lanes, fresh, c, labels, left, errors, whole, folds, first, 0, *_NO_END, NO_SUMS
     )
     return int(lost)
+
+
+def _gather(
+    rows: np.ndarray,
+    x: np.ndarray,
+    w: np.ndarray,
+    lanes: Lanes,
+    c: np.ndarray,
+    labels: np.ndarray,
+    left: np.ndarray,
+    *how: Any,
+) -> None:
+    """Make such a pass over some of the `rows` alone."""
+    few, own = room(SIDE, lanes.scale, lanes.offset), w.take(rows) if w.size > 1 else w
+    found = labels.take(rows), left.take(rows)
+    _label(x.take(rows, axis=0), own, few, True, c, *found, *how)
+    labels[rows], left[rows] = found
 
 
 def suits(n: int, d: int, k: int) -> bool:
     """Return whether bounds of `k` clusters, for `n` rows of `d` features, would cost more than they save."""
     now = current()
-    if k < now.few or (d < _NARROW and n * k <= min(d, _SCORES) * now.at_once):
+    if k < now.few or n * _ROWS <= now.at_once:
         return True
-    return n * k * d <= _PRODUCTS * now.at_once or n * _ROWS <= now.at_once
+    if n * k * d <= _PRODUCTS * now.at_once and n * k <= _SCORES * now.at_once:
+        return True
+    return (
+        n * k <= min(d, _MOST_EACH) * now.at_once if d < _NARROW else k * d * _SHARE <= now.at_once
+    )

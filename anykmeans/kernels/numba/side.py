@@ -34,18 +34,22 @@ def across(context, x, row, scale, offset, columns, block, squares):  # type: ig
 
 
 @intrinsic
-def nearest(context, columns, block, minus_2c, norms, squares, beta, eta, before, now):  # type: ignore[no-untyped-def]
+def nearest(  # type: ignore[no-untyped-def]
+    context, columns, block, minus_2c, norms, squares, beta, eta, loose, before, now, slack
+):
     """Write to `now` which of all centroids has the lowest score, for SIDE rows; return two words of 64 bits.
 
     Rows are LANES to a block of `columns` (blocks, d, LANES), from `block` on, and so are their squared norms, `squares`. The scores
     are ``norms[j]`` and a row's product with column j of `minus_2c` (d, k), which is (k * d,) in the order that `arranged` tells.
     Bit r of the first word says that ``now[r]`` is not ``before[r]``, that of the second that the lowest does not differ from the
     second lowest by more than ``beta * (|estimate| + |second estimate| + 2 * squared norm) + eta``. Scores that are no numbers
-    are none. All arrays are C-contiguous; `before` and `now` (SIDE,) are int32, the others of one floating dtype.
+    are none. If there is room in `slack` (SIDE,) it says how much farther the second is at least, as an estimate is off by
+    ``loose * (|estimate| + squared norm) + eta``: see `anykmeans.kernels.numba.slack`. All arrays are C-contiguous; `before`
+    and `now` (SIDE,) are int32, the others of one floating dtype.
     """
     real = columns.dtype
     signature = types.UniTuple(types.int64, 2)(
-        columns, block, minus_2c, norms, squares, real, real, before, now
+        columns, block, minus_2c, norms, squares, real, real, real, before, now, slack
     )
     return signature, _generate_nearest
 
@@ -192,8 +196,11 @@ _FAR = 2.0**100  # no score of a row in range of a centroid that may be its near
 
 def _generate_nearest(context: Any, builder: Any, signature: Any, args: Any) -> Any:
     code = Code(context, builder, signature, args)
-    columns, minus_2c, norms, squares, before, now = (code.data(i) for i in (0, 2, 3, 4, 7, 8))
+    columns, minus_2c, norms, squares, before, now, slack = (
+        code.data(i) for i in (0, 2, 3, 4, 8, 9, 10)
+    )
     block, d, k = code.whole(1), code.size(0, 1), code.size(3, 0)
+    wanted = builder.icmp_signed(">", code.size(10, 0), integer(0))
     columns = code.at(columns, builder.mul(builder.mul(block, d), integer(LANES)))
     squares = code.at(squares, builder.mul(block, integer(LANES)))
     # As many rows as fill three quarters of the registers with sums, of TOGETHER centroids.
@@ -223,6 +230,8 @@ def _generate_nearest(context: Any, builder: Any, signature: Any, args: Any) -> 
         size = builder.fadd(square, square)
         for score in (best, second):
             size = builder.fadd(size, code.magnitude(builder.fadd(square, score)))
+        with builder.if_then(wanted):
+            code.store(_apart(code, square, best, second), code.at(slack, at))
         margin = builder.call(code.fma, [code.splat(args[5]), size, code.splat(args[6])])
         open_ = builder.fcmp_unordered("<=", builder.fsub(second, best), margin)
         for i, flags in enumerate((changed, open_)):
@@ -238,6 +247,20 @@ def _generate_nearest(context: Any, builder: Any, signature: Any, args: Any) -> 
 
     builder.position_at_end(after)
     return cgutils.pack_array(builder, ended)
+
+
+def _apart(code: Code, square: Any, best: Any, second: Any) -> Any:
+    """How much farther than the nearest of a vector of rows the second nearest is, at least."""
+    builder, zero = code.builder, ir.Constant(code.vector, [0.0] * code.lanes)
+    eta, loose = code.splat(code.args[6]), code.splat(code.args[7])
+    found = []
+    for score, outwards in ((second, builder.fsub), (best, builder.fadd)):
+        estimate = builder.fadd(square, score)
+        size = builder.fadd(code.magnitude(estimate), square)
+        squared = outwards(estimate, builder.call(code.fma, [loose, size, eta]))
+        negative = builder.fcmp_ordered("<", squared, zero)
+        found.append(code.root(builder.select(negative, zero, squared)))
+    return builder.fsub(*found)
 
 
 def _lowest_two(

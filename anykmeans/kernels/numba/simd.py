@@ -239,8 +239,15 @@ class Code:
 
     def magnitude(self, vector: Any) -> Any:
         """A vector's elements without their signs."""
+        return self._each("fabs", vector)
+
+    def root(self, vector: Any) -> Any:
+        """The square roots of a vector's elements."""
+        return self._each("sqrt", vector)
+
+    def _each(self, name: str, vector: Any) -> Any:
         kind = ir.FunctionType(self.vector, [self.vector])
-        name = f"llvm.fabs.v{self.lanes}f{8 * self.bytes}"
+        name = f"llvm.{name}.v{self.lanes}f{8 * self.bytes}"
         return self.builder.call(
             cgutils.get_or_insert_function(self.builder.module, kind, name), [vector]
         )
