@@ -38,9 +38,9 @@ if TYPE_CHECKING:
 
 BRIEF = 128  # products for each number of `Settings.spread`: a pass of fewer is over before a thread has begun
 # Where bounds of more than few clusters may cost more than they save, by numbers of `Settings.at_once`: in fewer features than that
-# while a pass makes as many scores as there are features, up to a most; in more while centroids have a share of it. And whatever is to
-# be scored, while a pass makes so many products and not too many scores, or where each row has a share.
-_NARROW, _MOST_EACH, _SHARE = 100, 32, 128
+# while a pass makes as many scores as there are features, up to a most. And whatever is to be scored, while a pass makes so many
+# products and not too many scores, or where each row has a share.
+_NARROW, _MOST_EACH = 100, 32
 _PRODUCTS, _SCORES, _ROWS = 64, 8, 1024
 _TILES = 4  # tiles of rows that are copied at once, as a call takes as long as some rows
 
@@ -526,6 +526,4 @@ def suits(n: int, d: int, k: int) -> bool:
         return True
     if n * k * d <= _PRODUCTS * now.at_once and n * k <= _SCORES * now.at_once:
         return True
-    return (
-        n * k <= min(d, _MOST_EACH) * now.at_once if d < _NARROW else k * d * _SHARE <= now.at_once
-    )
+    return d < _NARROW and n * k <= min(d, _MOST_EACH) * now.at_once
