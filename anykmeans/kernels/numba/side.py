@@ -361,7 +361,10 @@ def _scores(
     found: list[list[Any]] = [[] for _ in starts]
     first = builder.icmp_signed("==", begin, integer(0))
     sums = [
-        [builder.fadd(builder.select(first, zero, known), part) for known, part in zip(*pair, strict=True)]
+        [
+            builder.fadd(builder.select(first, zero, known), part)
+            for known, part in zip(*pair, strict=True)
+        ]
         for pair in zip(so_far, added, strict=True)
     ]
     begin.add_incoming(end, more)

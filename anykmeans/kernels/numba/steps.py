@@ -91,6 +91,13 @@ any_minimum = _compiled(no_cpython_wrapper=True, fastmath=_MINIMA)
 inline_minimum = _compiled(no_cpython_wrapper=True, forceinline=True, fastmath=_MINIMA)
 
 
+# What counting begins with: a literal is of a type of its own, and for each that becomes a number in a loop, and what depends
+# on that, all of a function is typed once more.
+ZERO = np.int64(0)
+# In float32, as they are: to be made that is four things more to compile, wherever it is.
+UP32, DOWN32, GAP32, TINY32, INF32 = np.float32([UP, DOWN, GAP, TINY, np.inf])
+
+
 class Rows(NamedTuple):
     """Rows to look at.
 
@@ -157,7 +164,7 @@ def wear(upper, lower, labels, moves, others, begin, active):
     the centroid and those around it moved at most, and how far it is at least from the nearest of these and from
     all others. The loops are short, as the compiler must know that what they write is not what they read.
     """
-    count = 0
+    count = ZERO
     overlap = empty(_STRETCH, np.float32)
     moved, apart = empty(_STRETCH, np.int64), empty(_STRETCH, np.int64)
     for start in range(0, labels.shape[0], _STRETCH):
@@ -168,14 +175,14 @@ def wear(upper, lower, labels, moves, others, begin, active):
             label = np.uint32(labels[start + i])  # unsigned, so that no sign is looked at
             moved[i], apart[i] = moves[label], others[label]
         for i in range(length):
-            above[i] = (above[i] + _low(moved[i])) * np.float32(UP)
+            above[i] = (above[i] + _low(moved[i])) * UP32
         for i in range(length):
-            worn = (below[i] - _high(moved[i])) * np.float32(DOWN)
-            outside = _high(apart[i]) - above[i] * np.float32(UP)
+            worn = (below[i] - _high(moved[i])) * DOWN32
+            outside = _high(apart[i]) - above[i] * UP32
             below[i] = worn if worn < outside else outside
         for i in range(length):
-            nearest = _low(apart[i]) - above[i] * np.float32(UP)
-            overlap[i] = above[i] * np.float32(GAP) - (below[i] if below[i] > nearest else nearest)
+            nearest = _low(apart[i]) - above[i] * UP32
+            overlap[i] = above[i] * GAP32 - (below[i] if below[i] > nearest else nearest)
         for i in range(length):
             active[count] = begin + start + i
             count += not overlap[i] < 0
