@@ -20,13 +20,14 @@ from anykmeans._search import Change, Search
 from anykmeans._settings import current
 from anykmeans.kernels.numba import read, sums, weights
 from anykmeans.kernels.numba.room import empty, zeros
-from anykmeans.kernels.numba.side import TOGETHER, across, nearest, side_by_side
+from anykmeans.kernels.numba.side import TOGETHER, across, nearest
 from anykmeans.kernels.numba.simd import EIGHT, LANES, PIECE, SIDE, lowest
 from anykmeans.kernels.numba.steps import (
     ZERO,
     halve,
     jit,
     quarter,
+    side_by_side,
     within,
 )
 from anykmeans.kernels.numba.whole import add

@@ -560,7 +560,7 @@ def _groups(lowers: np.ndarray, moved: np.ndarray, share: int) -> Groups:
     return Groups(
         lowers,
         moved,
-        np.nextafter(narrow, INF32),
+        np.nextafter(narrow, np.float32(np.inf)),
         np.maximum(np.nextafter(narrow, np.float32(0)), np.float32(0)),
         share,
     )

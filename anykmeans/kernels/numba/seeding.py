@@ -15,7 +15,7 @@ import numpy as np
 from anykmeans._settings import current
 from anykmeans.kernels.numba import subspace, weights
 from anykmeans.kernels.numba.room import empty, zeros
-from anykmeans.kernels.numba.side import across, side_by_side
+from anykmeans.kernels.numba.side import across
 from anykmeans.kernels.numba.simd import LANES, SIDE, how_many, lowest, prefetch, saving, within
 from anykmeans.kernels.numba.steps import (
     ZERO,
@@ -24,6 +24,7 @@ from anykmeans.kernels.numba.steps import (
     inner,
     jit,
     quarter,
+    side_by_side,
     squared_distance,
 )
 from anykmeans.kernels.seeding import BLOCK, Seeds, Tile
@@ -325,7 +326,7 @@ def shorten(y, c, closest, edge, spare, won, j):
             for i in range(count):
                 for f in range(d):
                     columns[f, i] = y[first + i, f]
-            side_by_side(columns, wide, 0, sums)
+            side_by_side(columns, wide, ZERO, sums)
             for i in range(count):
                 squared, before = sums[0, i], closest[first + i]
                 before = squared if squared < before else before

@@ -13,9 +13,8 @@ import numpy as np
 from anykmeans._bounds import GAP
 from anykmeans.kernels.numba import seeding
 from anykmeans.kernels.numba.room import empty, zeros
-from anykmeans.kernels.numba.side import side_by_side
 from anykmeans.kernels.numba.simd import SIDE
-from anykmeans.kernels.numba.steps import ZERO, inner, jit, quarter, squared_distance
+from anykmeans.kernels.numba.steps import ZERO, inner, jit, quarter, side_by_side, squared_distance
 
 
 @inner

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numba import njit
@@ -93,9 +93,9 @@ inline_minimum = _compiled(no_cpython_wrapper=True, forceinline=True, fastmath=_
 
 # What counting begins with: a literal is of a type of its own, and for each that becomes a number in a loop, and what depends
 # on that, all of a function is typed once more.
-ZERO = np.int64(0)
+ZERO: Any = np.int64(0)
 # In float32, as they are: to be made that is four things more to compile, wherever it is.
-UP32, DOWN32, GAP32, TINY32, INF32 = np.float32([UP, DOWN, GAP, TINY, np.inf])
+UP32, DOWN32, GAP32, TINY32, INF32 = map(np.float32, (UP, DOWN, GAP, TINY, np.inf))
 
 
 class Rows(NamedTuple):
@@ -237,6 +237,26 @@ def quarter(d):
     while 4 * found < d:
         found *= 2
     return found
+
+
+@inner
+def side_by_side(columns, c, j, room):
+    """Write `squared_distance` of rows, ``columns[:, i]``, to row `j` of `c`, to ``room[0]``.
+
+    Features are padded with zeros to four times the rows of `room`, whose columns are so many rows.
+    """
+    left, lanes = room.shape
+    for f in range(left):
+        a, b, g, h = c[j, f], c[j, f + left], c[j, f + 2 * left], c[j, f + 3 * left]
+        for i in range(lanes):
+            p, q = columns[f, i] - a, columns[f + 2 * left, i] - g
+            r, s = columns[f + left, i] - b, columns[f + 3 * left, i] - h
+            room[f, i] = (p * p + q * q) + (r * r + s * s)
+    while left > 1:
+        left //= 2
+        for f in range(left):
+            for i in range(lanes):
+                room[f, i] += room[f + left, i]
 
 
 @jit
