@@ -25,6 +25,7 @@ from anykmeans.kernels.numba.side import TOGETHER, across, nearest
 from anykmeans.kernels.numba.simd import LANES, PIECE, SIDE, lowest
 from anykmeans.kernels.numba.slack import Slack, wear
 from anykmeans.kernels.numba.steps import (
+    ZERO,
     halve,
     jit,
     within,
@@ -122,7 +123,7 @@ def fill(x, start, tail, lanes, block):
 
     Beyond the last row, zeros: these LANES go by way of `tail` (LANES, d).
     """
-    lost = 0
+    lost = ZERO
     for begin in range(start, start + SIDE, LANES):
         source, row = x, begin
         if begin + LANES > x.shape[0]:
@@ -169,8 +170,8 @@ def sweep(x, w, lanes, fresh, minus_2c, norms, wide, errors, labels, left, whole
     told = empty(SIDE if left.shape[0] else 0, np.float32)
     tail = empty((LANES, x.shape[1]), x.dtype)
     room = m if summing else 0
-    rows, old, moved = empty(room, np.int32), empty(room, np.int32), 0
-    doubtful, count, lost = empty(m, np.int32), 0, 0
+    rows, old, moved = empty(room, np.int32), empty(room, np.int32), ZERO
+    doubtful, count, lost = empty(m, np.int32), ZERO, ZERO
     for start in range(0, m, SIDE):
         used = m - start if m - start < SIDE else SIDE
         block = start // LANES if kept else 0
@@ -228,7 +229,7 @@ def advance(whole, c, wide, single, unit, folds, keep):
     k, d = c.shape
     total = sums.total(whole, folds.scale, folds.step, folds.number)
     moves, room = empty(k, np.float64), empty(d, np.float64)
-    full = True
+    full = k > 0
     for j in range(k):
         full &= total[j, d] != 0.0
     if not (full or keep):
@@ -252,7 +253,7 @@ def arranged(c, lanes, unit, wide, minus_2c, norms):
     That goes by parts of up to TOGETHER centroids, which differ by one at most: feature by feature, the centroids of a part together.
     """
     k, d = c.shape
-    first = 0
+    first = ZERO
     while first < k:
         parts = (k - first + TOGETHER - 1) // TOGETHER
         count = (k - first + parts - 1) // parts
@@ -284,7 +285,7 @@ def passes(
         empty(k * d, np.float32),
         empty(k, np.float32),
     )
-    done, shift, lost = 0, np.nan, 0
+    done, shift, lost = ZERO, np.nan, ZERO
     while True:
         arranged(c, lanes, errors.unit, wide, minus_2c, norms)
         lost += sweep(

@@ -23,6 +23,11 @@ from anykmeans.kernels.numba.panels import Panels
 from anykmeans.kernels.numba.room import empty
 from anykmeans.kernels.numba.simd import BLOCK, LANES, ROWS, centre, product, tile
 from anykmeans.kernels.numba.steps import (
+    DOWN32,
+    GAP32,
+    INF32,
+    TINY32,
+    ZERO,
     Rows,
     State,
     Truth,
@@ -153,7 +158,7 @@ def _score(y, t, c, j, norm):
 @inline_minimum
 def _wear_row(bounds, row, moved, worn):
     """Write a row's bounds, worn, to `worn` (groups,) and return the lowest of them."""
-    lowest = np.float32(np.inf)
+    lowest = INF32
     for g in range(moved.shape[0]):
         worn[g] = bounds[row, g] - moved[g]
         lowest = worn[g] if worn[g] < lowest else lowest
@@ -179,7 +184,7 @@ def _all_at_least(lows, t, norm, beta, eta, found):
         a = length + lows[t, p]
         squared = (a * shrink if a > zero else a) - spare
         root = np.sqrt(squared if squared > zero else zero)
-        found[p] = np.float32(root) * np.float32(DOWN) - np.float32(TINY)
+        found[p] = np.float32(root) * DOWN32 - TINY32
 
 
 @inner
@@ -233,9 +238,9 @@ def grouped(
         group[p] = p // share
     for g in range(moved.shape[0]):
         worn[g] = -np.inf  # so that all are wanted in a pass over all
-    hard = looked = changed = lost = i = 0
+    hard = looked = changed = lost = i = ZERO
     while i < m:
-        count = 0
+        count = ZERO
         for p in range(p_count):
             wants[p] = 0
         while i < m and count < at_once:
@@ -244,8 +249,8 @@ def grouped(
                 label = labels[row]
             if not whole:  # before the row itself is read
                 lowest = _wear_row(bounds, row, moved_most, worn)
-                lower[row] = lowest * np.float32(DOWN) - np.float32(TINY)
-                if upper[row] * np.float32(GAP) < lower[row]:
+                lower[row] = lowest * DOWN32 - TINY32
+                if upper[row] * GAP32 < lower[row]:
                     i += 1
                     continue
             ahead = np.int64(at[i + 1 if i + 1 < m else i])
@@ -264,24 +269,24 @@ def grouped(
                 up = _at_most(norm[count], score + left, beta, eta)
                 if not whole:  # a pass over all has worn none
                     up = up if up < upper[row] else upper[row]
-                    if up * np.float32(GAP) < lower[row]:
+                    if up * GAP32 < lower[row]:
                         upper[row] = up
                         continue
                 upper[row] = up
                 best[count], who[count] = score, place[label]
                 edge[count] = _edge(up, low_norm[count], low_beta, low_eta, low_up)
-                limit = up * np.float32(GAP)
-            others = np.float32(np.inf)
+                limit = up * GAP32
+            others = INF32
             for p in range(p_count):  # no branch: it would be a guess
                 bound = worn[group[p]]
                 wanted = bound <= limit
-                beyond = np.float32(np.inf) if wanted else bound
+                beyond = INF32 if wanted else bound
                 others = beyond if beyond < others else others
                 wanting[p, wants[p]] = count
                 order[count, p] = wants[p] if wanted else -1
                 lows[count, p] = np.inf
                 wants[p] += wanted
-            below[count] = others * np.float32(DOWN) - np.float32(TINY)
+            below[count] = others * DOWN32 - TINY32
             count += 1
         for p in range(p_count):
             looked += wants[p]
@@ -308,7 +313,7 @@ def grouped(
                 for r in range(ROWS):
                     lows[wanting[p, b + r], p] = four[r]
         for t in range(count):
-            row, own, some = numbers[which[t]], who[t], 0
+            row, own, some = numbers[which[t]], who[t], ZERO
             left = 4 * abs(np.float64(y[t, d - 1]))
             if own >= 0:
                 slots[0], scores[0], some = own, best[t], 1
@@ -316,13 +321,13 @@ def grouped(
                 if order[t, p] >= 0:
                     values[p, order[t, p], own % LANES] = np.inf
                     lows[t, p] = _lowest(values[p, order[t, p]])
-            nearest, panel = edge[t], -1
+            nearest, panel = edge[t], p_count
             for p in range(p_count):
                 if lows[t, p] <= nearest:
                     nearest, panel = np.float64(lows[t, p]), p
-            turn = 0
+            turn = ZERO
             # The likeliest centroid first, then all, as its score may rule others out.
-            while panel >= 0:
+            while panel < p_count:
                 q, low = order[t, panel], np.inf
                 for spot in range(LANES):
                     value = np.float64(values[panel, q, spot])
@@ -341,9 +346,9 @@ def grouped(
                     else:
                         low = value if value < low else low
                 lows[t, panel] = low
-                panel = -1
-                while turn < p_count and panel < 0:
-                    panel = turn if lows[t, turn] <= edge[t] else -1
+                panel = p_count
+                while turn < p_count and panel == p_count:
+                    panel = turn if lows[t, turn] <= edge[t] else p_count
                     turn += 1
             _all_at_least(lows, t, low_norm[t], low_beta, low_eta, fresh)
             down = _lowest(fresh)
@@ -354,7 +359,7 @@ def grouped(
                     stop = (g + 1) * share
                     for p in range(g * share + 1, stop if stop < p_count else p_count):
                         bound = fresh[p] if fresh[p] < bound else bound
-                    bounds[row, g] = (bound + moved_least[g]) * np.float32(DOWN)
+                    bounds[row, g] = (bound + moved_least[g]) * DOWN32
             who[t] = who[t] if who[t] >= 0 else 0  # of a row out of range
             label = np.int64(ids[who[t]])
             up = _at_most(norm[t], best[t] + left * spare[label], beta, eta)
@@ -363,17 +368,17 @@ def grouped(
                     g = slots[s] // LANES // share
                     other = _at_least(norm[t], scores[s], beta, eta)
                     down = other if other < down else down
-                    bound = (other + moved_least[g]) * np.float32(DOWN)
+                    bound = (other + moved_least[g]) * DOWN32
                     bounds[row, g] = bound if bound < bounds[row, g] else bounds[row, g]
-            down = down * np.float32(DOWN) - np.float32(TINY)
-            if not up * np.float32(GAP) < down:
+            down = down * DOWN32 - TINY32
+            if not up * GAP32 < down:
                 guess, g, passed = label, who[t] // LANES // share, np.inf
                 if deferred.shape[0]:
                     deferred[hard] = which[t]
                     label, up, down = np.int64(labels[row]), upper[row], lower[row]
                     passed = np.float64(_at_least(norm[t], best[t], beta, eta))
                 elif exact and norm[t] <= FAR:
-                    most, found = np.float64(up) * np.float64(up) * GAP, 0
+                    most, found = np.float64(up) * np.float64(up) * GAP, ZERO
                     for s in range(some):
                         a = norm[t] + scores[s]
                         if (a * (1 - beta) if a > 0 else a) - norm[t] * beta - eta <= most:
@@ -382,9 +387,7 @@ def grouped(
                                 x, np.int64(at[which[t]]), unit, wide, candidates[found], room
                             )
                             found += 1
-                    label, up, down, passed = decide(
-                        candidates, squared, np.int64(found), most, tie, guess
-                    )
+                    label, up, down, passed = decide(candidates, squared, found, most, tie, guess)
                 hard += 1
                 if label != guess:  # which is one of the others then
                     bound = np.float32((passed + moved[g]) * DOWN)

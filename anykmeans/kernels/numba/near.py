@@ -21,6 +21,8 @@ from anykmeans.kernels.numba.panels import Panels
 from anykmeans.kernels.numba.room import empty, zeros
 from anykmeans.kernels.numba.simd import LANES, WIDTH, lanes, prefetch
 from anykmeans.kernels.numba.steps import (
+    GAP32,
+    ZERO,
     Rows,
     State,
     Truth,
@@ -282,7 +284,7 @@ def near(rows, scoring, panels, around, truth, state, every, changes):
         visit[j] = j
     candidates, squared = empty(k, np.int64), empty(k, np.float64)
     room = empty(d + WIDTH, np.float64)
-    hard = changed = scored = lost = 0
+    hard = changed = scored = lost = ZERO
     for a in range(1 if every else k):
         start, stop = begin[a], begin[a + 1]
         if start == stop:
@@ -313,7 +315,7 @@ def near(rows, scoring, panels, around, truth, state, every, changes):
             _measure(columns, minus_2c, norms, a, norm, room, above, beta, eta, every)
             for r in range(WIDTH):
                 best[r], second[r], who[r] = np.inf, np.inf, 0
-            q, limit = 0, np.inf
+            q, limit = ZERO, np.inf
             while q < visits and reach[q] <= limit:
                 until = visits if every or visits - q < _CHUNK else q + _CHUNK
                 lanes(columns, d, minus_2c, norms, visit, q, until, best, second, who)
@@ -328,10 +330,10 @@ def near(rows, scoring, panels, around, truth, state, every, changes):
                 up, down = ups[r], downs[r]
                 within = norm[r] <= FAR
                 lost += not within
-                if not up * np.float32(GAP) < down:
+                if not up * GAP32 < down:
                     hard += 1
                     if exact and within:
-                        most, found = np.float64(up) ** 2 * GAP, 0
+                        most, found = np.float64(up) * np.float64(up) * GAP, ZERO
                         for v in range(q):
                             j = visit[v]
                             estimate = norm[r] + np.float64(norms[j])
@@ -344,9 +346,7 @@ def near(rows, scoring, panels, around, truth, state, every, changes):
                                     x, np.int64(places[b + r]), unit, wide, j, room
                                 )
                                 found += 1
-                        label, up, down, _ = decide(
-                            candidates, squared, np.int64(found), most, tie, label
-                        )
+                        label, up, down, _ = decide(candidates, squared, found, most, tie, label)
                 upper[row], lower[row] = up, down
                 if every or label != a:
                     if changes.shape[0] and label != labels[row]:
@@ -368,7 +368,7 @@ def _nearby(wide, panels, around, a, radius, rows, visit, reach):
     low, high = around.low, around.high
     k, p_count = wide.shape[0], low.shape[0]
     near_by, away = empty(p_count, np.int64), empty(p_count, np.float64)
-    listed, outside, square = 0, np.inf, radius * radius
+    listed, outside, square = ZERO, np.inf, radius * radius
     for p in range(p_count):
         squared = _to_panel(wide, a, low, high, p)
         if squared > square:
@@ -376,12 +376,12 @@ def _nearby(wide, panels, around, a, radius, rows, visit, reach):
         else:
             near_by[listed], away[listed] = p, squared
             listed += 1
-    whole, visits = listed * LANES > _SORTED * rows, 0
+    whole, visits = listed * LANES > _SORTED * rows, ZERO
     if whole:
         own = place[a] // LANES
         for q in range(listed):
             away[q] = -1.0 if near_by[q] == own else math.sqrt(away[q]) * DOWN - TINY
-        _sort(away, near_by, np.int64(listed))
+        _sort(away, near_by, listed)
     for q in range(listed):
         for slot in range(near_by[q] * LANES, (near_by[q] + 1) * LANES):
             j = ids[slot]
@@ -399,7 +399,7 @@ def _nearby(wide, panels, around, a, radius, rows, visit, reach):
             reach[visits] = -1.0 if j == a else math.sqrt(squared) * DOWN - TINY
             visits += 1
     if not whole:
-        _sort(reach, visit, np.int64(visits))
+        _sort(reach, visit, visits)
     return visits, math.sqrt(outside) * DOWN - TINY
 
 

@@ -16,14 +16,16 @@ from anykmeans._settings import current
 from anykmeans.kernels.numba import subspace, weights
 from anykmeans.kernels.numba.distance import squared_distance
 from anykmeans.kernels.numba.room import empty, zeros
-from anykmeans.kernels.numba.side import across, side_by_side
+from anykmeans.kernels.numba.side import across
 from anykmeans.kernels.numba.simd import LANES, SIDE, how_many, lowest, prefetch, saving, within
 from anykmeans.kernels.numba.steps import (
+    ZERO,
     any_order,
     inline,
     inner,
     jit,
     quarter,
+    side_by_side,
 )
 from anykmeans.kernels.seeding import BLOCK, Seeds, Tile
 
@@ -275,10 +277,10 @@ def many(y, c, z, edge, near, start, closest, w, saved, won):
     """
     # A sum of d squares in any order errs by less than half of this, and so does the exact one.
     error = (y.shape[1] + 8) * 2.0**-51
-    rows, waiting = empty(2 * SIDE, np.int64), 0
+    rows, waiting = empty(2 * SIDE, np.int64), ZERO
     doubt = 0.0
     for block in range(z.shape[0]):
-        some = np.int64(0)
+        some = ZERO
         for j in range(c.shape[0]):
             won[block, j] = within(z, block, near, j, start, edge)
             some |= won[block, j]
@@ -303,7 +305,7 @@ def exact(y, c, closest, w, scale, won, j):
         while bits:
             row = block * SIDE + lowest(bits)
             bits &= bits - 1
-            before, found = closest[row], squared_distance(y, row, 1.0, c, np.int64(0), room)
+            before, found = closest[row], squared_distance(y, row, 1.0, c, ZERO, room)
             weight = w[row] if w.shape[0] > 1 else w[0]
             if found < before:
                 less += np.rint(weight * before * scale) - np.rint(weight * found * scale)
@@ -327,7 +329,7 @@ def shorten(y, c, closest, edge, spare, won, j):
         first = block * SIDE
         count = m - first if m - first < SIDE else SIDE
         bits = won[block, j] if won.shape[0] else np.int64(-1)
-        coming = won[block + 1, j] if block + 1 < won.shape[0] else np.int64(0)
+        coming = won[block + 1, j] if block + 1 < won.shape[0] else ZERO
         while coming:
             row = first + SIDE + lowest(coming)
             coming &= coming - 1
@@ -336,7 +338,7 @@ def shorten(y, c, closest, edge, spare, won, j):
             for i in range(count):
                 for f in range(d):
                     columns[f, i] = y[first + i, f]
-            side_by_side(columns, wide, np.int64(0), sums)
+            side_by_side(columns, wide, ZERO, sums)
             for i in range(count):
                 squared, before = sums[0, i], closest[first + i]
                 before = squared if squared < before else before
@@ -348,7 +350,7 @@ def shorten(y, c, closest, edge, spare, won, j):
             bits &= bits - 1
             if i >= count:
                 break
-            squared = squared_distance(y, first + i, 1.0, c, np.int64(0), room)
+            squared = squared_distance(y, first + i, 1.0, c, ZERO, room)
             if squared < closest[first + i]:
                 closest[first + i] = squared
                 edge[block, i] = _edge(squared, spare[block])

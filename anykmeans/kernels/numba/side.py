@@ -54,16 +54,6 @@ def nearest(  # type: ignore[no-untyped-def]
     return signature, _generate_nearest
 
 
-@intrinsic
-def side_by_side(context, columns, c, j, room):  # type: ignore[no-untyped-def]
-    """Write the squared distances of `anykmeans._distance` of rows, ``columns[:, i]``, to row `j` of `c`, to ``room[0]``.
-
-    Features are padded with zeros to four times the rows of `room`, whose columns are so many rows, a multiple of EIGHT. All
-    arrays are C-contiguous and float64.
-    """
-    return types.void(columns, c, j, room), _generate_side_by_side
-
-
 def _generate_across(context: Any, builder: Any, signature: Any, args: Any) -> Any:
     code = Code(context, builder, signature, args)
     x, offset, columns, squares = (code.data(i) for i in (0, 3, 4, 6))
@@ -146,47 +136,6 @@ def _generate_across(context: Any, builder: Any, signature: Any, args: Any) -> A
     builder.cbranch(builder.icmp_signed("<", following, lanes), rows, after)
 
     builder.position_at_end(after)
-    return context.get_dummy_value()
-
-
-def _generate_side_by_side(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-    code = Code(context, builder, signature, args)
-    columns, c, room = (code.data(i) for i in (0, 1, 3))
-    quarter, lanes = code.size(3, 0), code.size(3, 1)
-    c = code.at(c, builder.mul(code.whole(2), code.size(1, 1)))
-    with cgutils.for_range_slice(builder, integer(0), lanes, integer(EIGHT)) as (first, _):
-        with cgutils.for_range(builder, quarter, intp=INDEX) as features:
-            squares, feature = [], features.index
-            for _ in range(4):
-                value = code.some(
-                    code.at(columns, builder.add(builder.mul(feature, lanes), first)), EIGHT
-                )
-                step = builder.fsub(value, code.splat(builder.load(code.at(c, feature)), EIGHT))
-                squares.append(builder.fmul(step, step))
-                feature = builder.add(feature, quarter)
-            halves = builder.fadd(squares[0], squares[2]), builder.fadd(squares[1], squares[3])
-            place = builder.add(builder.mul(features.index, lanes), first)
-            code.put(builder.fadd(*halves), code.at(room, place))
-        before = builder.block
-        head, body, after = map(builder.append_basic_block, ("halves", "half", "halved"))
-        builder.branch(head)
-
-        builder.position_at_end(head)
-        left = builder.phi(INDEX)
-        left.add_incoming(quarter, before)
-        half = builder.lshr(left, integer(1))
-        builder.cbranch(builder.icmp_signed(">", half, integer(0)), body, after)
-
-        builder.position_at_end(body)
-        with cgutils.for_range(builder, half, intp=INDEX) as rows:
-            places = [
-                code.at(room, builder.add(builder.mul(row, lanes), first))
-                for row in (rows.index, builder.add(rows.index, half))
-            ]
-            code.put(builder.fadd(*(code.some(place, EIGHT) for place in places)), places[0])
-        left.add_incoming(half, builder.block)
-        builder.branch(head)
-        builder.position_at_end(after)
     return context.get_dummy_value()
 
 

@@ -14,9 +14,8 @@ from anykmeans._bounds import GAP
 from anykmeans.kernels.numba import seeding
 from anykmeans.kernels.numba.distance import squared_distance
 from anykmeans.kernels.numba.room import empty, zeros
-from anykmeans.kernels.numba.side import side_by_side
 from anykmeans.kernels.numba.simd import SIDE
-from anykmeans.kernels.numba.steps import inner, jit, quarter
+from anykmeans.kernels.numba.steps import ZERO, inner, jit, quarter, side_by_side
 
 
 @inner
@@ -87,7 +86,7 @@ def count_in(y, c, closest, owner, pick, won):
     room = empty(y.shape[1], np.float64)
     for row in range(y.shape[0]):
         if won[row]:
-            squared = squared_distance(y, row, 1.0, c, np.int64(0), room)
+            squared = squared_distance(y, row, 1.0, c, ZERO, room)
             if squared < closest[row]:
                 closest[row], owner[row] = squared, pick
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numba import njit
@@ -92,6 +92,13 @@ any_minimum = _compiled(no_cpython_wrapper=True, fastmath=_MINIMA)
 inline_minimum = _compiled(no_cpython_wrapper=True, forceinline=True, fastmath=_MINIMA)
 
 
+# What counting begins with: a literal is of a type of its own, and for each that becomes a number in a loop, and what depends
+# on that, all of a function is typed once more.
+ZERO: Any = np.int64(0)
+# In float32, as they are: to be made that is four things more to compile, wherever it is.
+UP32, DOWN32, GAP32, TINY32, INF32 = map(np.float32, (UP, DOWN, GAP, TINY, np.inf))
+
+
 class Rows(NamedTuple):
     """Rows to look at.
 
@@ -158,7 +165,7 @@ def wear(upper, lower, labels, moves, others, begin, active):
     the centroid and those around it moved at most, and how far it is at least from the nearest of these and from
     all others. The loops are short, as the compiler must know that what they write is not what they read.
     """
-    count = 0
+    count = ZERO
     overlap = empty(_STRETCH, np.float32)
     moved, apart = empty(_STRETCH, np.int64), empty(_STRETCH, np.int64)
     for start in range(0, labels.shape[0], _STRETCH):
@@ -169,14 +176,14 @@ def wear(upper, lower, labels, moves, others, begin, active):
             label = np.uint32(labels[start + i])  # unsigned, so that no sign is looked at
             moved[i], apart[i] = moves[label], others[label]
         for i in range(length):
-            above[i] = (above[i] + _low(moved[i])) * np.float32(UP)
+            above[i] = (above[i] + _low(moved[i])) * UP32
         for i in range(length):
-            worn = (below[i] - _high(moved[i])) * np.float32(DOWN)
-            outside = _high(apart[i]) - above[i] * np.float32(UP)
+            worn = (below[i] - _high(moved[i])) * DOWN32
+            outside = _high(apart[i]) - above[i] * UP32
             below[i] = worn if worn < outside else outside
         for i in range(length):
-            nearest = _low(apart[i]) - above[i] * np.float32(UP)
-            overlap[i] = above[i] * np.float32(GAP) - (below[i] if below[i] > nearest else nearest)
+            nearest = _low(apart[i]) - above[i] * UP32
+            overlap[i] = above[i] * GAP32 - (below[i] if below[i] > nearest else nearest)
         for i in range(length):
             active[count] = begin + start + i
             count += not overlap[i] < 0
@@ -222,6 +229,26 @@ def quarter(d):
     while 4 * found < d:
         found *= 2
     return found
+
+
+@inner
+def side_by_side(columns, c, j, room):
+    """Write `squared_distance` of rows, ``columns[:, i]``, to row `j` of `c`, to ``room[0]``.
+
+    Features are padded with zeros to four times the rows of `room`, whose columns are so many rows.
+    """
+    left, lanes = room.shape
+    for f in range(left):
+        a, b, g, h = c[j, f], c[j, f + left], c[j, f + 2 * left], c[j, f + 3 * left]
+        for i in range(lanes):
+            p, q = columns[f, i] - a, columns[f + 2 * left, i] - g
+            r, s = columns[f + left, i] - b, columns[f + 3 * left, i] - h
+            room[f, i] = (p * p + q * q) + (r * r + s * s)
+    while left > 1:
+        left //= 2
+        for f in range(left):
+            for i in range(lanes):
+                room[f, i] += room[f + left, i]
 
 
 @jit
