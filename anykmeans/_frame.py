@@ -143,7 +143,9 @@ class Frame:
 
     def widen(self, c: Array) -> Array:
         """Return centroids (k, d), float64, for distances."""
-        # A copy: given ones may be read-only, for which Numba would compile everything anew.
+        # A copy: given ones may be read-only, or lie by columns, for which Numba would compile everything anew.
+        if isinstance(c, np.ndarray):
+            return self.scaled(np.array(c, np.float64, order="C"))
         return self.scaled(self.xp.astype(c, self.xp.float64))
 
     def costs(self, n: int, weighted: bool) -> Grid:

@@ -729,11 +729,14 @@ def test_rows_unlike_the_first_are_measured_or_refused(n_d, dtype):
 
 
 @pytest.mark.parametrize("sparse", [False, True])
-def test_read_only_arrays_need_no_code_of_their_own(sparse):
+def test_no_array_needs_code_of_its_own(sparse):
+    """Neither those that are read-only, nor centroids that lie by columns, as a frame's may; and nothing else comes of them."""
+
     def fit(x, w, c):
         kmeans(x, 4, sample_weight=w, rng=0, kernel="numba")
-        kmeans(x, 4, init=c, kernel="numba")
-        assign(x, c, kernel="numba")
+        found = kmeans(x, 4, init=c, kernel="numba")
+        labels, apart = assign(x, c, kernel="numba")
+        results.append((found.centroids.tolist(), found.inertia, labels.tolist(), apart.tolist()))
         km = KMeans(4, random_state=0, kernel="numba").fit(x)
         km.cluster_centers_ = c
         km.predict(x)
@@ -759,15 +762,19 @@ def test_read_only_arrays_need_no_code_of_their_own(sparse):
             if hasattr(function, "signatures")
         ]
 
+    results = []
     x, w = np.random.default_rng(0).normal(size=(300, 20)), np.arange(300.0)
     c = x[:4].copy()
     x = scipy.sparse.csr_array(np.where(x > 1, x, 0)) if sparse else x
     fit(x, w, c)
     before = compiled_for()
+    fit(x, w, np.asfortranarray(c))
+    assert compiled_for() == before
     for array in (x.data, x.indices, x.indptr, w, c) if sparse else (x, w, c):
         array.flags.writeable = False
     fit(x, w, c)
     assert compiled_for() == before
+    assert results[0] == results[1] == results[2]
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])

@@ -854,8 +854,8 @@ def test_kernel_and_memory_are_those_asked_for(cls, name, x, monkeypatch):
 
     class Spy(Rows):
         def __init__(self, matrix, weights, kernel, **options):
-            asked.append((kernel.name, options["max_bytes"]))
             super().__init__(matrix, weights, kernel, **options)
+            asked.append((kernel.name, self.work.max_bytes))
 
     monkeypatch.setattr("anykmeans.sources.rows.Rows", Spy)
     for module in ("_kmeans", "_runs", "_evaluate", "estimators.minibatch"):

@@ -56,6 +56,8 @@ class InMemory(Descent):
         host: np.ndarray | None = None,
         frame: Frame | None = None,
     ) -> None:
+        if isinstance(c, np.ndarray):  # a frame's columns may be what lies together
+            c = np.ascontiguousarray(c)
         self.rows, self.kernel, self.given, self.c = rows, rows.kernel, c, c
         self._bounds = current().bounds if bounds is None else bounds
         self._stats: ClusterStats | None = None

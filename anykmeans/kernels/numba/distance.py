@@ -7,6 +7,7 @@ from typing import Any
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
+from numba.core.errors import TypingError
 from numba.extending import intrinsic
 
 from anykmeans.kernels.numba.simd import INDEX, SHORT, Code, integer
@@ -19,6 +20,8 @@ def squared_distance(context, x, row, unit, c, j, t):  # type: ignore[no-untyped
     Halves are added until one number is left. As squares are not below zero, it is the same to add up quarters of the
     next power of two, padded with zeros, which takes a fourth of the room. `c` is float64. All arrays are C-contiguous.
     """
+    if not all(array.layout == "C" for array in (x, c, t)):  # nothing else would tell
+        raise TypingError("squared_distance wants arrays that are C-contiguous")
     return types.float64(x, row, unit, c, j, t), _generate
 
 

@@ -382,7 +382,7 @@ class FewSearch(Search):
 
     def relabel(self, c: np.ndarray) -> tuple[list[Change], int]:
         """Give every row its nearest centroid of `c`; return changes, and how many rows changed."""
-        at, first = c.astype(np.float64), not self._at.size
+        at, first = np.array(c, np.float64, order="C"), not self._at.size
         if np.array_equal(at, self._at):
             return [], 0
         before = self.labels
@@ -401,7 +401,7 @@ class FewSearch(Search):
         """Return the centroids after up to `most` passes from `c`, how many those were, and the last squared move."""
         if self._x is None:
             return super().steps(run, c, most, tol, empty)
-        rows, at, (k, d) = run.rows, c.astype(np.float64), c.shape
+        rows, at, (k, d) = run.rows, np.array(c, np.float64, order="C"), c.shape
         grid, w = rows.grid, weights(rows.relative_weight(rows.every))
         folds = Folds(grid.scale, grid.step, grid.folds)
         whole = np.zeros((len(self._parts), k, grid.folds * (d + 1)))
