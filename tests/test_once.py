@@ -69,6 +69,15 @@ def test_a_batch_is_labelled_measured_and_added_in_one_go(
     assert found[0] == found[1]
 
 
+def test_a_small_batch_is_for_one_thread():
+    """Though it is large enough for passes that follow each other to be spread."""
+    small, large = (Rows.over(np.ones((n, 128)), kernel="numba", threads=4) for n in (1024, 16384))
+    assert small.work.threads == large.work.threads == 4
+    assert len(small.kernel.tiles(small, 1024)) == len(once._pieces(small, 20)) == 1
+    assert len(large.kernel.tiles(large, 16384)) >= 4
+    assert len(once._pieces(large, 20)) >= 4
+
+
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("dtype", ["float32", "float64", "int16"])
 @pytest.mark.parametrize("kind", ["apart", "ties", "far", "alike"])

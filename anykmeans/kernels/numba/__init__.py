@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from anykmeans.sources.rows import Rows
 
 _MOST = 2048  # features of which a few rows and centroids are in the cache, so that all scores of a pass are made
+_BRIEF = 1 << 20  # numbers that are looked at, or added, by one thread alone
 _ONE = np.ones(1)
 
 
@@ -129,6 +130,8 @@ class Numba(Cpu):
 
     def tiles(self, rows: Rows, m: int, clusters: int = 0) -> list[slice]:
         """Return tiles of `m` rows: long ones."""
+        if m * rows.shape[1] < _BRIEF:  # over before a thread has begun
+            return rows.work.tiles(0, m, rows.work.readable(rows.matrix))
         return long_tiles(rows, m, clusters)
 
     # -- passes over rows ---------------------------------------------------------------------

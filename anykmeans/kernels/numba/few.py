@@ -43,6 +43,9 @@ BRIEF = 128  # products for each number of `Settings.spread`: a pass of fewer is
 # products and not too many scores, or where each row has a share.
 _NARROW, _MOST_EACH = 100, 32
 _PRODUCTS, _SCORES, _ROWS = 64, 8, 1024
+_ALIKE = (
+    1 + 2.0**-36
+)  # two sums of squares, in any order, of distances that may tie: more than thousands of roundings take
 _TILES = 4  # tiles of rows that are copied at once, as a call takes as long as some rows
 
 
@@ -140,18 +143,33 @@ def fill(x, start, tail, lanes, block):
 
 @jit
 def measured(x, rows, unit, wide, tie, labels):
-    """Write the `labels` of the nearest of `wide` (k, d) to `rows` of `x`, by the promised distance: ties to the lowest."""
-    k, room, squared = (
-        wide.shape[0],
-        empty(wide.shape[1], np.float64),
-        empty(wide.shape[0], np.float64),
-    )
+    """Write the `labels` of the nearest of `wide` (k, d) to `rows` of `x`, by the promised distance: ties to the lowest.
+
+    That is asked of centroids that may be nearest by squares which are added for all of them side by side, feature by feature.
+    """
+    (k, d), columns = wide.shape, empty((wide.shape[1], wide.shape[0]), np.float64)
+    room, squared = empty(d, np.float64), empty(k, np.float64)
+    for j in range(k):
+        for f in range(d):
+            columns[f, j] = wide[j, f]
     for row in rows:
-        least = np.inf
         for j in range(k):
-            squared[j] = squared_distance(x, row, unit, wide, j, room)
-            least = squared[j] if squared[j] < least else least
-        label = k - 1
+            squared[j] = 0.0
+        for f in range(d):
+            value = x[row, f] * unit
+            for j in range(k):
+                step = value - columns[f, j]
+                squared[j] += step * step
+        limit, least, label = squared[0], np.inf, k - 1
+        for j in range(k):
+            limit = squared[j] if squared[j] < limit else limit
+        limit = limit * _ALIKE + 2.0**-1000  # below which squares are not what they were
+        for j in range(k):
+            if squared[j] <= limit:
+                squared[j] = squared_distance(x, row, unit, wide, j, room)
+                least = squared[j] if squared[j] < least else least
+            else:
+                squared[j] = np.inf
         for j in range(k - 2, -1, -1):
             label = j if squared[j] <= least * (1 + tie) else label
         labels[row] = label

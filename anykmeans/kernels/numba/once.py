@@ -17,7 +17,8 @@ from anykmeans._frame import Frame
 from anykmeans._matrix import Matrix
 from anykmeans._settings import current
 from anykmeans._work import Work
-from anykmeans.kernels.numba import few, looks, pieces, read, sums, weights
+from anykmeans.kernels.cpu import long_tiles
+from anykmeans.kernels.numba import few, looks, read, sums, weights
 from anykmeans.kernels.numba.grouped import GroupedSearch
 from anykmeans.kernels.numba.room import zeros
 from anykmeans.kernels.numba.simd import HELD, LANES, ROWS, SIDE
@@ -212,7 +213,7 @@ def evaluated(rows: Rows, c: np.ndarray) -> Found | None:
     def some(tile: slice) -> None:
         label(_near(rows, tile, len(c)), wide, mean, found, distances=distances)
 
-    rows.work.map(some, pieces(rows))
+    rows.work.map(some, _pieces(rows, len(c)))
     return found, distances, _inertia(rows, high, distances)
 
 
@@ -231,7 +232,7 @@ def counted(rows: Rows, c: np.ndarray, *, measured: bool) -> tuple[np.ndarray, f
         label(near, wide, mean, found, w, whole, folds, distances)
         return whole
 
-    whole = rows.work.reduce(some, pieces(rows), operator.add)
+    whole = rows.work.reduce(some, _pieces(rows, len(c)), operator.add)
     cost = math.nan if distances is None else _inertia(rows, high, distances)
     return whole, cost
 
@@ -242,6 +243,13 @@ def _ordinary(rows: Rows, c: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]
     high, small, mean = look(wide, wide.view(np.int64))
     plain = high < _ORDINARY and small == 0 and 1 / _ORDINARY < rows.largest < _ORDINARY
     return (wide, mean, high) if plain else None
+
+
+def _pieces(rows: Rows, k: int) -> list[slice]:
+    """Return tiles of all rows: for all threads if they are to make many products with `k` centroids, else for one."""
+    if math.prod(rows.shape) * k < current().spread * few.BRIEF:
+        return rows.work.tiles(step=rows.work.readable(rows.matrix))
+    return long_tiles(rows, rows.shape[0], k)
 
 
 def _near(rows: Rows, tile: slice, k: int) -> Iterator[tuple[slice, np.ndarray]]:
