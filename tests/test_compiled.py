@@ -399,6 +399,20 @@ def test_slack_is_less_than_there_is(setting, skipping, shape, dtype):
     assert skipping or shape == "constant"
 
 
+def test_picks_are_spread_where_they_take_longer_than_threads():
+    for n, d, trials, least in [
+        (1000, 300, 7, 1),
+        (2000, 128, 5, 1),
+        (20_000, 300, 4, 3),
+        (200_000, 2, 6, 8),
+    ]:
+        rows = Rows.over(np.random.default_rng(0).normal(size=(n, d)), kernel="numba", threads=4)
+        assert rows.work.threads == 4
+        seeds = rows.kernel.seeds(rows, rows.frame().wide(np.asarray([0])), 3, trials)
+        assert len(seeds.tiles) >= least
+        assert least > 1 or len(seeds.tiles) == 1
+
+
 @pytest.mark.parametrize("k", [1, 2, 7, 31])
 @pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize("empty", ["keep", "relocate"])

@@ -43,9 +43,8 @@ BRIEF = 128  # products for each number of `Settings.spread`: a pass of fewer is
 # products and not too many scores, or where each row has a share.
 _NARROW, _MOST_EACH = 100, 32
 _PRODUCTS, _SCORES, _ROWS = 64, 8, 1024
-_ALIKE = (
-    1 + 2.0**-36
-)  # two sums of squares, in any order, of distances that may tie: more than thousands of roundings take
+# By what factor sums of squares in any order may differ that are of distances which may tie: by more than thousands of roundings do.
+_ALIKE = 1 + 2.0**-36
 _TILES = 4  # tiles of rows that are copied at once, as a call takes as long as some rows
 
 

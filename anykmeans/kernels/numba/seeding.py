@@ -32,6 +32,9 @@ from anykmeans.kernels.seeding import BLOCK, Seeds, Tile
 _COLUMNS = 32  # features up to which a block of rows is measured side by side
 _DIRECTIONS = LANES, 2 * LANES  # of few features and of more, where there is no room for all
 _PIECES = 4  # tiles a thread at most
+# Products of a tile for each number of `Settings.piece`, of fewer of which a pick is over before a thread has begun; and as many as take as
+# long as a row takes besides.
+_PRODUCTS, _ROW = 32, 450
 _NEAR = 1 << 17  # numbers of rows that are in the cache from one step to the next
 _SAMPLE = 512  # rows that directions are found from, where they are not
 _NARROW = 2.0**-23  # error of a vector of coordinates, relatively, where it is but rounded
@@ -67,7 +70,8 @@ class CompiledSeeds(Seeds):
     def cut(self, trials: int) -> list[slice]:
         """Return tiles: long ones, as nothing of the rows' size is written but what copies the rows take."""
         (n, d), work = self.rows.shape, self.rows.work
-        pieces = n * (d + trials) // current().piece + 1 if work.threads > 1 else 1
+        pieces = n * (d * trials + _ROW) // (_PRODUCTS * current().piece) + 1
+        pieces = pieces if work.threads > 1 else 1
         step = -(-n // min(pieces, _PIECES * work.threads))
         most = n if self.frame.exponent == 0 else max(1, work.room // d)
         return work.tiles(step=min(step, most, work.readable(self.rows.matrix)))
