@@ -13,7 +13,7 @@ from anykmeans.kernels import choose
 
 # Rows and features of each way to search: all centroids, the same with slack, few features, and more, with a first look.
 _SIZES = [(60, 3), (9000, 60), (6000, 5), (9000, 100)]
-_K, _FEW = 20, 3  # centroids that one pass scores, and that it measures
+_K = 20  # clusters: fewer are not compiled otherwise
 
 
 def compile_all() -> int:
@@ -70,4 +70,3 @@ def _of(x: object, w: np.ndarray | None) -> Iterator[Callable[[], object]]:
     yield lambda: model.transform(x)
     yield lambda: model.score(x, sample_weight=w)
     yield lambda: MiniBatchKMeans(_K, **few).fit(x, sample_weight=w)
-    yield lambda: MiniBatchKMeans(_FEW, **few).fit(x, sample_weight=w)
