@@ -26,7 +26,8 @@ def squared_distance(context, x, row, unit, c, j, t):  # type: ignore[no-untyped
 
 
 _DOUBLE = ir.DoubleType()
-_FOUR = ir.VectorType(_DOUBLE, 4)
+_LANES = 8  # features side by side
+_MANY = ir.VectorType(_DOUBLE, _LANES)
 
 
 def _generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
@@ -49,15 +50,15 @@ def _define(code: Code, x: Any, c: Any, d: Any, unit: Any, room: Any) -> None:
         builder.module, ir.FunctionType(INDEX, [INDEX, ir.IntType(1)]), "llvm.ctlz.i64"
     )
     clear = builder.call(zeros, [builder.sub(d, integer(1)), ir.Constant(ir.IntType(1), 0)])
-    bits = builder.sub(integer(62), clear)
-    bits = builder.select(builder.icmp_signed("<", bits, integer(2)), integer(2), bits)
-    quarter = builder.shl(integer(1), bits)
-    many = builder.icmp_signed(">", quarter, integer(4))
-    names = ("four", "half", "halves", "pair", "paired", "last")
-    four, half, halves, pair, paired, last = map(builder.append_basic_block, names)
-    builder.branch(four)
+    bits, fewest = builder.sub(integer(62), clear), integer(_LANES.bit_length() - 1)
+    bits = builder.select(builder.icmp_signed("<", bits, fewest), fewest, bits)
+    quarter, least = builder.shl(integer(1), bits), integer(_LANES)
+    many = builder.icmp_signed(">", quarter, least)
+    names = ("fourths", "half", "halves", "pair", "paired", "last")
+    fourths, half, halves, pair, paired, last = map(builder.append_basic_block, names)
+    builder.branch(fourths)
 
-    builder.position_at_end(four)
+    builder.position_at_end(fourths)
     f = builder.phi(INDEX)
     f.add_incoming(integer(0), entry)
     parts, begin = [], f
@@ -68,9 +69,9 @@ def _define(code: Code, x: Any, c: Any, d: Any, unit: Any, room: Any) -> None:
     found = builder.fadd(builder.fadd(a, g), builder.fadd(b, h))
     with builder.if_then(many):
         code.put(found, code.at(room, f))
-    following = builder.add(f, integer(4))
+    following = builder.add(f, least)
     f.add_incoming(following, builder.block)
-    builder.cbranch(builder.icmp_signed("<", following, quarter), four, half)
+    builder.cbranch(builder.icmp_signed("<", following, quarter), fourths, half)
 
     builder.position_at_end(half)
     builder.cbranch(many, halves, last)
@@ -84,58 +85,60 @@ def _define(code: Code, x: Any, c: Any, d: Any, unit: Any, room: Any) -> None:
     f = builder.phi(INDEX)
     f.add_incoming(integer(0), halves)
     places = code.at(room, f), code.at(room, builder.add(f, size))
-    total = builder.fadd(*(code.some(place, 4) for place in places))
+    total = builder.fadd(*(code.some(place, _LANES) for place in places))
     code.put(total, places[0])
-    following = builder.add(f, integer(4))
+    following = builder.add(f, least)
     f.add_incoming(following, pair)
     builder.cbranch(builder.icmp_signed("<", following, size), pair, paired)
     builder.position_at_end(paired)
     before.add_incoming(size, paired)
-    builder.cbranch(builder.icmp_signed(">", size, integer(4)), halves, last)
+    builder.cbranch(builder.icmp_signed(">", size, least), halves, last)
 
     builder.position_at_end(last)
-    rest = builder.phi(_FOUR)
+    rest = builder.phi(_MANY)
     rest.add_incoming(found, half)
     rest.add_incoming(total, paired)
-    numbers = [builder.extract_element(rest, ir.Constant(SHORT, i)) for i in range(4)]
-    pairs = (builder.fadd(numbers[i], numbers[i + 2]) for i in range(2))
-    builder.ret(builder.fadd(*pairs))
+    count = _LANES
+    while count > 1:
+        count //= 2
+        picks = (
+            ir.Constant(ir.VectorType(SHORT, count), list(range(i, i + count))) for i in (0, count)
+        )
+        rest = builder.fadd(*(builder.shuffle_vector(rest, rest, pick) for pick in picks))
+    builder.ret(builder.extract_element(rest, ir.Constant(SHORT, 0)))
 
 
 def _squares(code: Code, x: Any, c: Any, begin: Any, d: Any, unit: Any) -> Any:
-    """The squared differences of four features, zeros beyond the last."""
+    """The squared differences of so many features, zeros beyond the last."""
     builder = code.builder
-    end = builder.add(begin, integer(4))
     names = ("whole", "less", "some", "squared")
     whole, less, some, after = map(builder.append_basic_block, names)
-    builder.cbranch(builder.icmp_signed("<=", end, d), whole, less)
+    places = [code.at(a, begin) for a in (x, c)]
+    left = builder.sub(d, begin)
+    builder.cbranch(builder.icmp_signed(">=", left, integer(_LANES)), whole, less)
 
     def squared(value: Any, centre: Any) -> Any:
-        apart = builder.fsub(builder.fmul(code.cast(value, _FOUR), code.splat(unit, 4)), centre)
+        apart = builder.fsub(
+            builder.fmul(code.cast(value, _MANY), code.splat(unit, _LANES)), centre
+        )
         return builder.fmul(apart, apart)
 
     builder.position_at_end(whole)
-    all_four = squared(code.some(code.at(x, begin), 4), code.some(code.at(c, begin), 4))
+    all_of_them = squared(*(code.some(place, _LANES) for place in places))
     builder.branch(after)
 
     builder.position_at_end(less)
-    builder.cbranch(builder.icmp_signed("<", begin, d), some, after)
+    builder.cbranch(builder.icmp_signed(">", left, integer(0)), some, after)
 
     builder.position_at_end(some)
-    found = [ir.Constant(ir.VectorType(a.type.pointee, 4), [0.0] * 4) for a in (x, c)]
-    for i in range(4):
-        at = builder.add(begin, integer(i))
-        inside = builder.icmp_signed("<", at, d)
-        at = builder.select(inside, at, begin)
-        for which, a in enumerate((x, c)):
-            zero = ir.Constant(a.type.pointee, 0.0)
-            number = builder.select(inside, builder.load(code.at(a, at)), zero)
-            found[which] = builder.insert_element(found[which], number, ir.Constant(SHORT, i))
-    those = squared(*found)
+    numbers = ir.Constant(ir.VectorType(INDEX, _LANES), list(range(_LANES)))
+    there = builder.icmp_signed("<", numbers, code.splat(left, _LANES))
+    those = squared(*(code.masked(place, there) for place in places))
     builder.branch(after)
 
     builder.position_at_end(after)
-    result = builder.phi(_FOUR)
-    for value, block in ((all_four, whole), (ir.Constant(_FOUR, [0.0] * 4), less), (those, some)):
+    result = builder.phi(_MANY)
+    none = ir.Constant(_MANY, [0.0] * _LANES)
+    for value, block in ((all_of_them, whole), (none, less), (those, some)):
         result.add_incoming(value, block)
     return result

@@ -120,20 +120,14 @@ class Folds(NamedTuple):
 
 
 @within
-def fill(x, start, tail, lanes, block):
+def fill(x, start, lanes, block):
     """Write SIDE rows of `x` from `start` to the `lanes`, from a `block` on; return how many are out of range.
 
-    Beyond the last row, zeros: these LANES go by way of `tail` (LANES, d).
+    The last row stands in for those beyond.
     """
     lost = ZERO
     for begin in range(start, start + SIDE, LANES):
-        source, row = x, begin
-        if begin + LANES > x.shape[0]:
-            source, row = tail, 0
-            for i in range(LANES):
-                for f in range(x.shape[1]):
-                    tail[i, f] = x[begin + i, f] if begin + i < x.shape[0] else 0
-        across(source, row, lanes.scale, lanes.offset, lanes.columns, block, lanes.squares)
+        across(x, begin, lanes.scale, lanes.offset, lanes.columns, block, lanes.squares)
         for i in range(LANES):
             lost += not lanes.squares[block, i] <= np.float32(FAR)
         block += 1
@@ -183,19 +177,19 @@ def sweep(x, w, lanes, fresh, minus_2c, norms, wide, errors, labels, left, whole
     """
     m, summing = labels.shape[0], whole.shape[0] > 0
     kept = lanes.columns.shape[0] * LANES >= m
-    before, now = zeros(SIDE, np.int32), empty(SIDE, np.int32)
-    told = empty(SIDE if left.shape[0] else 0, np.float32)
-    tail = empty((LANES, x.shape[1]), x.dtype)
-    room = m if summing else 0
-    rows, old, moved = empty(room, np.int32), empty(room, np.int32), ZERO
+    padded = (
+        (m + SIDE - 1) // SIDE * SIDE
+    )  # in whole vectors: to copy what there is of some takes longer than to label it
+    now, told = zeros(padded, np.int32), empty(padded if left.shape[0] else 0, np.float32)
+    for i in range(m):
+        now[i] = labels[i]
+    rows, moved = empty(m if summing else 0, np.int32), ZERO
     doubtful, count, lost = empty(m, np.int32), ZERO, ZERO
     for start in range(0, m, SIDE):
         used = m - start if m - start < SIDE else SIDE
         block = start // LANES if kept else 0
         if fresh or not kept:
-            lost += fill(x, start, tail, lanes, block)
-        for i in range(used):
-            before[i] = labels[start + i]
+            lost += fill(x, start, lanes, block)
         changed, unproven = nearest(
             lanes.columns,
             block,
@@ -205,34 +199,34 @@ def sweep(x, w, lanes, fresh, minus_2c, norms, wide, errors, labels, left, whole
             errors.beta,
             errors.eta,
             errors.loose,
-            before,
             now,
+            start,
             told,
         )
-        for i in range(used):
-            labels[start + i] = now[i]
-        if left.shape[0]:
-            for i in range(used):
-                left[start + i] = told[i]
         every = (np.int64(1) << used) - 1 if used < SIDE else np.int64(-1)
         changed = every if first else (changed | unproven) & every
         unproven &= every
         while summing and changed:
             i = lowest(changed)
             changed &= changed - 1
-            rows[moved], old[moved] = start + i, -1 if first else before[i]
+            rows[moved] = start + i
             moved += 1
         while unproven:
             doubtful[count] = start + lowest(unproven)
             unproven &= unproven - 1
             count += 1
     if count:
-        measured(x, doubtful[:count], errors.unit, wide, errors.tie, labels)
+        measured(x, doubtful[:count], errors.unit, wide, errors.tie, now)
     for q in range(moved):
         row = rows[q]
-        if old[q] != labels[row]:
+        old = np.int64(-1 if first else labels[row])
+        if old != now[row]:
             weight = w[row] if w.shape[0] > 1 else w[0]
-            add(x, row, weight, folds.scale, folds.step, folds.number, whole, labels[row], old[q])
+            add(x, row, weight, folds.scale, folds.step, folds.number, whole, now[row], old)
+    for i in range(m):
+        labels[i] = now[i]
+    for i in range(left.shape[0]):
+        left[i] = told[i]
     return lost
 
 

@@ -152,16 +152,10 @@ def side(y, origin, slack, z, edge, spare):
     Places beyond the last row are at the origin: no candidate is nearer to any than its edge, as they are all 0 in the end.
     """
     (m, p), blocks = y.shape, z.shape[0]
-    tail = empty((SIDE, p), y.dtype)
     for block in range(blocks):
-        source, row, count, largest = y, block * SIDE, SIDE, np.float32(0.0)
-        if row + SIDE > m:
-            count = m - row
-            for i in range(SIDE):
-                for f in range(p):
-                    tail[i, f] = y[row + i, f] if i < count else 0
-            source, row = tail, 0
-        across(source, row, 1.0, origin, z, block, edge)
+        row, largest = block * SIDE, np.float32(0.0)
+        count = SIDE if row + SIDE <= m else m - row
+        across(y, row, 1.0, origin, z, block, edge)
         for i in range(count):
             largest = edge[block, i] if edge[block, i] > largest else largest
         for i in range(SIDE):

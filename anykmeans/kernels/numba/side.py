@@ -26,8 +26,8 @@ from anykmeans.kernels.numba.simd import (
 def across(context, x, row, scale, offset, columns, block, squares):  # type: ignore[no-untyped-def]
     """Write ``x[row + r] * scale - offset`` to ``columns[block, :, r]``, of all r, and its squared norm to ``squares[block, r]``.
 
-    There are a multiple of EIGHT rows in a block. All arrays are C-contiguous; `scale` and `offset` are of one dtype, not narrower than that of `x`, and `columns` and `squares`
-    of one, not wider.
+    There are a multiple of EIGHT rows in a block; the last row of `x`, which has some, stands in for all beyond. All arrays are
+    C-contiguous; `scale` and `offset` are of one dtype, not narrower than that of `x`, and `columns` and `squares` of one, not wider.
     """
     signature = types.void(x, row, scale, offset, columns, block, squares)
     return signature, _generate_across
@@ -35,21 +35,21 @@ def across(context, x, row, scale, offset, columns, block, squares):  # type: ig
 
 @intrinsic
 def nearest(  # type: ignore[no-untyped-def]
-    context, columns, block, minus_2c, norms, squares, beta, eta, loose, before, now, slack
+    context, columns, block, minus_2c, norms, squares, beta, eta, loose, labels, at, slack
 ):
-    """Write to `now` which of all centroids has the lowest score, for SIDE rows; return two words of 64 bits.
+    """Write to ``labels[at:]`` which of all centroids has the lowest score, for SIDE rows; return two words of 64 bits.
 
     Rows are LANES to a block of `columns` (blocks, d, LANES), from `block` on, and so are their squared norms, `squares`. The scores
     are ``norms[j]`` and a row's product with column j of `minus_2c` (d, k), which is (k * d,) in the order that `arranged` tells.
-    Bit r of the first word says that ``now[r]`` is not ``before[r]``, that of the second that the lowest does not differ from the
+    Bit r of the first word says that ``labels[at + r]`` was another, that of the second that the lowest does not differ from the
     second lowest by more than ``beta * (|estimate| + |second estimate| + 2 * squared norm) + eta``. Scores that are no numbers
-    are none. If there is room in `slack` (SIDE,) it says how much farther the second is at least, as an estimate is off by
-    ``loose * (|estimate| + squared norm) + eta``: see `anykmeans.kernels.numba.slack`. All arrays are C-contiguous; `before`
-    and `now` (SIDE,) are int32, the others of one floating dtype.
+    are none. If there is room in `slack`, ``slack[at + r]`` says how much farther the second is at least, as an estimate is off by
+    ``loose * (|estimate| + squared norm) + eta``: see `anykmeans.kernels.numba.slack`. All arrays are C-contiguous; `labels` are
+    int32, the others of one floating dtype.
     """
     real = columns.dtype
     signature = types.UniTuple(types.int64, 2)(
-        columns, block, minus_2c, norms, squares, real, real, real, before, now, slack
+        columns, block, minus_2c, norms, squares, real, real, real, labels, at, slack
     )
     return signature, _generate_nearest
 
@@ -58,7 +58,7 @@ def _generate_across(context: Any, builder: Any, signature: Any, args: Any) -> A
     code = Code(context, builder, signature, args)
     x, offset, columns, squares = (code.data(i) for i in (0, 3, 4, 6))
     row, block, d, lanes = code.whole(1), code.whole(5), code.size(0, 1), code.size(4, 2)
-    x = code.at(x, builder.mul(row, d))
+    last = builder.sub(code.size(0, 0), integer(1))
     columns = code.at(columns, builder.mul(builder.mul(block, d), lanes))
     squares = code.at(squares, builder.mul(block, lanes))
     wide, real = args[2].type, columns.type.pointee
@@ -89,7 +89,11 @@ def _generate_across(context: Any, builder: Any, signature: Any, args: Any) -> A
     builder.position_at_end(rows)
     first = builder.phi(INDEX)
     first.add_incoming(integer(0), entry)
-    starts = [code.at(x, builder.mul(builder.add(first, integer(r)), d)) for r in range(EIGHT)]
+    starts = []
+    for r in range(EIGHT):
+        at = builder.add(row, builder.add(first, integer(r)))
+        at = builder.select(builder.icmp_signed("<", at, last), at, last)
+        starts.append(code.at(x, builder.mul(at, d)))
     builder.branch(fours)
 
     builder.position_at_end(fours)  # four features at a time
@@ -145,10 +149,8 @@ _FAR = 2.0**100  # no score of a row in range of a centroid that may be its near
 
 def _generate_nearest(context: Any, builder: Any, signature: Any, args: Any) -> Any:
     code = Code(context, builder, signature, args)
-    columns, minus_2c, norms, squares, before, now, slack = (
-        code.data(i) for i in (0, 2, 3, 4, 8, 9, 10)
-    )
-    block, d, k = code.whole(1), code.size(0, 1), code.size(3, 0)
+    columns, minus_2c, norms, squares, labels, slack = (code.data(i) for i in (0, 2, 3, 4, 8, 10))
+    block, first, d, k = code.whole(1), code.whole(9), code.size(0, 1), code.size(3, 0)
     wanted = builder.icmp_signed(">", code.size(10, 0), integer(0))
     columns = code.at(columns, builder.mul(builder.mul(block, d), integer(LANES)))
     squares = code.at(squares, builder.mul(block, integer(LANES)))
@@ -173,9 +175,10 @@ def _generate_nearest(context: Any, builder: Any, signature: Any, args: Any) -> 
     bits = [integer(0), integer(0)]
     for r, (best, second, who) in zip(places, found, strict=True):
         at = builder.add(row, integer(r))
-        changed = builder.icmp_signed("!=", who, code.load(code.at(before, at)))
-        code.store(who, code.at(now, at))
         square = code.load(code.at(squares, at))
+        at = builder.add(first, at)
+        changed = builder.icmp_signed("!=", who, code.load(code.at(labels, at)))
+        code.store(who, code.at(labels, at))
         size = builder.fadd(square, square)
         for score in (best, second):
             size = builder.fadd(size, code.magnitude(builder.fadd(square, score)))

@@ -217,6 +217,18 @@ class Code:
         loaded.align = 4
         return loaded
 
+    def masked(self, pointer: Any, there: Any) -> Any:
+        """The elements from a place on that are `there`, a vector of bits, and zeros."""
+        real, count = pointer.type.pointee, there.type.count
+        vector = ir.VectorType(real, count)
+        kind = ir.FunctionType(vector, [vector.as_pointer(), SHORT, there.type, vector])
+        bits = 32 if real == ir.FloatType() else 64
+        name = f"llvm.masked.load.v{count}f{bits}.p0v{count}f{bits}"
+        function = cgutils.get_or_insert_function(self.builder.module, kind, name)
+        place = self.builder.bitcast(pointer, vector.as_pointer())
+        zeros = ir.Constant(vector, [0.0] * count)
+        return self.builder.call(function, [place, ir.Constant(SHORT, 4), there, zeros])
+
     def put(self, value: Any, pointer: Any) -> None:
         """Put any vector's elements to any place."""
         self.builder.store(value, self.builder.bitcast(pointer, value.type.as_pointer())).align = 4
