@@ -265,6 +265,10 @@ def measured(
 ) -> Iterator[tuple[Cell, dict[str, Any] | str]]:
     """Yield cells and their records, or why they failed, until the budget is spent."""
     begin = time.perf_counter()
+    if (
+        waiting
+    ):  # else what is called first in a new virtual machine pays for memory that this has never had
+        np.ones(int(max(cell.bytes for cell in waiting)) // 8)
     for i, cell in enumerate(waiting):
         if time.perf_counter() - begin > options.budget:
             return
