@@ -60,7 +60,7 @@ def given(init: Init, x: Array) -> np.ndarray | None:
 
 def start(rows: Rows, k: int, init: Init, rng: Draws) -> Array:
     """Return initial centroids (k, d) in their dtype, where the work is done."""
-    xp, matrix = rows.xp, rows.matrix
+    matrix = rows.matrix
     if isinstance(init, str):
         if init == "k-means||":
             return parallel(rows, k, rng)
@@ -71,6 +71,12 @@ def start(rows: Rows, k: int, init: Init, rng: Draws) -> Array:
         with users_errors():
             init = init(matrix.source, k, rng)
         init = check.centroids(init, matrix.source, "init", k, rows.names)
+    return placed(rows, k, init)
+
+
+def placed(rows: Rows, k: int, init: Array | Matrix) -> Array:
+    """Return given centroids (k, d) as `start` does."""
+    xp, matrix = rows.xp, rows.matrix
     if not isinstance(init, Matrix):
         c = matrix.columns_of(check.host(init)) if matrix.sparse else init
         init = Matrix.of(c, rows.kernel.library)

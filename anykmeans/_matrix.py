@@ -103,8 +103,11 @@ class Matrix(ABC):
         """Return the selected rows (m, d), dense, in `dtype` (default: `float_dtype`)."""
 
     @abstractmethod
-    def take(self, at: Array) -> Matrix:
-        """Return the rows numbered `at` (m,) as a matrix of their own, a copy in the dtype of centroids."""
+    def take(self, at: Array, over: Matrix | None = None) -> Matrix:
+        """Return the rows numbered `at` (m,) as a matrix of their own, a copy in the dtype of centroids.
+
+        It may be written `over` such a matrix that is not needed any more: to get new memory can take longer than the copy.
+        """
 
     @classmethod
     def of(
@@ -290,9 +293,13 @@ class Dense(Matrix):
             return xp.where(block, xp.ones((), **on), xp.zeros((), **on))
         return xp.astype(block, dtype)
 
-    def take(self, at: Array) -> Dense:
+    def take(self, at: Array, over: Matrix | None = None) -> Dense:
         """Return the rows numbered `at` (m,) as a matrix of their own, a copy in the dtype of centroids."""
-        data = self.rows(at, self.state_dtype)
+        if isinstance(over, Dense) and self.direct and over.shape[0] == at.shape[0]:
+            # Other modes than this, as no number is out of range, take to a copy first.
+            data = np.take(self.data, at, axis=0, out=over.data, mode="clip")
+        else:
+            data = self.rows(at, self.state_dtype)
         return Dense(data, data, self.xp, self.device, dtype_name(data))
 
     @property
@@ -345,7 +352,7 @@ class Sparse(Matrix):
         rows: SparseRows = self.data[select]
         return rows.astype(self.float_dtype if dtype is None else dtype)
 
-    def take(self, at: Array) -> Sparse:
+    def take(self, at: Array, over: Matrix | None = None) -> Sparse:
         """Return the rows numbered `at` (m,) as a matrix of their own, a copy in the dtype of centroids."""
         data = self.tile(at, self.state_dtype)
         return Sparse(data, data, dtype_name(data))

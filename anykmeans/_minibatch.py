@@ -19,7 +19,7 @@ from anykmeans._evaluate import evaluated
 from anykmeans._extent import Extent
 from anykmeans._frame import power_of_two
 from anykmeans._grid import DOUBLE, FOLDS, Grid
-from anykmeans._init import Init, given, start
+from anykmeans._init import Init, given, placed, start
 from anykmeans._libraries import Array, np_compat, take, to_numpy
 from anykmeans._matrix import Matrix
 from anykmeans._stats import ClusterStats
@@ -407,19 +407,23 @@ def drawn(w: Array | None, n: int, size: int, rng: np.random.RandomState) -> np.
     return heavy[rng.randint(0, heavy.size, size)]
 
 
-def initial(rows: Rows, k: int, size: int, init: Init, rng: np.random.RandomState) -> np.ndarray:
-    """Return first centroids (k, columns), from as many random rows as `size` says."""
+def initial(
+    rows: Rows, k: int, size: int, init: Init, rng: Callable[[], np.random.RandomState]
+) -> np.ndarray:
+    """Return first centroids (k, columns), from as many random rows as `size` says; `rng` is asked for when anything is drawn."""
     n, w = rows.shape[0], None if rows.weights is None else rows.weights.source
     heavy = n if w is None else np.count_nonzero(to_numpy(w))
     chosen = None
     if size < heavy:
-        chosen = drawn(w, n, size, rng)
+        chosen = drawn(w, n, size, rng())
     elif k <= heavy < n:
         chosen = np.flatnonzero(to_numpy(w))
     if chosen is not None:
         rows = _own(rows, chosen, init) if callable(init) else rows.take(chosen)
     with rows.work:
-        found: np.ndarray = to_numpy(start(rows, k, init, rng))
+        draws = isinstance(init, str) or callable(init)
+        c = start(rows, k, init, rng()) if draws else placed(rows, k, init)
+        found: np.ndarray = to_numpy(c)
     return found
 
 

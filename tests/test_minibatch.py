@@ -248,3 +248,26 @@ def test_a_batch_writes_to_nothing_that_was_kept():
         np.testing.assert_array_equal(seen.stats.sums, before.stats.sums)
         np.testing.assert_array_equal(seen.centers, before.centers)
         np.testing.assert_array_equal(seen.counts, before.counts)
+
+
+def test_a_seed_that_is_looked_at_late_draws_as_a_generator_of_it():
+    x = np.random.default_rng(0).normal(size=(40, 3))
+    far = np.concatenate(
+        [x[:2], np.full((2, 3), 1e3)]
+    )  # of which two get no row, and are moved to some
+    models = [
+        MiniBatchKMeans(4, init=far, n_init=1, random_state=seed)
+        .partial_fit(x)
+        .partial_fit(x[::-1])
+        for seed in (7, np.random.RandomState(7))
+    ]
+    assert np.abs(models[0].cluster_centers_).max() < 100
+    np.testing.assert_array_equal(*(model.cluster_centers_ for model in models))
+
+
+@pytest.mark.parametrize("seed", [-1, 2**32, 1.5, "seed"])
+def test_what_is_no_seed_is_refused_before_anything_is_drawn(seed):
+    model = MiniBatchKMeans(2, init=np.zeros((2, 1)) + [[0], [1]], n_init=1, random_state=seed)
+    with pytest.raises(ValueError, match=r"[Ss]eed"):
+        model.partial_fit([[0.0], [1.0]])
+    assert not hasattr(model, "cluster_centers_")

@@ -124,7 +124,11 @@ class _BaseKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixi
             x = _check.matrix(X if column else x, "X")
             # scikit-learn looks at names and numbers of features alone here, and takes its time.
             named = expected is not None and (framed or hasattr(self, "feature_names_in_"))
-            if reset or named or x.shape[1] != (expected or x.shape[1]):
+            if reset and type(X) is np.ndarray:  # without names
+                self.n_features_in_ = x.shape[1]
+                if hasattr(self, "feature_names_in_"):
+                    del self.feature_names_in_
+            elif reset or named or x.shape[1] != (expected or x.shape[1]):
                 validate_data(self, X if framed else x, reset=reset, skip_check_array=True)
         if method == "fit" or not self.__sklearn_is_fitted__():
             return x

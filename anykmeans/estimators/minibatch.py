@@ -2,6 +2,7 @@
 
 import math
 import numbers
+from collections.abc import Callable
 from typing import Any, Self
 
 import numpy as np
@@ -210,7 +211,7 @@ class MiniBatchKMeans(_BaseKMeans):
         for i in range(n_init):
             if self.verbose:
                 print(f"Init {i + 1}/{n_init} with method {self.init}")
-            first, cost = initial(rows, self.n_clusters, self._init_size, init, rng), 0.0
+            first, cost = initial(rows, self.n_clusters, self._init_size, init, lambda: rng), 0.0
             if compared:
                 some = rows.take(valid, alike=True)
                 with some.work:
@@ -222,10 +223,12 @@ class MiniBatchKMeans(_BaseKMeans):
 
         stop = EarlyStop(n, size, tol, self.max_no_improvement)
         steps = (self.max_iter * n) // size
+        batch: Rows | None = None
         for done in range(1, steps + 1):
             plain.renewed()
-            batch, before = plain.take(urn.drawn(size, rng), alike=True), seen.centers
-            seen, inertia = self._step(seen, batch, rng, measured=True)
+            batch = plain.take(urn.drawn(size, rng), alike=True, over=batch)
+            before = seen.centers
+            seen, inertia = self._step(seen, batch, lambda: rng, measured=True)
             cost, shift = inertia / size, squared_shift(rows, before, seen.centers) if tol else 0.0
             why = stop(cost, shift)
             if self.verbose:
@@ -290,7 +293,7 @@ class MiniBatchKMeans(_BaseKMeans):
         x = self._rows(X, "partial_fit", reset=not hasattr(self, "n_features_in_"))
         w = self._weights(sample_weight, x)
         if not hasattr(self, "_random_state"):
-            self._random_state = check_random_state(self.random_state)
+            self._random_state = _unless_a_seed(self.random_state)
         seen: Seen | None = getattr(self, "_seen", None)
         if seen is not None and tuple(self._centers.shape) == (seen.counts.size, seen.features):
             centers = _check.host(self._centers)
@@ -307,10 +310,9 @@ class MiniBatchKMeans(_BaseKMeans):
             else:
                 init, _ = self._starting(x)
             rows = Rows.over(x, w, given=given(init, x), **self._how)
-            rng = self._drawing(self._random_state)
-            first = initial(rows, self.n_clusters, self._init_size, init, rng)
+            first = initial(rows, self.n_clusters, self._init_size, init, self._draws)
             seen = Seen.nothing(rows, first, x.shape[0])
-        seen, _ = self._step(seen, rows, self._random_state, measured=False)
+        seen, _ = self._step(seen, rows, self._draws, measured=False)
         self._keep(rows, seen)
         self.kernel_ = rows.kernel.name
         self.n_steps_ = getattr(self, "n_steps_", 0) + 1
@@ -318,14 +320,20 @@ class MiniBatchKMeans(_BaseKMeans):
             self._label(rows, seen)
         return self
 
+    def _draws(self) -> np.random.RandomState:
+        """Return what batches that come one by one draw from, few of which do."""
+        rng: np.random.RandomState = check_random_state(self._random_state)
+        self._random_state = rng
+        return self._drawing(rng)
+
     def _step(
-        self, seen: Seen, batch: Rows, rng: np.random.RandomState, *, measured: bool
+        self, seen: Seen, batch: Rows, rng: Callable[[], np.random.RandomState], *, measured: bool
     ) -> tuple[Seen, float]:
         """Return where the run stands after a batch, and the inertia of that before, if it is to be `measured`."""
         seen, inertia, moved = step(
             seen,
             batch,
-            lambda: self._drawing(rng),
+            rng,
             size=self._batch_size,
             ratio=self.reassignment_ratio,
             measured=measured,
@@ -407,3 +415,11 @@ class MiniBatchKMeans(_BaseKMeans):
                     RuntimeWarning,
                 )
         self._init_size = min(size, x.shape[0])
+
+
+def _unless_a_seed(random_state: Any) -> int | np.random.RandomState:
+    """Return the generator, but a seed as it is: to make a generator of one takes as long as some batches."""
+    if type(random_state) is int and 0 <= random_state < 2**32:
+        return random_state
+    found: np.random.RandomState = check_random_state(random_state)
+    return found

@@ -129,15 +129,24 @@ class Rows:
 
     # -- rows ---------------------------------------------------------------------------------
 
-    def take(self, at: np.ndarray, *, weighted: bool = True, alike: bool = False) -> Rows:
+    def take(
+        self,
+        at: np.ndarray,
+        *,
+        weighted: bool = True,
+        alike: bool = False,
+        over: Rows | None = None,
+    ) -> Rows:
         """Return the rows `at` (m,) as a source of their own, without weights if not `weighted`.
 
-        If they are `alike`, magnitudes of all these rows do for them, and they are not looked at.
+        If they are `alike`, magnitudes of all these rows do for them, and they are not looked at. They may be written `over` rows
+        that were taken before, and are not needed any more.
         """
         numbers, weights = self.matrix.asarray(at), None
         if weighted and self.weights is not None:
             weights = self.weights.take(numbers)
-        few = self.of(self.matrix.take(numbers), weights, look=not alike)
+        matrix = self.matrix.take(numbers, None if over is None else over.matrix)
+        few = self.of(matrix, weights, look=not alike)
         if alike:
             few.largest = self.largest
             if weights is not None:
