@@ -69,4 +69,5 @@ def _of(x: object, w: np.ndarray | None) -> Iterator[Callable[[], object]]:
     yield lambda: model.predict(x)
     yield lambda: model.transform(x)
     yield lambda: model.score(x, sample_weight=w)
+    few["reassignment_ratio"] = 0.9  # clusters are moved to rows in the first batch
     yield lambda: MiniBatchKMeans(_K, **few).fit(x, sample_weight=w)

@@ -23,6 +23,7 @@ from anykmeans._init import Init, given, placed, start
 from anykmeans._libraries import Array, np_compat, take, to_numpy
 from anykmeans._matrix import Matrix
 from anykmeans._stats import ClusterStats
+from anykmeans.kernels import Kernel
 from anykmeans.kernels.agnostic import KERNEL
 from anykmeans.sources.rows import Rows
 
@@ -110,22 +111,21 @@ class Seen:
         grid, room = _planned(extent, most, room)
         return _on(stats, grid, lighter), room
 
-    def put(self, where: np.ndarray, counts: np.ndarray, extent: Extent, name: str) -> Seen:
+    def put(
+        self,
+        where: np.ndarray,
+        counts: np.ndarray,
+        extent: Extent,
+        name: str,
+        kernel: Kernel = KERNEL,
+    ) -> Seen:
         """Return the same as if clusters had seen their centers and nothing else, in the coordinates `where` (k, d + 1) says.
 
-        As many rows there as their new `counts` (k,): the product with these is exact, as with any weight. Of the counts
-        themselves, the last coordinate, `where` speaks, too. All that is then is of an `extent`. Their sums are written over.
+        As many rows there as their new `counts` (k,). Of the counts themselves, the last coordinate, `where` speaks, too. All that
+        is then is of an `extent`. Their sums are written over.
         """
         stats, room = self._fitted(extent, self.most, _room(counts, extent, 0), name)
-        grid, k = stats.grid, counts.size
-        sums = stats.sums.reshape(k, grid.folds, -1)
-        (at,) = np.nonzero(where.any(axis=1))
-        sums[at] *= ~where[at, None, :]
-        values = np.append(self.centers[at].astype(np.float64), np.ones((at.size, 1)), axis=1)
-        i, f = np.nonzero(where[at] & (values != 0))  # of sparse rows, few
-        own = replace(grid, scale=grid.scale[f, None])
-        whole = own.split(np_compat, values[i, f, None], own.scale, counts[at[i]])
-        sums[at[i], :, f] = replace(grid, scale=grid.scale[:1]).carried(np_compat, whole)
+        kernel.put(stats, where, self.centers, counts)
         return replace(self, stats=stats, counts=counts, extent=extent, room=room)
 
     def counted(self, rows: Rows, *, measured: bool) -> tuple[ClusterStats, float]:
@@ -312,7 +312,9 @@ def step(
             if extent.digits is not None:  # else they are rows, a whole number of times
                 extent = _merged(extent, _extent_of(centers[low], counts[low], extent))
             where = np.repeat(low[:, None], centers.shape[1] + 1, axis=1)
-            seen = replace(seen, centers=centers).put(where, counts, extent, rows.names.x)
+            kernel = rows.kernel if rows.kernel.host else KERNEL
+            seen = replace(seen, centers=centers)
+            seen = seen.put(where, counts, extent, rows.names.x, kernel)
     return seen, inertia, moved
 
 

@@ -16,6 +16,7 @@ from anykmeans._distance import squared_distances
 from anykmeans._evaluate import distances
 from anykmeans._grid import Grid
 from anykmeans._groups import groups
+from anykmeans._stats import ClusterStats
 from anykmeans.sources.rows import Rows
 
 if reason := kernels.why_not("numba", np.ones((1, 1))):
@@ -403,8 +404,10 @@ def test_picks_are_spread_where_they_take_longer_than_threads():
     for n, d, trials, least in [
         (1000, 300, 7, 1),
         (2000, 128, 5, 1),
-        (20_000, 300, 4, 3),
-        (200_000, 2, 6, 8),
+        (20_000, 38, 5, 1),
+        (20_000, 300, 4, 2),
+        (200_000, 2, 6, 2),
+        (200_000, 64, 5, 5),
     ]:
         rows = Rows.over(np.random.default_rng(0).normal(size=(n, d)), kernel="numba", threads=4)
         assert rows.work.threads == 4
@@ -879,3 +882,25 @@ np.testing.assert_array_equal(found.centroids, wanted.centroids)
         check=False,
     )
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("folds", [1, 2, 4])
+def test_sums_of_clusters_that_are_moved_are_those_of_numpy(dtype, folds):
+    """Exact products with weights up to what a grid has room for, in some coordinates, beside others that stay."""
+    rng = np.random.default_rng(folds)
+    k, d = 7, 5
+    grid = Grid(np.ldexp(1.0, np.array([20, 3, 0, 9, 14, 30])), 2.0**30, folds)
+    c = (rng.normal(size=(k, d)) * np.ldexp(1.0, rng.integers(-40, 5, (k, d)))).astype(dtype)
+    c[2, 3], c[4] = 0.0, 0.0
+    counts = np.array([0.0, 1.0, 3.0, 1e3 + 1 / 3, 2.0**21 - 0.1, 17.0, 2.0**20])
+    where = rng.random((k, d + 1)) < 0.6
+    where[5], where[6] = False, True
+    before = np.rint(rng.normal(size=(k, folds * (d + 1))) * 2.0**20)
+    found = [ClusterStats(before.copy(), grid) for _ in range(2)]
+    for kernel, stats in zip((kernels.choose(c, "cpu"), compiled.KERNEL), found, strict=True):
+        kernel.put(stats, where, c, counts)
+    np.testing.assert_array_equal(*(stats.sums for stats in found))
+    stays = np.tile(~where, folds)
+    np.testing.assert_array_equal(found[0].sums[stays], before[stays])
+    assert not np.array_equal(found[0].sums, before)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
@@ -23,6 +24,7 @@ from anykmeans._libraries import (
     is_sparse,
     like,
     namespace,
+    np_compat,
     put,
     to_numpy,
 )
@@ -222,6 +224,23 @@ class Kernel:
         return both, both.grid.total(
             namespace(both.sums), both.sums, like(both.grid.scale, both.sums)
         )
+
+    def put(
+        self, stats: ClusterStats, where: np.ndarray, c: np.ndarray, counts: np.ndarray
+    ) -> None:
+        """Write to sums in NumPy, where a mask (k, d + 1) says, those of as many rows as `counts` (k,) tells, all at `c` (k, d).
+
+        The product of both is exact, as with any weight; the last column is the counts' own.
+        """
+        grid, k = stats.grid, counts.size
+        sums = stats.sums.reshape(k, grid.folds, -1)
+        (at,) = np.nonzero(where.any(axis=1))
+        sums[at] *= ~where[at, None, :]
+        values = np.append(c[at].astype(np.float64), np.ones((at.size, 1)), axis=1)
+        i, f = np.nonzero(where[at] & (values != 0))  # of sparse rows, few
+        own = replace(grid, scale=grid.scale[f, None])
+        whole = own.split(np_compat, values[i, f, None], own.scale, counts[at[i]])
+        sums[at[i], :, f] = replace(grid, scale=grid.scale[:1]).carried(np_compat, whole)
 
     def means(self, rows: Rows, stats: ClusterStats, c: Array) -> tuple[Array, Array]:
         """Return the means (k, d) of clusters in the dtype of `c`, an empty one's row of `c`, and the weights (k,)."""

@@ -164,6 +164,15 @@ class Numba(Cpu):
         sums.join(stats.sums, more.sums, grid.scale, grid.step, grid.folds, total)
         return more, total
 
+    def put(
+        self, stats: ClusterStats, where: np.ndarray, c: np.ndarray, counts: np.ndarray
+    ) -> None:
+        """Write to sums, where a mask (k, d + 1) says, those of as many rows as `counts` (k,) tells, all at `c` (k, d)."""
+        from anykmeans.kernels.numba import sums
+
+        grid = stats.grid
+        sums.put(where, c, counts, grid.scale, grid.step, grid.folds, stats.sums)
+
     def divide(self, xp: Namespace, sums: Array, mass: Array, c: np.ndarray) -> np.ndarray:
         """Return sums (k, d) by weights (k,), in the dtype of `c`, an empty cluster's row of `c`."""
         from anykmeans.kernels.numba import sums as loops

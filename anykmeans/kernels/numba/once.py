@@ -17,7 +17,6 @@ from anykmeans._frame import Frame
 from anykmeans._matrix import Matrix
 from anykmeans._settings import current
 from anykmeans._work import Work
-from anykmeans.kernels.cpu import long_tiles
 from anykmeans.kernels.numba import few, looks, read, sums, weights
 from anykmeans.kernels.numba.grouped import GroupedSearch
 from anykmeans.kernels.numba.room import zeros
@@ -35,6 +34,8 @@ _MAGNITUDE = np.int64(2**63 - 1)  # all bits but the sign
 _SMALL = np.float64(1 / _ORDINARY).view(np.int64)
 _CACHE = 1 << 12  # numbers of rows that wait in the L1 cache beside a panel of centroids
 _NEAR = 1 << 19  # numbers of rows that are in some cache for what follows their scores
+# In products: what else is done to a number of a row, and, for a thread that does it all, each number of `Settings.spread` and of sums.
+_NUMBER, _CALL, _SUM = 50, 64, 800
 _READ = 16  # rows for each centroid, at least, that these are prepared for
 
 
@@ -246,10 +247,12 @@ def _ordinary(rows: Rows, c: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]
 
 
 def _pieces(rows: Rows, k: int) -> list[slice]:
-    """Return tiles of all rows: for all threads if they are to make many products with `k` centroids, else for one."""
-    if math.prod(rows.shape) * k < current().spread * few.BRIEF:
-        return rows.work.tiles(step=rows.work.readable(rows.matrix))
-    return long_tiles(rows, rows.shape[0], k)
+    """Return tiles of all rows: for more threads, as far as what these save is more than what it takes to have a piece more."""
+    (n, d), work = rows.shape, rows.work
+    most = n * d * (k + _NUMBER) // (current().spread * _CALL + k * d * _SUM)
+    pieces = min(most, work.threads if most < 4 * work.threads else 2 * work.threads)
+    pieces = max(1, pieces if work.threads > 1 else 1)
+    return work.tiles(step=min(-(-n // pieces), work.readable(rows.matrix)))
 
 
 def _near(rows: Rows, tile: slice, k: int) -> Iterator[tuple[slice, np.ndarray]]:

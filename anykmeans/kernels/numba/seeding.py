@@ -34,7 +34,7 @@ _DIRECTIONS = LANES, 2 * LANES  # of few features and of more, where there is no
 _PIECES = 4  # tiles a thread at most
 # Products of a tile for each number of `Settings.piece`, of fewer of which a pick is over before a thread has begun; and as many as take as
 # long as a row takes besides.
-_PRODUCTS, _ROW = 32, 450
+_PRODUCTS, _ROW = 64, 150
 _NEAR = 1 << 17  # numbers of rows that are in the cache from one step to the next
 _SAMPLE = 512  # rows that directions are found from, where they are not
 _NARROW = 2.0**-23  # error of a vector of coordinates, relatively, where it is but rounded

@@ -147,6 +147,29 @@ def join(sums, more, scale, step, folds, result):
 
 
 @jit
+def put(where, c, counts, scale, step, folds, sums):
+    """Write what `counts` (k,) rows at `c` (k, d) add up to, to `sums` (k, folds * (d + 1)) in columns that a mask (k, d + 1) says.
+
+    As `Grid.split` makes them, carried.
+    """
+    (k, columns), finer = where.shape, 1.0 / step
+    for a in range(k):
+        for f in range(columns):
+            if not where[a, f]:
+                continue
+            value = np.float64(c[a, f]) if f < columns - 1 else 1.0
+            rest, lost = two_product(value * scale[f], counts[a])
+            for i in range(f, folds * columns, columns):
+                whole, more = np.rint(rest), np.rint(lost)
+                sums[a, i] = whole + more
+                rest, lost = (rest - whole) * step, (lost - more) * step
+            for i in range(f + (folds - 1) * columns, f, -columns):
+                carry = np.rint(sums[a, i] * finer)
+                sums[a, i] -= carry * step
+                sums[a, i - columns] += carry
+
+
+@jit
 def means(sums, mass, c, found):
     """Write the means ``sums / mass`` (k, d) to `found`, of a cluster without mass its row of `c`."""
     for j in range(c.shape[0]):
