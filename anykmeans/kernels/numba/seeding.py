@@ -29,7 +29,7 @@ from anykmeans.kernels.numba.steps import (
 )
 from anykmeans.kernels.seeding import BLOCK, Seeds, Tile
 
-_COLUMNS = 32  # features up to which a block of rows is measured side by side
+_COLUMNS = 8  # features up to which a block of rows is measured side by side
 _DIRECTIONS = LANES, 2 * LANES  # of few features and of more, where there is no room for all
 _PIECES = 4  # tiles a thread at most
 # Products of a tile for each number of `Settings.piece`, of fewer of which a pick is over before a thread has begun; and as many as take as
