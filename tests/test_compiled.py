@@ -238,6 +238,9 @@ def test_rows_across(d, source, frame, dtype):
     np.testing.assert_array_equal(squares[1], (wanted**2).sum(axis=1))
     assert np.isnan(columns[[0, 2]]).all()
     assert np.isnan(squares[[0, 2]]).all()
+    run_across(x, SIDE - 1, np.dtype(frame).type(0.5), offset, columns, 2, squares)
+    last = np.minimum(np.arange(SIDE - 1, 2 * SIDE - 1), SIDE + 1)  # which stands in for all beyond
+    np.testing.assert_array_equal(columns[2], (x[last].astype(float) * 0.5 - offset).T)
 
 
 def arranged(c):
@@ -256,8 +259,7 @@ def test_nearest_of_all(d, k):
     if k > 2:
         norms[1] = np.inf
         minus_2c[:, 2] = np.nan  # out of range, not the nearest
-    before = rng.integers(k, size=SIDE).astype(np.int32)
-    now = np.full(SIDE, -1, np.int32)
+    before = np.concatenate([[-1, -1], rng.integers(k, size=SIDE), [-1]]).astype(np.int32)
     block = SIDE // LANES
     y, norm = columns[block : 2 * block], squares[block : 2 * block].ravel()
     scores = norms[:, None] + minus_2c.T @ y.transpose(1, 0, 2).reshape(d, SIDE)
@@ -265,12 +267,15 @@ def test_nearest_of_all(d, k):
     best, second = np.sort(np.vstack([scores, np.full((1, SIDE), 2.0**100)]), axis=0)[:2]
     for beta, eta in [(0.0, 0.0), (0.125, 0.0), (0.0, 0.25)]:
         margin = beta * (2 * norm + abs(norm + best) + abs(norm + second)) + eta
-        told = np.full(SIDE, np.nan, np.float32)
-        how = squares, *map(np.float32, (beta, eta, 0.01)), before, now, told
+        told, labels = np.full(SIDE + 3, np.nan, np.float32), before.copy()
+        how = squares, *map(np.float32, (beta, eta, 0.01)), labels, 2, told
         words = run_nearest(columns, block, arranged(minus_2c), norms, *how)
+        now, told, around = labels[2:-1], told[2:-1], told[[0, 1, -1]]
         np.testing.assert_array_equal(now, scores.argmin(axis=0))
+        assert np.isnan(around).all()
+        assert (labels[[0, 1, -1]] == -1).all()
         changed, unproven = ([word >> r & 1 for r in range(SIDE)] for word in words)
-        np.testing.assert_array_equal(changed, now != before)
+        np.testing.assert_array_equal(changed, now != before[2:-1])
         np.testing.assert_array_equal(unproven, ~(second - best > margin.astype(np.float32)))
         far, near = (norm + score.astype(np.float64) for score in (second, best))
         far, near = (

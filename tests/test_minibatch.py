@@ -271,3 +271,21 @@ def test_what_is_no_seed_is_refused_before_anything_is_drawn(seed):
     with pytest.raises(ValueError, match=r"[Ss]eed"):
         model.partial_fit([[0.0], [1.0]])
     assert not hasattr(model, "cluster_centers_")
+
+
+@pytest.mark.parametrize("tol", [0.0, 1e-3])
+def test_fits_that_ask_for_no_costs_of_batches_are_the_same(tol, capsys):
+    x = np.random.default_rng(0).normal(size=(300, 4))
+    how = {
+        "max_no_improvement": None,
+        "max_iter": 4,
+        "batch_size": 50,
+        "random_state": 0,
+        "tol": tol,
+    }
+    models = [MiniBatchKMeans(5, verbose=verbose, **how).fit(x) for verbose in (0, 1)]
+    assert "mean batch inertia: " in capsys.readouterr().out
+    for name in ("cluster_centers_", "labels_", "inertia_", "n_steps_"):
+        np.testing.assert_array_equal(*(getattr(model, name) for model in models))
+    estimated = MiniBatchKMeans(5, compute_labels=False, **how).fit(x)
+    assert np.isfinite(estimated.inertia_)

@@ -223,12 +223,14 @@ class MiniBatchKMeans(_BaseKMeans):
 
         stop = EarlyStop(n, size, tol, self.max_no_improvement)
         steps = (self.max_iter * n) // size
+        # What batches cost is asked for by who waits for it to fall, or reads it; else that of all rows is told in the end.
+        asked = self.max_no_improvement is not None or bool(self.verbose) or not self.compute_labels
         batch: Rows | None = None
         for done in range(1, steps + 1):
             plain.renewed()
             batch = plain.take(urn.drawn(size, rng), alike=True, over=batch)
             before = seen.centers
-            seen, inertia = self._step(seen, batch, lambda: rng, measured=True)
+            seen, inertia = self._step(seen, batch, lambda: rng, measured=asked)
             cost, shift = inertia / size, squared_shift(rows, before, seen.centers) if tol else 0.0
             why = stop(cost, shift)
             if self.verbose:

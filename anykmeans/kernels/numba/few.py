@@ -22,7 +22,7 @@ from anykmeans.kernels.numba import read, sums, weights
 from anykmeans.kernels.numba.distance import squared_distance
 from anykmeans.kernels.numba.room import empty, zeros
 from anykmeans.kernels.numba.side import TOGETHER, across, nearest
-from anykmeans.kernels.numba.simd import LANES, PIECE, SIDE, lowest
+from anykmeans.kernels.numba.simd import HELD, LANES, PIECE, SIDE, lowest
 from anykmeans.kernels.numba.slack import Slack, wear
 from anykmeans.kernels.numba.steps import (
     ZERO,
@@ -43,6 +43,10 @@ BRIEF = 128  # products for each number of `Settings.spread`: a pass of fewer is
 # products and not too many scores, or where each row has a share.
 _NARROW, _MOST_EACH = 100, 32
 _PRODUCTS, _SCORES, _ROWS = 64, 8, 1024
+_WIDE, _MOST_OF = (
+    4,
+    64,
+)  # and so many times the products where vectors are of 64 bytes, of up to so many clusters
 # By what factor sums of squares in any order may differ that are of distances which may tie: by more than thousands of roundings do.
 _ALIKE = 1 + 2.0**-36
 _TILES = 4  # tiles of rows that are copied at once, as a call takes as long as some rows
@@ -536,6 +540,7 @@ def suits(n: int, d: int, k: int) -> bool:
     now = current()
     if k < now.few or n * _ROWS <= now.at_once:
         return True
-    if n * k * d <= _PRODUCTS * now.at_once and n * k <= _SCORES * now.at_once:
+    products = _PRODUCTS * (_WIDE if HELD >= 128 and k <= _MOST_OF else 1)
+    if n * k * d <= products * now.at_once and n * k <= _SCORES * now.at_once:
         return True
     return d < _NARROW and n * k <= min(d, _MOST_EACH) * now.at_once
