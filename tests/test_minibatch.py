@@ -265,6 +265,14 @@ def test_a_seed_that_is_looked_at_late_draws_as_a_generator_of_it():
     np.testing.assert_array_equal(*(model.cluster_centers_ for model in models))
 
 
+def test_scikit_learn_goes_on_with_a_seed_that_nothing_was_drawn_from():
+    x = np.random.default_rng(0).normal(size=(40, 3))
+    model = MiniBatchKMeans(2, init=x[:2], n_init=1, reassignment_ratio=0.0, random_state=0)
+    peer = model.partial_fit(x).as_sklearn().set_params(reassignment_ratio=0.99)
+    peer._n_since_last_reassign = 1000
+    assert np.isfinite(peer.partial_fit(x).cluster_centers_).all()
+
+
 @pytest.mark.parametrize("seed", [-1, 2**32, 1.5, "seed"])
 def test_what_is_no_seed_is_refused_before_anything_is_drawn(seed):
     model = MiniBatchKMeans(2, init=np.zeros((2, 1)) + [[0], [1]], n_init=1, random_state=seed)

@@ -387,6 +387,8 @@ class MiniBatchKMeans(_BaseKMeans):
         if seen is not None and seen.counts.size == counts.size:
             counts, peer._n_since_last_reassign = seen.weights, seen.since
         peer._counts = counts.astype(centers.dtype)
+        if hasattr(self, "_random_state"):
+            peer._random_state = check_random_state(peer._random_state)
         return peer
 
     def _check_parameters(self, x: Any) -> None:

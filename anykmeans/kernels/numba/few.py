@@ -40,15 +40,14 @@ if TYPE_CHECKING:
 BRIEF = 128  # products for each number of `Settings.spread`: a pass of fewer is over before a thread has begun
 # Where bounds of more than few clusters may cost more than they save, by numbers of `Settings.at_once`: in fewer features than that
 # while a pass makes as many scores as there are features, up to a most. And whatever is to be scored, while a pass makes so many
-# products and not too many scores, or where each row has a share.
+# products and not too many scores, or where each row has a share. With vectors of 64 bytes, whose peak is twice as high, of up to a
+# number of clusters it may be so many times the products.
 _NARROW, _MOST_EACH = 100, 32
 _PRODUCTS, _SCORES, _ROWS = 64, 8, 1024
-_WIDE, _MOST_OF = (
-    4,
-    64,
-)  # and so many times the products where vectors are of 64 bytes, of up to so many clusters
+_WIDE, _MOST_OF = 4, 64
 # By what factor sums of squares in any order may differ that are of distances which may tie: by more than thousands of roundings do.
 _ALIKE = 1 + 2.0**-36
+_COPIED = 1 << 14  # labels that are copied at once, as what else is listed of so many rows
 _TILES = 4  # tiles of rows that are copied at once, as a call takes as long as some rows
 
 
@@ -127,7 +126,7 @@ class Folds(NamedTuple):
 def fill(x, start, lanes, block):
     """Write SIDE rows of `x` from `start` to the `lanes`, from a `block` on; return how many are out of range.
 
-    The last row stands in for those beyond.
+    The last row stands in for those beyond, and counts.
     """
     lost = ZERO
     for begin in range(start, start + SIDE, LANES):
@@ -181,56 +180,57 @@ def sweep(x, w, lanes, fresh, minus_2c, norms, wide, errors, labels, left, whole
     """
     m, summing = labels.shape[0], whole.shape[0] > 0
     kept = lanes.columns.shape[0] * LANES >= m
-    padded = (
-        (m + SIDE - 1) // SIDE * SIDE
-    )  # in whole vectors: to copy what there is of some takes longer than to label it
+    # A copy of so many labels that it stays in the cache, in whole vectors: to copy less of one takes longer than to label it.
+    padded = (m + SIDE - 1) // SIDE * SIDE if m < _COPIED else _COPIED
     now, told = zeros(padded, np.int32), empty(padded if left.shape[0] else 0, np.float32)
-    for i in range(m):
-        now[i] = labels[i]
-    rows, moved = empty(m if summing else 0, np.int32), ZERO
-    doubtful, count, lost = empty(m, np.int32), ZERO, ZERO
-    for start in range(0, m, SIDE):
-        used = m - start if m - start < SIDE else SIDE
-        block = start // LANES if kept else 0
-        if fresh or not kept:
-            lost += fill(x, start, lanes, block)
-        changed, unproven = nearest(
-            lanes.columns,
-            block,
-            minus_2c,
-            norms,
-            lanes.squares,
-            errors.beta,
-            errors.eta,
-            errors.loose,
-            now,
-            start,
-            told,
-        )
-        every = (np.int64(1) << used) - 1 if used < SIDE else np.int64(-1)
-        changed = every if first else (changed | unproven) & every
-        unproven &= every
-        while summing and changed:
-            i = lowest(changed)
-            changed &= changed - 1
-            rows[moved] = start + i
-            moved += 1
-        while unproven:
-            doubtful[count] = start + lowest(unproven)
-            unproven &= unproven - 1
-            count += 1
-    if count:
-        measured(x, doubtful[:count], errors.unit, wide, errors.tie, now)
-    for q in range(moved):
-        row = rows[q]
-        old = np.int64(-1 if first else labels[row])
-        if old != now[row]:
-            weight = w[row] if w.shape[0] > 1 else w[0]
-            add(x, row, weight, folds.scale, folds.step, folds.number, whole, now[row], old)
-    for i in range(m):
-        labels[i] = now[i]
-    for i in range(left.shape[0]):
-        left[i] = told[i]
+    rows, doubtful = empty(padded if summing else 0, np.int32), empty(padded, np.int32)
+    lost = ZERO
+    for begin in range(0, m, _COPIED):
+        end = begin + _COPIED if begin + _COPIED < m else m
+        own, before, moved, count = x[begin:end], labels[begin:end], ZERO, ZERO
+        for i in range(end - begin):
+            now[i] = before[i]
+        for start in range(0, end - begin, SIDE):
+            used = end - begin - start if end - begin - start < SIDE else SIDE
+            block = (begin + start) // LANES if kept else 0
+            if fresh or not kept:
+                lost += fill(x, begin + start, lanes, block)
+            changed, unproven = nearest(
+                lanes.columns,
+                block,
+                minus_2c,
+                norms,
+                lanes.squares,
+                errors.beta,
+                errors.eta,
+                errors.loose,
+                now,
+                start,
+                told,
+            )
+            every = (np.int64(1) << used) - 1 if used < SIDE else np.int64(-1)
+            changed = every if first else (changed | unproven) & every
+            unproven &= every
+            while summing and changed:
+                rows[moved] = start + lowest(changed)
+                changed &= changed - 1
+                moved += 1
+            while unproven:
+                doubtful[count] = start + lowest(unproven)
+                unproven &= unproven - 1
+                count += 1
+        if count:
+            measured(own, doubtful[:count], errors.unit, wide, errors.tie, now)
+        for q in range(moved):
+            row = rows[q]
+            old = np.int64(-1 if first else before[row])
+            if old != now[row]:
+                weight = w[begin + row] if w.shape[0] > 1 else w[0]
+                add(own, row, weight, folds.scale, folds.step, folds.number, whole, now[row], old)
+        for i in range(end - begin):
+            before[i] = now[i]
+        for i in range(end - begin if left.shape[0] else 0):
+            left[begin + i] = told[i]
     return lost
 
 
