@@ -144,7 +144,7 @@ class Seen:
         """Return where the run stands after rows with these stats on its grid, which are overwritten."""
         grid = self.stats.grid
         won = more.sums[:, grid.scale.size - 1 :: grid.scale.size].any(axis=1)
-        kernel = rows.kernel if rows.kernel.host else KERNEL
+        kernel = _in_numpy(rows)
         stats, total = kernel.joined(self.stats, more)
         counts = total[:, -1]
         centers = kernel.divide(np_compat, total[:, :-1], np.where(won, counts, 0.0), self.centers)
@@ -203,6 +203,11 @@ class Seen:
         every = np.zeros(self.features, bool)
         every[self.columns] = found
         return every
+
+
+def _in_numpy(rows: Rows) -> Kernel:
+    """Return what works on what a run keeps, which is in NumPy, whatever the rows are in."""
+    return rows.kernel if rows.kernel.host else KERNEL
 
 
 def _columns(matrix: Matrix) -> np.ndarray | None:
@@ -312,9 +317,8 @@ def step(
             if extent.digits is not None:  # else they are rows, a whole number of times
                 extent = _merged(extent, _extent_of(centers[low], counts[low], extent))
             where = np.repeat(low[:, None], centers.shape[1] + 1, axis=1)
-            kernel = rows.kernel if rows.kernel.host else KERNEL
             seen = replace(seen, centers=centers)
-            seen = seen.put(where, counts, extent, rows.names.x, kernel)
+            seen = seen.put(where, counts, extent, rows.names.x, _in_numpy(rows))
     return seen, inertia, moved
 
 
