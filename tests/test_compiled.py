@@ -11,7 +11,7 @@ import pytest
 import referee
 import scipy.sparse
 
-from anykmeans import KMeans, MiniBatchKMeans, assign, kernels, kmeans
+from anykmeans import KMeans, MiniBatchKMeans, _settings, assign, kernels, kmeans, kmeans_plusplus
 from anykmeans._distance import squared_distances
 from anykmeans._evaluate import distances
 from anykmeans._grid import Grid
@@ -32,6 +32,7 @@ from anykmeans.kernels.numba import (
     near,
     seeding,
     side,
+    sieves,
     simd,
     slack,
     small,
@@ -123,6 +124,11 @@ def run_least(whole, at, terms, panels, starts, of_panels, p, found, low):
     codes.least(whole, at, terms, panels, starts, of_panels, p, found, low)
 
 
+@jit
+def run_nearer(whole, at, terms, panels, starts, of_panels, p, edges, bits):
+    codes.nearer(whole, at, terms, panels, starts, of_panels, p, edges, bits)
+
+
 @pytest.mark.parametrize("extreme", [False, True])
 @pytest.mark.parametrize("d", [1, 8, 9, 100, 1000])
 def test_bounds_by_codes_add_exactly(d, extreme):
@@ -151,6 +157,10 @@ def test_bounds_by_codes_add_exactly(d, extreme):
         wanted = wanted + row_terms[at, 1:2] * terms[p, 2] + row_terms[at, 2:3] * terms[p, 3]
         np.testing.assert_allclose(found, wanted, rtol=1e-6, atol=1e-6 * d * most**2)
         np.testing.assert_array_equal(low, found.min(axis=1))
+        bounds, bits = found + row_terms[at, 3:] ** 2, np.empty(ROWS, np.int64)
+        edges = np.tile(bounds[ROWS // 2], (2, 1))  # of one row no bound is below
+        run_nearer(rows, at, row_terms, panels, starts, terms, p, edges, bits)
+        np.testing.assert_array_equal(bits, (bounds < edges[p]) @ 2 ** np.arange(LANES))
 
 
 @pytest.mark.parametrize("scale", [1e-30, 1.0, 1e30])
@@ -182,6 +192,57 @@ def test_codes_bound_the_distance(kind, scale):
     # And not by much: the bound is about what the last bit of a code is worth.
     if kind == "even":
         assert (low >= true - 0.1 * (lengths[:, None] + lengths)).all()
+
+
+@pytest.mark.skipif(not codes.AVAILABLE, reason="no look at codes on this processor")
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize(
+    "kind", ["even", "one feature is large", "far away", "few values", "tiny", "bytes", "half"]
+)
+@pytest.mark.parametrize("d", [2, 31, 70])
+def test_what_codes_leave_is_what_seeding_needs(d, kind, weighted, monkeypatch):
+    """Picks by codes are those of NumPy, for rows that codes tell badly apart, too, and for more candidates than ROWS."""
+    monkeypatch.setattr(sieves, "pay", lambda y, n, k: True)
+    rng = np.random.default_rng(d)
+    x = rng.normal(size=(700, d)).astype(np.float32)
+    x[:, 0] *= 1e4 if kind == "one feature is large" else 1
+    x += 1e4 if kind == "far away" else 0
+    x *= 1e-30 if kind == "tiny" else 1
+    if kind == "few values":
+        x = np.round(x)[rng.integers(50, size=700)]
+    elif kind == "bytes":
+        x = rng.integers(256, size=x.shape).astype(np.uint8)
+    elif kind == "half":
+        x = x.astype(np.float16)
+    how = {"sample_weight": rng.exponential(size=700) if weighted else None, "random_state": 0}
+    for trials, k, max_bytes in ((None, 40, None), (11, 300, None), (3, 60, 200_000)):
+        how |= {"n_local_trials": trials, "max_bytes": max_bytes}
+        with _settings.settings(at_once=1, piece=256):
+            got = kmeans_plusplus(x, k, kernel="numba", threads=2, **how)
+        wanted = kmeans_plusplus(x, k, kernel="cpu", **how)
+        np.testing.assert_array_equal(got[1], wanted[1])
+
+
+def test_what_codes_leave_is_estimated(monkeypatch):
+    """About the share of pairs that are measured; where nothing is left to pick, none."""
+    rng, pairs = np.random.default_rng(0), []
+    measured = seeding.measured
+
+    def counted(y, c, closest, w, saved, won):
+        bits = np.unpackbits(won.view(np.uint8)).sum()
+        pairs.append(bits / (y.shape[0] * c.shape[0]))
+        return measured(y, c, closest, w, saved, won)
+
+    monkeypatch.setattr(seeding, "measured", counted)
+    monkeypatch.setattr(sieves, "pay", lambda y, n, k: codes.AVAILABLE)
+    x = rng.normal(size=(4000, 40)) + 3 * rng.normal(size=(20, 40))[rng.integers(20, size=4000)]
+    some = x[:512] - x.mean(axis=0)
+    for k in (40, 150):
+        pairs.clear()
+        kmeans_plusplus(x, k, random_state=0, kernel="numba", threads=1)
+        guess = sieves.left(some[::2], some[1::4], k)
+        assert 0.5 < guess / np.mean(pairs) < 2 if codes.AVAILABLE else not pairs
+    assert sieves.left(np.zeros((9, 3)), np.zeros((5, 3)), 40) == 0
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
@@ -777,6 +838,7 @@ def test_no_array_needs_code_of_its_own(sparse):
                 codes,
                 near,
                 seeding,
+                sieves,
                 subspace,
                 of_sparse,
             )

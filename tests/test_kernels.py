@@ -96,8 +96,14 @@ def test_segment_sum(steps, m, columns, k, labels_dtype):
 @pytest.mark.parametrize("t", [1, 3, 11])
 @pytest.mark.parametrize("max_bytes", [None, 20_000])  # tiles of many rows, of several, of one
 @pytest.mark.parametrize(("m", "d"), [(1, 1), (90, 2), (200, 3), (70, 16), (150, 33), (40, 300)])
-def test_steps_of_seeding(steps, m, d, max_bytes, t, dtype, weighted):
+@pytest.mark.parametrize("coded", [False, True])
+def test_steps_of_seeding(steps, coded, m, d, max_bytes, t, dtype, weighted, monkeypatch):
     """What candidates save and win, what a pick changes, and costs, against plain loops."""
+    if coded:
+        steps = [each for each in steps if each.kernel.name == "numba"]
+        if not steps:
+            pytest.skip("no compiled code for these arrays")
+        monkeypatch.setattr("anykmeans.kernels.numba.sieves.pay", lambda y, n, k: True)
     rng = np.random.default_rng([m, d, t])
     y = np.round(rng.normal(size=(m, d)) * 8) / 4  # distances are exact, and often equal
     picks, c = y[rng.integers(m, size=2)] + 0.25, y[rng.integers(m, size=t)]

@@ -12,6 +12,7 @@ and whole numbers add exactly. The proof, with the rounding of all that is measu
 from __future__ import annotations
 
 import functools
+import math
 from typing import Any, NamedTuple
 
 import llvmlite.binding
@@ -23,7 +24,7 @@ from numba.extending import intrinsic
 
 from anykmeans.kernels.numba.panels import Panels
 from anykmeans.kernels.numba.room import empty
-from anykmeans.kernels.numba.simd import LANES, ROWS, SHORT, Code, integer
+from anykmeans.kernels.numba.simd import INDEX, LANES, ROWS, SHORT, Code, integer
 from anykmeans.kernels.numba.steps import any_minimum, any_order, jit
 
 QUAD = 4  # coordinates side by side: what one instruction adds
@@ -56,11 +57,57 @@ def least(context, codes, at, row_terms, panels, starts, terms, p, found, low):
     return signature, _generate_least
 
 
+@intrinsic
+def nearer(context, codes, at, row_terms, panels, starts, terms, p, edges, bits):
+    """Write what bounds are below an edge: ``bits[r]`` has a bit for each lane of a panel, of row ``at[r]``.
+
+    The bounds are those of `least`, and the rows' squared lengths; `edges` (panels, LANES) are those of the lanes, and the other
+    arguments as there.
+    """
+    signature = types.void(codes, at, row_terms, panels, starts, terms, p, edges, bits)
+    return signature, _generate_nearer
+
+
 def _generate_least(context: Any, builder: Any, signature: Any, args: Any) -> Any:
     code = Code(context, builder, signature, args)
-    codes, at, row_terms, panels, starts, terms, found, low = (
-        code.data(i) for i in (0, 1, 2, 3, 4, 5, 7, 8)
-    )
+    found, low = code.data(7), code.data(8)
+    lowest = []
+    width, bounds = _bounds(code)
+    for r, values in enumerate(bounds):
+        for i, value in enumerate(values):
+            code.put(value, code.at(found, r * LANES + i * width))
+        lowest.append(values[0] if len(values) == 1 else _lower(builder, *values))
+    share = width  # lanes of a row
+    while share > 1:  # two vectors at a time become one that has half as many lanes of each row
+        pairs = zip(lowest[::2], lowest[1::2], strict=True) if len(lowest) > 1 else [lowest * 2]
+        lowest = [_halved(builder, a, b, share) for a, b in pairs]
+        share //= 2
+    code.put(lowest[0], low)
+    return context.get_dummy_value()
+
+
+def _generate_nearer(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+    code = Code(context, builder, signature, args)
+    at, row_terms, edges, bits = (code.data(i) for i in (1, 2, 7, 8))
+    edges = code.at(edges, builder.mul(code.whole(6), integer(LANES)))
+    width, bounds = _bounds(code)
+    limits = [code.some(code.at(edges, part), width) for part in range(0, LANES, width)]
+    for r, values in enumerate(bounds):
+        place = builder.add(builder.mul(builder.load(code.at(at, r)), integer(_TERMS)), integer(3))
+        length = code.splat(builder.load(code.at(row_terms, place)), width)
+        squared, word = builder.fmul(length, length), integer(0)
+        for i, (value, limit) in enumerate(zip(values, limits, strict=True)):
+            less = builder.fcmp_ordered("<", builder.fadd(value, squared), limit)
+            lanes = builder.zext(builder.bitcast(less, ir.IntType(width)), INDEX)
+            word = builder.or_(word, builder.shl(lanes, integer(i * width)))
+        builder.store(word, code.at(bits, r))
+    return context.get_dummy_value()
+
+
+def _bounds(code: Code) -> tuple[int, list[list[Any]]]:
+    """The bounds of ROWS rows and the lanes of a panel, by vectors of so many lanes."""
+    builder = code.builder
+    codes, at, row_terms, panels, starts, terms = (code.data(i) for i in range(6))
     panel, quads = code.whole(6), code.size(3, 1)
     width = LANES if WIDE else LANES // 2  # lanes of a vector of sums
     parts = range(0, LANES, width)
@@ -82,26 +129,19 @@ def _generate_least(context: Any, builder: Any, signature: Any, args: Any) -> An
         for t in range(_TERMS)
     ]
     reals, name = own[0][0].type, f"llvm.fmuladd.v{width}f32"
-    lowest = []
+    found = []
     for r, row in enumerate(rows):
         of_row = code.at(row_terms, builder.mul(row, integer(_TERMS)))
         factors = [code.splat(builder.load(code.at(of_row, t)), width) for t in range(_TERMS - 1)]
         values = []
-        for i, part in enumerate(parts):
+        for i in range(len(parts)):
             product = builder.fmul(builder.sitofp(sums[r][i], reals), own[1][i])
             value = _call(builder, name, reals, factors[0], product, own[0][i])
             for t in range(1, _TERMS - 1):
                 value = _call(builder, name, reals, factors[t], own[t + 1][i], value)
-            code.put(value, code.at(found, r * LANES + part))
             values.append(value)
-        lowest.append(values[0] if len(values) == 1 else _lower(builder, *values))
-    share = width  # lanes of a row
-    while share > 1:  # two vectors at a time become one that has half as many lanes of each row
-        pairs = zip(lowest[::2], lowest[1::2], strict=True) if len(lowest) > 1 else [lowest * 2]
-        lowest = [_halved(builder, a, b, share) for a, b in pairs]
-        share //= 2
-    code.put(lowest[0], low)
-    return context.get_dummy_value()
+        found.append(values)
+    return width, found
 
 
 def _products(code: Code, quads: Any, rows: list[Any], columns: Any, starts: list[Any]) -> Any:
@@ -275,6 +315,12 @@ def _taken(y, step, codes, i):
     return left, coded
 
 
+def taken(a: np.ndarray) -> np.ndarray:
+    """Return about the lengths of what coding takes from rows `a` (m, d)."""
+    found: np.ndarray = np.abs(a).max(axis=1) * np.float32(math.sqrt(a.shape[1] / 12) / MOST)
+    return found
+
+
 def room(n: int, d: int) -> Codes:
     """Return room for the codes of `n` vectors of `d` features."""
     p = -(-d // (2 * QUAD)) * (2 * QUAD)
@@ -286,12 +332,32 @@ def of_panels(wide: np.ndarray, offset: np.ndarray, panels: Panels) -> tuple[Cod
     k, d = wide.shape
     (codes, terms), lengths = room(k, d), np.empty(k, np.float32)
     encode(wide, np.arange(k), 1.0, offset, codes, terms, lengths)
-    at = np.minimum(panels.ids, k - 1)
-    signed = (codes - np.uint8(ZERO)).view(np.int8)[at].reshape(panels.number, LANES, -1, QUAD)
-    starts = signed.sum(axis=(2, 3), dtype=np.int32) * np.int32(-ZERO)
-    step, left, _, length = terms.T
-    lengths = np.append(lengths, np.float32(np.inf))[panels.ids]
-    own = np.concatenate([lengths[None], np.stack([step / -2, length, left / -2])[:, at]])
-    lanes = own.reshape(_TERMS, panels.number, LANES).transpose(1, 0, 2)
-    whole = signed.transpose(0, 2, 1, 3)
-    return Codes(np.ascontiguousarray(whole), np.ascontiguousarray(lanes)), starts
+    found, starts = room_of_panels(panels.number, d)
+    as_panels(codes, terms, lengths, panels.ids, *found, starts)
+    return found, starts
+
+
+def room_of_panels(panels: int, d: int) -> tuple[Codes, np.ndarray]:
+    """Return room for the codes of so many panels of `d` features, and where sums begin."""
+    whole = np.empty((panels, -(-d // (2 * QUAD)) * 2, LANES, QUAD), np.int8)
+    terms = np.empty((panels, _TERMS, LANES), np.float32)
+    return Codes(whole, terms), np.empty((panels, LANES), np.int32)
+
+
+@jit
+def as_panels(codes, terms, lengths, ids, whole, lanes, starts):
+    """Write `Codes` of k vectors as those of panels, `whole` and `lanes`, and where sums begin: vector ``ids[slot]``, if there is one."""
+    k = codes.shape[0]
+    for slot in range(ids.shape[0]):
+        panel, lane, i = slot // LANES, slot % LANES, min(ids[slot], k - 1)
+        total = np.int32(0)
+        for q in range(whole.shape[1]):
+            for f in range(QUAD):
+                u = np.int32(codes[i, q * QUAD + f]) - np.int32(ZERO)
+                whole[panel, q, lane, f] = u
+                total += u
+        starts[panel, lane] = -ZERO * total
+        lanes[panel, 0, lane] = lengths[i] if ids[slot] < k else np.inf
+        lanes[panel, 1, lane] = terms[i, 0] / -2
+        lanes[panel, 2, lane] = terms[i, 3]
+        lanes[panel, 3, lane] = terms[i, 1] / -2

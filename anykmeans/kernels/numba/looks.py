@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -138,7 +137,7 @@ def plan(
     best, found = panels * (_NUMBER * d + _PANEL), None
     budget = work.max_bytes // n
     if codes.AVAILABLE and 4 * (d + 2 * LANES) <= budget:
-        off = 2 * (_off(rows)[:, None] * np.sqrt(norms) + np.sqrt(norm) * _off(few))
+        off = 2 * (codes.taken(rows)[:, None] * np.sqrt(norms) + np.sqrt(norm) * codes.taken(few))
         looked, refined = panels * (_CODED * d + _PANEL), _left(squared - off, own) * alone
         if refined < looked < best - refined:  # what to find directions takes would not come back
             return Plan(origin)
@@ -175,12 +174,6 @@ def plan(
 def _squared(a: np.ndarray) -> np.ndarray:
     """Return the squared lengths (m,) of the rows of `a` (m, d)."""
     found: np.ndarray = np.einsum("md,md->m", a, a)
-    return found
-
-
-def _off(a: np.ndarray) -> np.ndarray:
-    """Return about how much coding takes from rows (m, d)."""
-    found: np.ndarray = np.abs(a).max(axis=1) * np.float32(math.sqrt(a.shape[1] / 12) / codes.MOST)
     return found
 
 

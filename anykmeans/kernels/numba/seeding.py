@@ -1,10 +1,8 @@
 # mypy: allow-untyped-defs, allow-untyped-calls
 """Compiled steps of k-means++: every trial of a step in one pass over the rows.
 
-`CompiledSeeds` keeps float32 coordinates of each row, in which distances are hardly longer than the true ones, and an
-*edge*, beyond which no candidate is nearer than the row's pick. Of `few` features all are coordinates, so that distances in
-them estimate what candidates save. Of `many` features some directions are, which leave few pairs of a row and a candidate;
-these are measured in float64. Both tell candidates apart to within a bound on the error. Distances that are kept are
+A sieve (`sieves.py`) leaves few pairs of a row and a candidate, which are measured in float64; of all features in float32, `few`
+estimates what candidates save without. Both tell candidates apart to within a bound on the error. Distances that are kept are
 `anykmeans._distance`'s bit for bit: no fused or reordered additions.
 """
 
@@ -13,16 +11,22 @@ from __future__ import annotations
 import numpy as np
 
 from anykmeans._settings import current
-from anykmeans.kernels.numba import subspace, weights
+from anykmeans.kernels.numba import simd, weights
 from anykmeans.kernels.numba.distance import squared_distance
 from anykmeans.kernels.numba.room import empty, zeros
-from anykmeans.kernels.numba.side import across
-from anykmeans.kernels.numba.simd import LANES, SIDE, how_many, lowest, prefetch, saving, within
+from anykmeans.kernels.numba.sieves import WIDER, choose
+from anykmeans.kernels.numba.simd import (
+    LANES,
+    SIDE,
+    how_many,
+    lowest,
+    prefetch,
+    saving,
+)
 from anykmeans.kernels.numba.steps import (
     ZERO,
     any_order,
     inline,
-    inner,
     jit,
     quarter,
     side_by_side,
@@ -30,42 +34,24 @@ from anykmeans.kernels.numba.steps import (
 from anykmeans.kernels.seeding import BLOCK, Seeds, Tile
 
 _COLUMNS = 8  # features up to which a block of rows is measured side by side
-_DIRECTIONS = LANES, 2 * LANES  # of few features and of more, where there is no room for all
 _PIECES = 4  # tiles a thread at most
 # Products of a tile for each number of `Settings.piece`, of fewer of which a pick is over before a thread has begun; and as many as take as
 # long as a row takes besides.
 _PRODUCTS, _ROW = 64, 150
 _NEAR = 1 << 17  # numbers of rows that are in the cache from one step to the next
-_SAMPLE = 512  # rows that directions are found from, where they are not
-_NARROW = 2.0**-23  # error of a vector of coordinates, relatively, where it is but rounded
-_WIDER = 1 + 2.0**-9  # edges over squared distances
 
 
 class CompiledSeeds(Seeds):
-    """Candidates are ruled out by coordinates of rows and candidates, and how near a candidate must be in them.
-
-    With errors e of coordinates, a candidate that is nearer than the pick, whose squared distance is B, is in the
-    coordinates within ``(sqrt(B) + e_row + e_candidate)^2 <= (1 + 2^-10) B + 2050 (e_row^2 + e_candidate^2)``.
-    """
+    """A `sieve` leaves few pairs of a row and a candidate, and the rows are as they are read."""
 
     def prepare(self, first: np.ndarray, k: int) -> None:
-        """Choose coordinates: all features of few, else the directions in which a sample varies most."""
-        frame, work = self.frame, self.rows.work
-        n, d = self.rows.shape
-        p = d
-        if 8 * n * d > work.max_bytes:
-            # Coordinates of all rows, and directions with what finding them takes, within the budget.
-            p = min(d, _DIRECTIONS[d >= 256], max(2, work.max_bytes // (16 * n)))
-            p = min(p, max(2, work.max_bytes // (128 * d)))
-        sample = max(1, min(_SAMPLE, work.max_bytes // (64 * d)))
-        sample = frame.wide(np.arange(0, n, -(-n // sample)))
-        self._origin = sample.mean(axis=0)
-        self._q: np.ndarray | None = None
-        error = _NARROW
-        if p < d:
-            self._q = subspace.principal(sample - self._origin, p - 1)
-            error = subspace.error(d)
-        self._slack = error**2 * 4096  # times a squared norm: how far errors move an edge
+        """Choose what is kept of rows."""
+        frame, work, matrix = self.frame, self.rows.work, self.rows.matrix
+        self._sieve = choose(frame, work, k)
+        # Rows that are not read as they are stay as they were read, if there is room.
+        size = 8 if frame.exponent else np.dtype(matrix.float_dtype).itemsize
+        room = 2 * self.rows.shape[0] * self.rows.shape[1] * (4 + size) <= work.max_bytes
+        self._stays = room and (frame.exponent != 0 or not matrix.direct)
 
     def cut(self, trials: int) -> list[slice]:
         """Return tiles: long ones, as nothing of the rows' size is written but what copies the rows take."""
@@ -77,62 +63,55 @@ class CompiledSeeds(Seeds):
         return work.tiles(step=min(step, most, work.readable(self.rows.matrix)))
 
     def begin(self, tile: Tile, c: np.ndarray, pick: int) -> None:
-        """Keep what there is to know of a tile's rows, and count the first pick, at `c` (1, d), in, while they are in the cache.
-
-        Coordinates (blocks, p, SIDE), edges (blocks, SIDE), and by how much the errors move these (blocks,).
-        """
+        """Keep what there is to know of a tile's rows, and count the first pick, at `c` (1, d), in, while they are in the cache."""
         y = np.ascontiguousarray(self.read(tile))
-        d, blocks, none = y.shape[1], -(-y.shape[0] // SIDE), np.empty((0, 0), np.int64)
-        p = d if self._q is None else self._q.shape[1] + 1
-        z = np.empty((blocks, p, SIDE), np.float32)
-        edge, spare = np.empty((blocks, SIDE), np.float32), np.empty(blocks)
-        tile.kept, step = (z, edge, spare), max(1, _NEAR // (SIDE * d))
+        (m, d), none = y.shape, np.empty((0, 0), np.int64)
+        blocks, step = -(-m // SIDE), max(1, _NEAR // (SIDE * d))
+        kept, wider = self._sieve.room(blocks), self._sieve.wider
+        tile.kept = kept, y if self._stays else None
         for first in range(0, blocks, step):
-            at, part = slice(first, first + step), slice(first * SIDE, (first + step) * SIDE)
-            some, origin = y[part], self._origin
-            if self._q is not None:
-                near = subspace.projected(some, 1.0, origin, self._q, self.rows.work.room)
-                side(
-                    np.ascontiguousarray(near), np.zeros(p), self._slack, z[at], edge[at], spare[at]
-                )
-            else:
-                side(some, origin, self._slack, z[at], edge[at], spare[at])
-            shorten(some, c, tile.closest[part], edge[at], spare[at], none, 0)
+            part = slice(first * SIDE, (first + step) * SIDE)
+            some = kept.part(slice(first, first + step))
+            self._sieve.keep(y[part], some)
+            shorten(y[part], c, tile.closest[part], some.edge, some.spare, wider, none, 0)
 
     def admit(self, c: np.ndarray) -> int:
         """Return 0: rows keep what there is to know of a pick, all are alike."""
         return 0
 
-    def against(self, c: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return coordinates (t, p) of candidates `c` (t, d), float32, and less how much their errors move edges (t,)."""
-        near = c - self._origin
-        if self._q is not None:
-            near = subspace.coordinates(near, self._q)
-        return near.astype(np.float32), (-self._slack * (near**2).sum(axis=1)).astype(np.float32)
+    def against(self, c: np.ndarray) -> tuple[np.ndarray, ...]:
+        """Return what the sieve takes candidates `c` (t, d) as."""
+        return self._sieve.against(c)
 
     def gains(
-        self, tile: Tile, c: np.ndarray, against: tuple[np.ndarray, np.ndarray]
+        self, tile: Tile, c: np.ndarray, against: tuple[np.ndarray, ...]
     ) -> tuple[np.ndarray, float]:
         """Return what each of t candidates saves (t,), and by how much that may be off; bits of what it may win are (blocks, t)."""
-        (z, edge, spare), w = tile.kept, weights(tile.w)
-        saved, tile.won = np.zeros(c.shape[0]), np.empty((z.shape[0], c.shape[0]), np.int64)
-        if z.shape[1] == c.shape[1]:
-            doubt = few(z, edge, spare, *against, w, saved, tile.won)
+        kept, w = tile.kept[0], weights(tile.w)
+        saved, tile.won = np.zeros(c.shape[0]), np.empty((kept.edge.shape[0], c.shape[0]), np.int64)
+        if self._sieve.estimates:
+            doubt = few(*kept.rows, kept.edge, kept.spare, *against, w, saved, tile.won)
         else:
-            y = np.ascontiguousarray(self.read(tile))
-            doubt = many(y, c, z, edge, *against, tile.closest, w, saved, tile.won)
+            self._sieve.nearer(kept, against, tile.won)
+            doubt = measured(self._rows(tile), c, tile.closest, w, saved, tile.won)
         return saved * self.scale, doubt * self.scale
 
     def saved(self, tile: Tile, c: np.ndarray, j: int) -> float:
         """Return exactly what candidate `j`, at `c` (1, d), saves."""
-        y = np.ascontiguousarray(self.read(tile))
-        return float(exact(y, c, tile.closest, weights(tile.w), self.scale, tile.won, j))
+        return float(
+            exact(self._rows(tile), c, tile.closest, weights(tile.w), self.scale, tile.won, j)
+        )
 
     def shorten(self, tile: Tile, c: np.ndarray, pick: int, j: int) -> None:
         """Count candidate `j`, at `c` (1, d), in what is closest to the rows, and in their edges."""
-        _, edge, spare = tile.kept
         won = np.empty((0, 0), np.int64) if tile.won is None else tile.won
-        shorten(np.ascontiguousarray(self.read(tile)), c, tile.closest, edge, spare, won, j)
+        _, edge, spare = tile.kept[0]
+        shorten(self._rows(tile), c, tile.closest, edge, spare, self._sieve.wider, won, j)
+
+    def _rows(self, tile: Tile) -> np.ndarray:
+        """Return the tile's rows (m, d) in the frame, C-contiguous."""
+        stays: np.ndarray | None = tile.kept[1]
+        return np.ascontiguousarray(self.read(tile)) if stays is None else stays
 
     def costs(self, tile: Tile) -> tuple[np.ndarray, float]:
         """Return the whole-number costs of blocks of rows, and the largest cost of a row."""
@@ -145,30 +124,9 @@ class CompiledSeeds(Seeds):
         return int(reached(tile.closest[rows], w, self.scale, total, draw))
 
 
-@jit
-def side(y, origin, slack, z, edge, spare):
-    """Write rows `y` (m, p) less the origin to `z` (blocks, p, SIDE), and `slack` times the largest squared norms.
-
-    Places beyond the last row are at the origin: no candidate is nearer to any than its edge, as they are all 0 in the end.
-    """
-    (m, p), blocks = y.shape, z.shape[0]
-    for block in range(blocks):
-        row, largest = block * SIDE, np.float32(0.0)
-        count = SIDE if row + SIDE <= m else m - row
-        across(y, row, 1.0, origin, z, block, edge)
-        for i in range(count):
-            largest = edge[block, i] if edge[block, i] > largest else largest
-        for i in range(SIDE):
-            edge[block, i] = 0.0
-        for f in range(p if count < SIDE else 0):
-            for i in range(count, SIDE):
-                z[block, f, i] = 0.0
-        spare[block] = largest * slack + 2.0**-100  # and what underflows
-
-
 @inline
-def _edge(before, spare):
-    return np.float32(before * _WIDER + spare if before > 0.0 else 0.0)
+def _edge(before, spare, wider):
+    return np.float32(before * wider + spare if before > 0.0 else 0.0)
 
 
 @inline
@@ -181,16 +139,12 @@ def _ask(y, closest, row):
 
 
 @any_order
-def _measure(y, row, c, j, limit):
-    """Return the squared distance, added in any order, or more than the limit."""
+def _measure(y, row, c, j):
+    """Return the squared distance, added in any order."""
     total = 0.0
-    for start in range(0, y.shape[1], SIDE):
-        a, b = y[row, start : start + SIDE], c[j, start : start + SIDE]
-        for f in range(a.shape[0]):
-            step = a[f] - b[f]
-            total += step * step
-        if total > limit:
-            break
+    for f in range(y.shape[1]):
+        step = y[row, f] - c[j, f]
+        total += step * step
     return total
 
 
@@ -200,26 +154,6 @@ def _total(a, count):
     for i in range(count):
         total += a[i]
     return total
-
-
-@inner
-def _sparse(y, c, closest, w, rows, error, saved, won):
-    """Measure the rows that candidates may win, and correct `won`; return the doubt."""
-    doubt, tiny = 0.0, 2.0**-1000
-    for row in rows:
-        before = closest[row]
-        limit = before + before * error + tiny
-        weight = w[row] if w.shape[0] > 1 else w[0]
-        block, bit = row // SIDE, np.int64(1) << (row % SIDE)
-        for j in range(c.shape[0]):
-            if won[block, j] & bit:
-                total = _measure(y, row, c, j, limit)
-                if total <= limit:
-                    saved[j] += weight * (before - total) if before > total else 0.0
-                    doubt += weight * before * error + tiny
-                else:
-                    won[block, j] ^= bit
-    return doubt
 
 
 @any_order
@@ -253,7 +187,7 @@ def few(z, edge, spare, near, start, w, saved, won):
                 weight[i] = w[first + i] if first + i < w.shape[0] else 0.0
         for j in range(t):
             won[block, j] = saving(
-                z, block, near, j, start, edge, _WIDER, spare[block], weight, less
+                z, block, near, j, start, edge, WIDER, spare[block], weight, less
             )
         cost, heavy, edges = _added(weight, edge, block)
         costs += cost
@@ -264,34 +198,37 @@ def few(z, edge, spare, near, start, w, saved, won):
             saved[j] += less[j, i]
     # A squared distance of up to B errs by `2 sqrt(B) e + e^2 <= 2^-20 B + (2^20 + 1) e^2`, and a sum in float32 by its
     # roundings; a weight by 2^-24 of itself, or 2^-149.
-    return costs * (2.0**-19 + (d + 16) * 2.0**-23) + slack * 2.0**10 + faint * 2.0**-140
+    roundings = min(d, simd.BLOCK) + d // simd.BLOCK + 16
+    return costs * (2.0**-19 + roundings * 2.0**-23) + slack * 2.0**10 + faint * 2.0**-140
 
 
 @jit
-def many(y, c, z, edge, near, start, closest, w, saved, won):
+def measured(y, c, closest, w, saved, won):
     """Add what each of the candidates `c` (t, d) saves to `saved` (t,); return how far off that may be.
 
-    The bits of ``won[:, j]`` (blocks,) are the rows that candidate j may be nearer to.
+    The bits of ``won[:, j]`` (blocks,) are the rows that candidate j may be nearer to: of those that it is not, they are taken.
     """
     # A sum of d squares in any order errs by less than half of this, and so does the exact one.
-    error = (y.shape[1] + 8) * 2.0**-51
-    rows, waiting = empty(2 * SIDE, np.int64), ZERO
-    doubt = 0.0
-    for block in range(z.shape[0]):
+    error, tiny, doubt = (y.shape[1] + 8) * 2.0**-51, 2.0**-1000, 0.0
+    for block in range(won.shape[0]):
         some = ZERO
-        for j in range(c.shape[0]):
-            won[block, j] = within(z, block, near, j, start, edge)
+        for j in range(won.shape[1]):
             some |= won[block, j]
         while some:
-            row = block * SIDE + lowest(some)
+            i = lowest(some)
             some &= some - 1
-            rows[waiting] = row
-            waiting += 1
-            _ask(y, closest, row)
-        if waiting >= SIDE:
-            doubt += _sparse(y, c, closest, w, rows[:waiting], error, saved, won)
-            waiting = 0
-    return doubt + _sparse(y, c, closest, w, rows[:waiting], error, saved, won)
+            row, bit = block * SIDE + i, np.int64(1) << i
+            before = closest[row]
+            limit, weight = before + before * error + tiny, w[row] if w.shape[0] > 1 else w[0]
+            for j in range(c.shape[0]):
+                if won[block, j] & bit:
+                    total = _measure(y, row, c, j)
+                    if total <= limit:
+                        saved[j] += weight * (before - total) if before > total else 0.0
+                        doubt += weight * before * error + tiny
+                    else:
+                        won[block, j] ^= bit
+    return doubt
 
 
 @jit
@@ -311,7 +248,7 @@ def exact(y, c, closest, w, scale, won, j):
 
 
 @jit
-def shorten(y, c, closest, edge, spare, won, j):
+def shorten(y, c, closest, edge, spare, wider, won, j):
     """Update what is closest, for rows that candidate `j`, at `c` (1, d), may be nearer to: all if `won` is empty."""
     m, d = y.shape
     room = empty(d, np.float64)
@@ -341,7 +278,7 @@ def shorten(y, c, closest, edge, spare, won, j):
                 squared, before = sums[0, i], closest[first + i]
                 before = squared if squared < before else before
                 closest[first + i] = before
-                edge[block, i] = _edge(before, spare[block])
+                edge[block, i] = _edge(before, spare[block], wider)
             continue
         while bits:
             i = lowest(bits)
@@ -351,7 +288,7 @@ def shorten(y, c, closest, edge, spare, won, j):
             squared = squared_distance(y, first + i, 1.0, c, ZERO, room)
             if squared < closest[first + i]:
                 closest[first + i] = squared
-                edge[block, i] = _edge(squared, spare[block])
+                edge[block, i] = _edge(squared, spare[block], wider)
 
 
 @jit

@@ -7,6 +7,7 @@ centroids, a *panel*, are the lanes, so rows are read where they are.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from copy import copy
 from typing import Any
 
@@ -473,28 +474,16 @@ def _generate_saving(context: Any, builder: Any, signature: Any, args: Any) -> A
 def _squares(code: Code, d: Any, columns: list[Any], c: Any, start: Any) -> list[Any]:
     """Add the squares of differences to `start`: of `d` features of vectors from places on, SIDE apart, and of `c`."""
     builder = code.builder
-    before = builder.block
-    loop, after = (builder.append_basic_block(name) for name in ("features", "squared"))
-    builder.branch(loop)
 
-    builder.position_at_end(loop)
-    f = builder.phi(INDEX)
-    f.add_incoming(integer(0), before)
-    sums = [builder.phi(code.vector) for _ in columns]
-    value = code.splat(builder.load(code.at(c, f)))
-    feature = builder.mul(f, integer(SIDE))
-    added = []
-    for phi, column in zip(sums, columns, strict=True):
-        phi.add_incoming(start, before)
-        step = builder.fsub(code.load(code.at(column, feature)), value)
-        added.append(builder.call(code.fma, [step, step, phi]))
-        phi.add_incoming(added[-1], loop)
-    following = builder.add(f, integer(1))
-    f.add_incoming(following, loop)
-    builder.cbranch(builder.icmp_signed("<", following, d), loop, after)
+    def add(f: Any, sums: list[Any]) -> list[Any]:
+        value, feature = code.splat(builder.load(code.at(c, f))), builder.mul(f, integer(SIDE))
+        found = []
+        for total, column in zip(sums, columns, strict=True):
+            step = builder.fsub(code.load(code.at(column, feature)), value)
+            found.append(builder.call(code.fma, [step, step, total]))
+        return found
 
-    builder.position_at_end(after)
-    return added
+    return _by_blocks(code, d, [start] * len(columns), add)
 
 
 def _generate_centre(context: Any, builder: Any, signature: Any, args: Any) -> Any:
@@ -671,45 +660,59 @@ def _generate_tile(context: Any, builder: Any, signature: Any, args: Any) -> Any
 def _score(code: Code, d: Any, starts: list[Any], panel: Any, norm: Any) -> list[Any]:
     """Score rows from their starts with a vector of a panel's centroids, from its place on."""
     builder = code.builder
-    norm = code.load(norm)
+
+    def add(f: Any, sums: list[Any]) -> list[Any]:
+        c = code.load(code.at(panel, builder.mul(f, integer(LANES))))
+        values = [code.splat(builder.load(code.at(place, f))) for place in starts]
+        return [
+            builder.call(code.fma, [value, c, total])
+            for value, total in zip(values, sums, strict=True)
+        ]
+
+    return _by_blocks(code, d, [code.load(norm)] * len(starts), add)
+
+
+def _by_blocks(
+    code: Code, d: Any, starts: list[Any], add: Callable[[Any, list[Any]], list[Any]]
+) -> list[Any]:
+    """Add to `starts` what `add` adds to sums for each of `d` features: those of BLOCK features at a time, from zero on."""
+    builder = code.builder
     before = builder.block
-    block, loop, add, after = (
-        builder.append_basic_block(name) for name in ("block", "features", "add", "scored")
+    block, loop, end, after = (
+        builder.append_basic_block(name) for name in ("block", "features", "end", "added")
     )
     builder.branch(block)
 
     builder.position_at_end(block)
-    start = builder.phi(INDEX)
-    start.add_incoming(integer(0), before)
-    totals = [builder.phi(code.vector) for _ in range(ROWS)]
-    end = builder.add(start, integer(BLOCK))
-    stop = builder.select(builder.icmp_signed("<", end, d), end, d)
+    first = builder.phi(INDEX)
+    first.add_incoming(integer(0), before)
+    totals = [builder.phi(code.vector) for _ in starts]
+    stop = builder.add(first, integer(BLOCK))
+    stop = builder.select(builder.icmp_signed("<", stop, d), stop, d)
     builder.branch(loop)
 
     builder.position_at_end(loop)
     f = builder.phi(INDEX)
-    f.add_incoming(start, block)
-    sums = [builder.phi(code.vector) for _ in range(ROWS)]
-    c = code.load(code.at(panel, builder.mul(f, integer(LANES))))
-    for r in range(ROWS):
-        sums[r].add_incoming(ir.Constant(code.vector, [0.0] * code.lanes), block)
-        value = code.splat(builder.load(code.at(starts[r], f)))
-        sums[r].add_incoming(builder.call(code.fma, [value, c, sums[r]]), loop)
+    f.add_incoming(first, block)
+    sums = [builder.phi(code.vector) for _ in starts]
+    added = add(f, sums)
+    for phi, value in zip(sums, added, strict=True):
+        phi.add_incoming(ir.Constant(code.vector, [0.0] * code.lanes), block)
+        phi.add_incoming(value, loop)
     following = builder.add(f, integer(1))
     f.add_incoming(following, loop)
-    builder.cbranch(builder.icmp_signed("<", following, stop), loop, add)
+    builder.cbranch(builder.icmp_signed("<", following, stop), loop, end)
 
-    builder.position_at_end(add)
-    added = []
-    for r in range(ROWS):
-        totals[r].add_incoming(norm, before)
-        added.append(builder.fadd(totals[r], sums[r].incomings[1][0]))
-        totals[r].add_incoming(added[r], add)
-    start.add_incoming(following, add)
+    builder.position_at_end(end)
+    found = [builder.fadd(total, value) for total, value in zip(totals, added, strict=True)]
+    for phi, start, value in zip(totals, starts, found, strict=True):
+        phi.add_incoming(start, before)
+        phi.add_incoming(value, end)
+    first.add_incoming(following, end)
     builder.cbranch(builder.icmp_signed("<", following, d), block, after)
 
     builder.position_at_end(after)
-    return added
+    return found
 
 
 def _round(code: Code, a: Any, b: Any, share: int) -> tuple[Any, Any, Any]:
