@@ -56,8 +56,8 @@ class CompiledSeeds(Seeds):
     def cut(self, trials: int) -> list[slice]:
         """Return tiles: long ones, as nothing of the rows' size is written but what copies the rows take."""
         (n, d), work = self.rows.shape, self.rows.work
-        pieces = n * (d * trials + _ROW) // (_PRODUCTS * current().piece) + 1
-        pieces = pieces if work.threads > 1 else 1
+        products = n * (self._sieve.share * d * trials + _ROW)
+        pieces = int(products) // (_PRODUCTS * current().piece) + 1 if work.threads > 1 else 1
         step = -(-n // min(pieces, _PIECES * work.threads))
         most = n if self.frame.exponent == 0 else max(1, work.room // d)
         return work.tiles(step=min(step, most, work.readable(self.rows.matrix)))
