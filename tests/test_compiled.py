@@ -215,7 +215,7 @@ def test_what_codes_leave_is_what_seeding_needs(d, kind, weighted, monkeypatch):
     elif kind == "half":
         x = x.astype(np.float16)
     how = {"sample_weight": rng.exponential(size=700) if weighted else None, "random_state": 0}
-    for trials, k, max_bytes in ((None, 40, None), (11, 300, None), (3, 60, 200_000)):
+    for trials, k, max_bytes in ((None, 40, None), (11, 300, None), (3, 60, 200_000), (5, 2, None)):
         how |= {"n_local_trials": trials, "max_bytes": max_bytes}
         with _settings.settings(at_once=1, piece=256):
             got = kmeans_plusplus(x, k, kernel="numba", threads=2, **how)

@@ -96,14 +96,18 @@ def test_segment_sum(steps, m, columns, k, labels_dtype):
 @pytest.mark.parametrize("t", [1, 3, 11])
 @pytest.mark.parametrize("max_bytes", [None, 20_000])  # tiles of many rows, of several, of one
 @pytest.mark.parametrize(("m", "d"), [(1, 1), (90, 2), (200, 3), (70, 16), (150, 33), (40, 300)])
-@pytest.mark.parametrize("coded", [False, True])
-def test_steps_of_seeding(steps, coded, m, d, max_bytes, t, dtype, weighted, monkeypatch):
+@pytest.mark.parametrize("sieve", [None, "Coded", "Everything"])
+def test_steps_of_seeding(steps, sieve, m, d, max_bytes, t, dtype, weighted, monkeypatch):
     """What candidates save and win, what a pick changes, and costs, against plain loops."""
-    if coded:
+    if sieve:
         steps = [each for each in steps if each.kernel.name == "numba"]
         if not steps:
             pytest.skip("no compiled code for these arrays")
-        monkeypatch.setattr("anykmeans.kernels.numba.sieves.pay", lambda y, n, k: True)
+        if sieve == "Coded":
+            monkeypatch.setattr("anykmeans.kernels.numba.sieves.pay", lambda y, n, k: True)
+        else:
+            for name, least in (("_FEW", 100), ("_BARE", 1)):
+                monkeypatch.setattr(f"anykmeans.kernels.numba.sieves.{name}", least)
     rng = np.random.default_rng([m, d, t])
     y = np.round(rng.normal(size=(m, d)) * 8) / 4  # distances are exact, and often equal
     picks, c = y[rng.integers(m, size=2)] + 0.25, y[rng.integers(m, size=t)]

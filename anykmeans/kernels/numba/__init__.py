@@ -257,8 +257,8 @@ class Numba(Cpu):
 
     def picks_of(self, rows: Rows, first: int, draws: np.ndarray) -> np.ndarray:
         """Return the rows (k,) that greedy k-means++ picks: in one call where they are few."""
-        # In float64, which takes four times as long as what else there is.
-        if draws.shape[0] == 0 or not is_small(rows, 4 * draws.shape[1]):
+        # In float64, which takes eight times as long as what else there is.
+        if draws.shape[0] == 0 or not is_small(rows, 8 * draws.shape[1]):
             return super().picks_of(rows, first, draws)
         from anykmeans.kernels.numba import small
 

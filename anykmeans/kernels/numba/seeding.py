@@ -139,7 +139,7 @@ def _ask(y, closest, row):
 
 
 @any_order
-def _measure(y, row, c, j):
+def measure(y, row, c, j):
     """Return the squared distance, added in any order."""
     total = 0.0
     for f in range(y.shape[1]):
@@ -222,7 +222,7 @@ def measured(y, c, closest, w, saved, won):
             limit, weight = before + before * error + tiny, w[row] if w.shape[0] > 1 else w[0]
             for j in range(c.shape[0]):
                 if won[block, j] & bit:
-                    total = _measure(y, row, c, j)
+                    total = measure(y, row, c, j)
                     if total <= limit:
                         saved[j] += weight * (before - total) if before > total else 0.0
                         doubt += weight * before * error + tiny

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from anykmeans._frame import Frame
     from anykmeans._work import Work
 
+_FEW, _BARE = 2, 64  # picks up to which, and features from which on nothing is kept of rows
 # Features, picks, and rows times picks from which on rows may be coded.
 _WIDE, _PICKS, _LARGE = 16, 32, 1 << 18
 _SAMPLE = 512  # rows that tell what pays
@@ -56,9 +57,11 @@ class Kept(NamedTuple):
 
     def part(self, blocks: slice) -> Kept:
         """Return what is kept of some of the blocks."""
-        wide = self.rows[0].shape[0] // self.edge.shape[0]
-        at = slice(blocks.start * wide, blocks.stop * wide)
-        return Kept(tuple(a[at] for a in self.rows), self.edge[blocks], self.spare[blocks])
+        rows = []
+        for a in self.rows:
+            wide = a.shape[0] // self.edge.shape[0]
+            rows.append(a[blocks.start * wide : blocks.stop * wide])
+        return Kept(tuple(rows), self.edge[blocks], self.spare[blocks])
 
 
 class Coded:
@@ -140,9 +143,33 @@ class Coordinates:
         by_coordinates(*kept.rows, kept.edge, *against, won)
 
 
-def choose(frame: Frame, work: Work, k: int) -> Coded | Coordinates:
+class Everything:
+    """No candidate is ruled out: of so few picks that coordinates would take longer to make than to go without."""
+
+    estimates, wider, share = False, 1.0, 1.0
+
+    def room(self, blocks: int) -> Kept:
+        """Return room for what is kept of so many blocks of rows."""
+        tiny = np.full(blocks, 2.0**-100)  # edges are above zero where picks are not at the rows
+        return Kept((), np.zeros((blocks, SIDE), np.float32), tiny)
+
+    def keep(self, y: np.ndarray, kept: Kept) -> None:
+        """Keep nothing of rows `y` (m, d)."""
+
+    def against(self, c: np.ndarray) -> tuple[np.ndarray, ...]:
+        """Return nothing of candidates `c` (t, d)."""
+        return ()
+
+    def nearer(self, kept: Kept, against: tuple[np.ndarray, ...], won: np.ndarray) -> None:
+        """Write the bits of all rows that are not picked to `won` (blocks, t)."""
+        won[:] = np.packbits(kept.edge > 0, axis=1, bitorder="little").view(np.int64)
+
+
+def choose(frame: Frame, work: Work, k: int) -> Coded | Coordinates | Everything:
     """Return what to keep of rows for `k` picks: codes where they pay, else coordinates, of all features if there is room."""
     n, d = frame.matrix.shape
+    if k <= _FEW and d >= _BARE:
+        return Everything()
     sample = max(1, min(_SAMPLE, work.max_bytes // (64 * d)))
     some = frame.wide(np.arange(0, n, -(-n // sample)))
     origin, bounds = some.mean(axis=0), Bounds.of(d, 2.0**-24, 2 * d)

@@ -138,11 +138,7 @@ def seeds(y, w, draws, picks):
                 for f in range(d):
                     c[j, f] = y[candidates[j], f]
                 for o in range(pick):
-                    squared = 0.0
-                    for f in range(d):
-                        step = y[picks[o], f] - c[j, f]
-                        squared += step * step
-                    lower = squared * (1 - error)
+                    lower = seeding.measure(y, picks[o], c, j) * (1 - error)
                     # As the sieve of `anykmeans.kernels.agnostic` has it: a quarter, less more than rounding takes.
                     reach[o, j] = lower / (4 * GAP) if lower > 2.0**-900 else 0.0
             saved = zeros(count, np.float64)
