@@ -331,7 +331,7 @@ def of_panels(wide: np.ndarray, offset: np.ndarray, panels: Panels) -> tuple[Cod
     """Return the codes of centroids `wide` (k, d) less the offset, and where sums begin, (panels, LANES), int32."""
     k, d = wide.shape
     (codes, terms), lengths = room(k, d), np.empty(k, np.float32)
-    encode(wide, np.arange(k), 1.0, offset, codes, terms, lengths)
+    encode(wide, np.arange(k, dtype=np.int32), 1.0, offset, codes, terms, lengths)
     found, starts = room_of_panels(panels.number, d)
     as_panels(codes, terms, lengths, panels.ids, *found, starts)
     return found, starts

@@ -85,16 +85,16 @@ class Coded:
         """Write what is kept of rows `y` (m, d), but for their edges."""
         (coded, terms), m, slots = codes.room(*y.shape), y.shape[0], kept.edge.size
         lengths, ids = np.zeros(slots, np.float32), np.arange(slots, dtype=np.int32)
-        codes.encode(y, ids[:m].astype(np.int64), 1.0, self.origin, coded, terms, lengths)
+        unit = y.dtype.type(1)  # of the dtypes that fits have it compiled for
+        codes.encode(y, ids[:m], unit, self.origin, coded, terms, lengths)
         codes.as_panels(coded, terms, lengths, ids, *kept.rows)
         largest = lengths.reshape(-1, SIDE).max(axis=1).astype(np.float64)
         kept.spare[:] = self.wider * (self._beta * largest + self._eta)
 
     def against(self, c: np.ndarray) -> tuple[np.ndarray, ...]:
         """Return candidates `c` (t, d) coded, and their terms."""
-        found = codes.room(*c.shape)
-        every, lengths = np.arange(c.shape[0]), np.empty(c.shape[0], np.float32)
-        codes.encode(c, every, 1.0, self.origin, *found, lengths)
+        found, lengths = codes.room(*c.shape), np.empty(c.shape[0], np.float32)
+        codes.encode(c, np.arange(len(c), dtype=np.int32), 1.0, self.origin, *found, lengths)
         return found
 
     def nearer(self, kept: Kept, against: tuple[np.ndarray, ...], won: np.ndarray) -> None:
