@@ -325,8 +325,14 @@ def kmeans_plusplus(
         draws = generator(random_state, "random_state")
     max_bytes = check.budget(max_bytes, 64 * (x.shape[1] + k))
     threads = check.threads(threads)
-    rows = Rows.over(x, w, kernel=kernel, max_bytes=max_bytes, threads=threads, names=names)
+    how: dict[str, Any] = {"max_bytes": max_bytes, "threads": threads, "names": names}
+    rows = Rows.over(x, w, kernel=kernel, look=False, **how)
     with rows.work:
+        # Picks measure all rows, but for the first.
+        if w is None and k > 1 and rows.matrix.direct:
+            rows.glance()
+        else:
+            rows.look()
         at = rows.matrix.asarray(plus_plus(rows, k, draws, n_local_trials))
     give = rows.matrix.give
     return give(rows.matrix.spread(rows.rows(at))), give(at)

@@ -223,6 +223,29 @@ def test_what_codes_leave_is_what_seeding_needs(d, kind, weighted, monkeypatch):
         np.testing.assert_array_equal(got[1], wanted[1])
 
 
+@pytest.mark.parametrize("k", [1, 2, 40])
+@pytest.mark.parametrize("d", [1, 20, 70])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_seeding_notices_what_a_glance_does_not(dtype, d, k):
+    """Only the first row is looked at before picks measure all; the answer is that of a look at all of them."""
+    rng = np.random.default_rng(d)
+    x = rng.normal(size=(3000, d)).astype(dtype)
+    large = 1e37 if dtype == "float32" else 1e200
+    for value, rows in (
+        (np.nan, 0), (np.nan, 2999), (np.inf, 1234), (-np.inf, 1), (large, 17), (1e30, slice(0, None, 7)), (1e-30, 0)
+    ):  # fmt: skip
+        y, how = x.copy(), {"random_state": 1}
+        y[rows, d - 1] = value
+        with _settings.settings(at_once=1):
+            if np.isfinite(value):
+                got = kmeans_plusplus(y, k, kernel="numba", **how)
+                wanted = kmeans_plusplus(y, k, kernel="cpu", **how)
+                np.testing.assert_array_equal(got[1], wanted[1])
+            else:
+                with pytest.raises(ValueError, match=f"`X` must be finite.* feature {d - 1}"):
+                    kmeans_plusplus(y, k, kernel="numba", **how)
+
+
 def test_what_codes_leave_is_estimated(monkeypatch):
     """About the share of pairs that are measured; where nothing is left to pick, none."""
     rng, pairs = np.random.default_rng(0), []

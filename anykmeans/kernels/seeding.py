@@ -26,6 +26,7 @@ from anykmeans._sparse import SparseRows
 if TYPE_CHECKING:
     from anykmeans.sources.rows import Rows
 
+_FAR = 2.0**40  # a squared distance within which of an ordinary row others are ordinary, too
 BLOCK = 1024  # rows whose cost is kept as one number, a power of two
 
 
@@ -38,6 +39,10 @@ class Tile:
     closest: Array  # squared distance to the closest pick, float64
     kept: Any = None  # what the sieve keeps of the rows
     won: Any = None  # which rows which candidates may win; None for all of any
+
+
+class Outlying(Exception):
+    """Rows that were but glanced at are not ordinary numbers after all: they are to be looked at."""
 
 
 class Seeds:
@@ -248,6 +253,8 @@ class Seeds:
 
         sums, largest = zip(*work.map(shortened, self.tiles), strict=True)
         high = max(largest)
+        if self.rows.glanced and not high < _FAR:
+            raise Outlying
         exponent = math.frexp(high)[1]
         if not self.scale or exponent != self._exponent:
             grid = Grid.plan(

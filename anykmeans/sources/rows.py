@@ -199,12 +199,12 @@ class Rows:
         """Look at all rows once: for what is not finite, and how large they are."""
         look_at([self])
 
-    def glance(self, c: np.ndarray) -> None:
-        """Look at the first row alone, if that will do for labels and distances to centroids `c` (k, d).
+    def glance(self, c: np.ndarray | None = None) -> None:
+        """Look at the first row alone, if that will do for labels and distances to centroids `c` (k, d), or to rows.
 
         It does if all are ordinary numbers and the kernel notices where other rows are not; that is looked for as they are read.
         """
-        if self.kernel.notices_outliers() and _ordinary(c):
+        if self.kernel.notices_outliers() and (c is None or _ordinary(c)):
             self.largest = float(self.xp.max(self.xp.abs(self.matrix.rows(slice(0, 1)))))
             self.glanced = 2.0**-20 < self.largest < 2.0**20
         if not self.glanced:

@@ -26,7 +26,7 @@ from anykmeans._stats import ClusterStats, Cost
 from anykmeans.kernels import compiled
 from anykmeans.kernels.cpu import Cpu, long_tiles
 from anykmeans.kernels.optional import broken
-from anykmeans.kernels.seeding import Seeds
+from anykmeans.kernels.seeding import Outlying, Seeds
 
 if TYPE_CHECKING:
     from anykmeans._frame import Frame
@@ -259,9 +259,15 @@ class Numba(Cpu):
         """Return the rows (k,) that greedy k-means++ picks: in one call where they are few."""
         # In float64, which takes eight times as long as what else there is.
         if draws.shape[0] == 0 or not is_small(rows, 8 * draws.shape[1]):
-            return super().picks_of(rows, first, draws)
+            try:
+                return super().picks_of(rows, first, draws)
+            except Outlying:
+                rows.look()
+                return super().picks_of(rows, first, draws)
         from anykmeans.kernels.numba import small
 
+        if rows.glanced:  # which nothing here would notice
+            rows.look()
         picks = np.full(draws.shape[0] + 1, first)
         y = np.ascontiguousarray(rows.frame().wide(slice(None)))
         small.seeds(y, weights(rows.relative_weight(rows.every)), draws, picks)

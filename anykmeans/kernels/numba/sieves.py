@@ -17,6 +17,7 @@ from anykmeans.kernels.numba.room import empty
 from anykmeans.kernels.numba.side import across
 from anykmeans.kernels.numba.simd import LANES, ROWS, SIDE, within
 from anykmeans.kernels.numba.steps import jit
+from anykmeans.kernels.seeding import Outlying
 
 if TYPE_CHECKING:
     from anykmeans._frame import Frame
@@ -27,9 +28,9 @@ _FEW, _BARE = 2, 64  # picks up to which, and features from which on nothing is 
 _WIDE, _PICKS, _LARGE = 16, 32, 1 << 18
 _SAMPLE = 512  # rows that tell what pays
 _DIRECTIONS = LANES, 2 * LANES  # of few features and of more, where there is no room for all
-_SOUND = (
-    1 << 20
-)  # features up to which what sums of squares lose in float32 is within what edges have to spare
+_ORDINARY = 2.0**21  # a magnitude that no row has in its frame
+# Features up to which what sums of squares lose in float32 is within what edges have to spare.
+_SOUND = 1 << 20
 _NARROW = 2.0**-23  # error of a vector of coordinates, relatively, where it is but rounded
 WIDER = 1 + 2.0**-9  # edges over squared distances, by coordinates
 _PANELS = SIDE // LANES  # of a block
@@ -172,6 +173,8 @@ def choose(frame: Frame, work: Work, k: int) -> Coded | Coordinates | Everything
         return Everything()
     sample = max(1, min(_SAMPLE, work.max_bytes // (64 * d)))
     some = frame.wide(np.arange(0, n, -(-n // sample)))
+    if not np.abs(some).max() < _ORDINARY:
+        raise Outlying
     origin, bounds = some.mean(axis=0), Bounds.of(d, 2.0**-24, 2 * d)
     room = 2 * n * (d + 2 * LANES) <= work.max_bytes
     if codes.AVAILABLE and bounds.sound and room and pay(some - origin, n, k):
