@@ -328,7 +328,7 @@ def kmeans_plusplus(
     how: dict[str, Any] = {"max_bytes": max_bytes, "threads": threads, "names": names}
     rows = Rows.over(x, w, kernel=kernel, look=False, **how)
     with rows.work:
-        # Picks measure all rows, but for the first.
+        # Rows are measured to all picks but the last, which tells what a glance does not; one pick alone tells nothing.
         if w is None and k > 1 and rows.matrix.direct:
             rows.glance()
         else:

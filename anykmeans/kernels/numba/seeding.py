@@ -42,15 +42,15 @@ _NEAR = 1 << 17  # numbers of rows that are in the cache from one step to the ne
 
 
 class CompiledSeeds(Seeds):
-    """A `sieve` leaves few pairs of a row and a candidate, and the rows are as they are read."""
+    """A sieve leaves few pairs of a row and a candidate, and these are measured."""
 
     def prepare(self, first: np.ndarray, k: int) -> None:
         """Choose what is kept of rows."""
         frame, work, matrix = self.frame, self.rows.work, self.rows.matrix
-        self._sieve = choose(frame, work, k)
+        (n, d), self._sieve = self.rows.shape, choose(frame, work, k)
         # Rows that are not read as they are stay as they were read, if there is room.
         size = 8 if frame.exponent else np.dtype(matrix.float_dtype).itemsize
-        room = 2 * self.rows.shape[0] * self.rows.shape[1] * (4 + size) <= work.max_bytes
+        room = 2 * n * d * (4 + size) <= work.max_bytes
         self._stays = room and (frame.exponent != 0 or not matrix.direct)
 
     def cut(self, trials: int) -> list[slice]:

@@ -2,7 +2,8 @@
 """What k-means++ keeps of each row to rule candidates out: bounds by codes, or coordinates that lengthen no distance.
 
 A row has an *edge*, ``wider * B + spare``, where B is the squared distance of its pick, beyond which no candidate is nearer. The
-proofs are in ``docs/proofs.md``.
+proofs are in ``docs/proofs.md``. A sieve says besides whether what it keeps also `estimates` what candidates save, and what `share`
+of the time of all products of rows and candidates it takes to look.
 """
 
 from __future__ import annotations
@@ -69,7 +70,7 @@ class Coded:
     """Bounds by `codes`: of a candidate nearer than B they are less than ``(1 + 2 beta) (B + beta |y|^2 + eta)``, by `Bounds`."""
 
     estimates = False
-    share = 0.25  # of the time that products of all features with candidates take
+    share = 0.25
 
     def __init__(self, origin: np.ndarray, bounds: Bounds) -> None:
         self.origin, self._eta = origin.astype(np.float32), bounds.eta
@@ -114,7 +115,7 @@ class Coordinates:
 
     def __init__(self, origin: np.ndarray, q: np.ndarray | None, room: int) -> None:
         self.origin, self._q, self._room = origin, q, room
-        self.estimates = q is None  # of all features: of what candidates save
+        self.estimates = q is None  # from all features alone
         error = _NARROW if q is None else subspace.error(origin.size)
         self._slack = error**2 * 4096  # times a squared norm: how far errors move an edge
 
