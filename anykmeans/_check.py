@@ -140,7 +140,7 @@ def clusters(k: Any, x: Array, names: Names = FUNCTIONS) -> int:
     return number
 
 
-def tolerance(tol: Any) -> float:
+def tolerance(tol: Any, name: str = "tol") -> float:
     """Return `tol` as a finite float that is not negative."""
     try:
         if isinstance(tol, str | bool):
@@ -148,10 +148,10 @@ def tolerance(tol: Any) -> float:
         tol = float(tol)
     except TypeError:
         raise TypeError(
-            f"`tol` must be a number; got {tol!r} of type {type(tol).__name__}."
+            f"`{name}` must be a number; got {tol!r} of type {type(tol).__name__}."
         ) from None
     if not (math.isfinite(tol) and tol >= 0):
-        raise ValueError(f"`tol` must be finite and not negative; got tol={tol}.")
+        raise ValueError(f"`{name}` must be finite and not negative; got {name}={tol}.")
     return float(tol)
 
 

@@ -92,6 +92,19 @@ def evaluated(rows: Rows, host: np.ndarray) -> tuple[Array, Array, float]:
     return labels, distances, inertia
 
 
+def counted(
+    rows: Rows, host: np.ndarray, *, measured: bool
+) -> tuple[Array, Array | None, float, Array]:
+    """Return what `evaluated` does, and the sums (k, columns) of rows by label on their grid.
+
+    Distances may be None and the inertia NaN if they need not be `measured`.
+    """
+    if (short := rows.kernel.counted(rows, host, measured=measured)) is not None:
+        return short
+    labels, distances, inertia = evaluated(rows, host)
+    return labels, distances, inertia, rows.stats(labels, host.shape[0]).sums
+
+
 def _replaced(found: Array, at: np.ndarray, others: Array, axis: int = 0) -> Array:
     """Return `found` with `others` in the places `at` (m,) along an axis."""
     if on_cpu(found):  # not by JAX, which would compile it for each shape

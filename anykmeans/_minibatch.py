@@ -15,7 +15,7 @@ import numpy as np
 
 from anykmeans import _check as check
 from anykmeans._distance import halving_sum
-from anykmeans._evaluate import evaluated
+from anykmeans._evaluate import counted, evaluated
 from anykmeans._extent import Extent
 from anykmeans._frame import power_of_two
 from anykmeans._grid import DOUBLE, FOLDS, Grid
@@ -133,11 +133,7 @@ class Seen:
         grid, lighter = self.stats.grid, rows.heaviest - self.extent.heaviest
         # On a grid so much coarser, relative weights of the rows give the same whole numbers.
         rows.add_on(replace(grid, scale=np.ldexp(grid.scale, lighter)) if lighter else grid)
-        if (short := rows.kernel.counted(rows, self.centers, measured=measured)) is not None:
-            sums, inertia = short
-        else:
-            labels, _, inertia = evaluated(rows, self.centers)
-            sums = rows.stats(labels, self.counts.size).sums
+        _, _, inertia, sums = counted(rows, self.centers, measured=measured)
         return ClusterStats(to_numpy(sums), grid), inertia
 
     def added(self, more: ClusterStats, rows: Rows, since: int) -> Seen:

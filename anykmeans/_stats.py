@@ -112,6 +112,13 @@ class ClusterStats:
         """Return the same stats, which leave room for as many summands as the grid has room for at once."""
         return replace(self, sums=self.grid.carried(namespace(self.sums), self.sums))
 
+    def decayed(self, factor: float) -> ClusterStats:
+        """Return the stats times a `factor` from 0 to 1, on the same grid: rounded once to float64, and once to the grid."""
+        xp = namespace(self.sums)
+        scale = like(self.grid.scale, self.sums)
+        total = self.grid.total(xp, self.sums, scale) * factor
+        return ClusterStats(self.grid.carried(xp, self.grid.split(xp, total, scale)), self.grid)
+
     def among(self, columns: np.ndarray) -> ClusterStats:
         """Return the stats, in NumPy, of some features, which are numbered by `columns` (m,)."""
         grid, (k, _) = self.grid, self.sums.shape
@@ -167,10 +174,13 @@ class Farthest:
         return self.distances, self.labels, self.summands
 
     def moved(self, stats: ClusterStats, vacant: np.ndarray) -> ClusterStats:
-        """Return the `stats` after these rows have left their clusters, to be the first of the `vacant` ones."""
-        change = np.zeros(stats.sums.shape)
-        change[vacant[: self.labels.size]] = self.summands
-        np.subtract.at(change, self.labels, self.summands)
+        """Return the `stats` after these rows have left their clusters, to be the first of the `vacant` ones.
+
+        One row for one cluster, as many as there are of both.
+        """
+        change, m = np.zeros(stats.sums.shape), min(self.labels.size, vacant.size)
+        change[vacant[:m]] = self.summands[:m]
+        np.subtract.at(change, self.labels[:m], self.summands[:m])
         return stats + ClusterStats(like(change, stats.sums), stats.grid)
 
 

@@ -61,10 +61,14 @@ def test_a_batch_is_labelled_measured_and_added_in_one_go(
             sums = rows.stats(labels, 7).sums
             found.append((labels.tolist(), distances.tobytes(), inertia))
             if kernel == "numba":
-                whole, cost = rows.kernel.counted(rows, c, measured=True)
-                _, none = rows.kernel.counted(rows, c, measured=False)
-                np.testing.assert_array_equal(whole, sums)
+                *each, cost, whole = rows.kernel.counted(rows, c, measured=True)
+                found_too, nothing, none, _ = rows.kernel.counted(rows, c, measured=False)
+                for one, other in zip(
+                    (*each, whole, found_too), (labels, distances, sums, labels), strict=True
+                ):
+                    np.testing.assert_array_equal(one, other)
                 assert cost == inertia
+                assert nothing is None
                 assert np.isnan(none)
     assert found[0] == found[1]
 
@@ -108,7 +112,8 @@ def test_a_single_pass_over_codes_finds_the_same(setting, monkeypatch, kind, dty
         assert len(coded) >= 4 * times
     rows = Rows.over(x, kernel="numba", threads=threads)
     with rows.work:
-        whole, cost = rows.kernel.counted(rows, c, measured=True)
+        labels, _, cost, whole = rows.kernel.counted(rows, c, measured=True)
+        np.testing.assert_array_equal(labels, found[0])
         np.testing.assert_array_equal(whole, rows.stats(found[0].astype(np.int32), 45).sums)
     assert cost == found[2]
     if x.dtype.kind == "f":

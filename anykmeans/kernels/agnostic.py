@@ -326,8 +326,10 @@ class Kernel:
         """Return labels (n,), squared distances (n,) and inertia for centroids `c` (k, d), if there is a short way: here None."""
         return None
 
-    def counted(self, rows: Rows, c: np.ndarray, *, measured: bool) -> tuple[Array, float] | None:
-        """Return the sums (k, columns) of rows by the nearest of centroids `c` (k, d), and the inertia, NaN if not `measured`, likewise."""
+    def counted(
+        self, rows: Rows, c: np.ndarray, *, measured: bool
+    ) -> tuple[Array, Array | None, float, Array] | None:
+        """Return the same and the sums (k, columns) of rows by label, likewise; distances are None and the inertia NaN if not `measured`."""
         return None
 
     def seeds(self, rows: Rows, first: Array, k: int, trials: int) -> Seeds:

@@ -14,7 +14,7 @@ from anykmeans._frame import BESIDE, Frame, within_reach
 from anykmeans._libraries import Array, dtype_name, to_numpy
 from anykmeans._lloyd import Descent, Labelled, Progress
 from anykmeans._settings import current
-from anykmeans._stats import ClusterStats, Farthest, farthest_rows
+from anykmeans._stats import ClusterStats, Farthest
 
 if TYPE_CHECKING:
     from anykmeans.sources.rows import Rows
@@ -126,17 +126,7 @@ class InMemory(Descent):
 
     def farthest(self, c: Array, most: int) -> Farthest:
         """Return the rows farthest from their centroid in `c`."""
-        rows, labels = self.rows, self.search.labels
-        distances = self.distances(c)
-        if rows.weights is not None:  # rows of no weight are not there
-            w = rows.weights.rows(rows.every)[:, 0]
-            distances = rows.xp.where(w > 0, distances, rows.xp.zeros_like(distances))
-        far = farthest_rows(to_numpy(distances), most)
-        at, m = rows.matrix.asarray(far), far.size
-        apart = rows.matrix.asarray(np.arange(m))
-        summands = rows.stats(rows.xp.astype(apart, labels.dtype), m, at).sums
-        found = (rows.xp.take(a, at) for a in (distances, labels))
-        return Farthest(most, *(np.asarray(to_numpy(a)) for a in (*found, summands)))
+        return self.rows.farthest(self.search.labels, self.distances(c), most)
 
     def progress(self, n_iter: int, c: Array, moved: float, tol: float) -> Progress:
         """Return what a `Watch` is told: centroids in NumPy, with all of the user's features."""

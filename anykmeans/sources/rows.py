@@ -14,7 +14,7 @@ from anykmeans._frame import BESIDE, Frame, power_of_two
 from anykmeans._grid import Grid, significant_bits
 from anykmeans._libraries import Array, Selection, stacked, to_numpy
 from anykmeans._matrix import Matrix
-from anykmeans._stats import ClusterStats
+from anykmeans._stats import ClusterStats, Farthest, farthest_rows
 from anykmeans._work import Work
 from anykmeans.kernels import Kernel, choose
 from anykmeans.sources.descent import InMemory
@@ -306,6 +306,18 @@ class Rows:
             return ClusterStats(self.work.reduce(added, tiles, operator.add), self.grid)
         zeros = self.xp.zeros((k, width), dtype=self.xp.float64, device=self.matrix.device)
         return ClusterStats(zeros, self.grid)
+
+    def farthest(self, labels: Array, distances: Array, most: int) -> Farthest:
+        """Return the rows farthest from their centroid, by labels (n,) and squared `distances` (n,) of all rows."""
+        if self.weights is not None:  # rows of no weight are not there
+            w = self.weights.rows(self.every)[:, 0]
+            distances = self.xp.where(w > 0, distances, self.xp.zeros_like(distances))
+        far = farthest_rows(to_numpy(distances), most)
+        at, m = self.matrix.asarray(far), far.size
+        apart = self.matrix.asarray(np.arange(m))
+        summands = self.stats(self.xp.astype(apart, labels.dtype), m, at).sums
+        found = (self.xp.take(a, at) for a in (distances, labels))
+        return Farthest(most, *(np.asarray(to_numpy(a)) for a in (*found, summands)))
 
     def sums(self, labels: Array, k: int) -> tuple[Array, Array]:
         """Return the sums (k, d) and weights (k,) of all rows by label (n,), float64, both of relative weights."""

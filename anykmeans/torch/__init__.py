@@ -2,4 +2,7 @@
 
 from __future__ import annotations
 
-__all__: list[str] = []
+from anykmeans.torch.codebook import Codebook, Quantized
+from anykmeans.torch.composed import ProductCodebook, ResidualCodebook
+
+__all__ = ["Codebook", "ProductCodebook", "Quantized", "ResidualCodebook"]

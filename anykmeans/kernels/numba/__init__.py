@@ -241,8 +241,8 @@ class Numba(Cpu):
 
     def counted(
         self, rows: Rows, c: np.ndarray, *, measured: bool
-    ) -> tuple[np.ndarray, float] | None:
-        """Return the sums (k, columns) of rows by the nearest of `c` (k, d), and the inertia if `measured`, under the same conditions."""
+    ) -> tuple[np.ndarray, np.ndarray | None, float, np.ndarray] | None:
+        """Return the same, distances and inertia only if `measured`, and the sums (k, columns) of rows by label."""
         if not _plain(rows):
             return None
         from anykmeans.kernels.numba import once

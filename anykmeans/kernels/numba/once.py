@@ -218,8 +218,10 @@ def evaluated(rows: Rows, c: np.ndarray) -> Found | None:
     return found, distances, _inertia(rows, high, distances)
 
 
-def counted(rows: Rows, c: np.ndarray, *, measured: bool) -> tuple[np.ndarray, float] | None:
-    """Return the sums (k, columns) of rows by the nearest of centroids `c` (k, d), and the inertia, NaN if not `measured`; or None."""
+def counted(
+    rows: Rows, c: np.ndarray, *, measured: bool
+) -> tuple[np.ndarray, np.ndarray | None, float, np.ndarray] | None:
+    """Return what `evaluated` does, distances and inertia only if `measured`, and the sums (k, columns) of rows by label; or None."""
     if (ordinary := _ordinary(rows, c)) is None:
         return None
     wide, mean, high = ordinary
@@ -235,7 +237,7 @@ def counted(rows: Rows, c: np.ndarray, *, measured: bool) -> tuple[np.ndarray, f
 
     whole = rows.work.reduce(some, _pieces(rows, len(c)), operator.add)
     cost = math.nan if distances is None else _inertia(rows, high, distances)
-    return whole, cost
+    return found, distances, cost, whole
 
 
 def _ordinary(rows: Rows, c: np.ndarray) -> tuple[np.ndarray, np.ndarray, float] | None:
