@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -113,11 +114,11 @@ class ClusterStats:
         return replace(self, sums=self.grid.carried(namespace(self.sums), self.sums))
 
     def decayed(self, factor: float) -> ClusterStats:
-        """Return the stats times a `factor` from 0 to 1, on the same grid: rounded once to float64, and once to the grid."""
-        xp = namespace(self.sums)
-        scale = like(self.grid.scale, self.sums)
-        total = self.grid.total(xp, self.sums, scale) * factor
-        return ClusterStats(self.grid.carried(xp, self.grid.split(xp, total, scale)), self.grid)
+        """Return the stats times a `factor` from 0 to 1, rounded to some 53 bits: element by element, so that bits are the same everywhere."""
+        grid, columns = self.grid, self.grid.scale.size
+        parts = [self.sums[:, i * columns : (i + 1) * columns] for i in range(grid.folds)]
+        whole = functools.reduce(lambda finer, part: part + finer / grid.step, reversed(parts))
+        return ClusterStats(grid.split(namespace(self.sums), whole * factor, 1.0), grid)
 
     def among(self, columns: np.ndarray) -> ClusterStats:
         """Return the stats, in NumPy, of some features, which are numbered by `columns` (m,)."""

@@ -57,7 +57,8 @@ class Codebook(nn.Module):
     init : Tensor of shape (num_codes, dim) or (heads, num_codes, dim), optional
         Codes to begin with. Default: those that `kmeans` finds in the first rows.
     init_rows : int, optional
-        How many rows these are; codes are clustered anew with each batch until there are as many. Default: ``8 * num_codes``.
+        How many rows these are; until there are as many, they are clustered anew each time there are twice as many as before.
+        Default: ``8 * num_codes``.
     seed : int
         Of their k-means++; what `torch.manual_seed` does has no part in it.
     sync : bool

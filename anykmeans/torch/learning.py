@@ -142,7 +142,7 @@ def learn(
 
 
 def _begin(x: Tensor, state: State, ranks: Ranks, seed: int) -> None:
-    """Keep rows until there are enough, and cluster those that there are."""
+    """Keep rows until there are enough, and cluster those that there are now and then."""
     rows = torch.stack(_apart(ranks.rows(x))).to(state.first.dtype)  # (heads, n, d)
     seen, n = int(state.seen), int(rows.shape[1])
     for each in rows if n else ():
@@ -151,8 +151,11 @@ def _begin(x: Tensor, state: State, ranks: Ranks, seed: int) -> None:
     at = torch.arange(more, device=x.device) * n // max(more, 1)  # of a large batch, evenly
     state.first[:, seen : seen + more] = rows[:, at]
     state.seen.add_(more)
+    # As often as there are twice as many, and once there are enough.
+    again = (seen + more).bit_length() > seen.bit_length()
+    again |= more > 0 and seen + more == state.first.shape[1]
     rng = np.random.default_rng(seed)
-    for head in range(state.first.shape[0] if seen + more else 0):
+    for head in range(state.first.shape[0] if again else 0):
         _cluster(state, head, state.first[head, : seen + more], rng)
 
 
@@ -243,7 +246,7 @@ def _update(state: State, head: int, batch: Batch, decay: float, restart_after: 
     # Those idle longest first, and equal ones as they are numbered.
     order = np.argsort(-idle, kind="stable")
     vacant = order[idle[order] >= restart_after]
-    far = _apart_from_each_other(batch.farthest[head], stats.grid, vacant.size)
+    far = _far_apart(batch.farthest[head], stats.grid, vacant.size)
     vacant = vacant[: far.labels.size]
     if vacant.size:
         stats.sums[vacant] = 0
@@ -254,14 +257,15 @@ def _update(state: State, head: int, batch: Batch, decay: float, restart_after: 
     state.move(head, stats, total, won, batch.kernel)
 
 
-def _apart_from_each_other(far: Farthest, grid: Grid, most: int) -> Farthest:
+def _far_apart(far: Farthest, grid: Grid, most: int) -> Farthest:
     """Return up to so many of the rows, one after the other the farthest from all codes and from those before it.
 
     Gonzalez, "Clustering to minimize the maximum intercluster distance", Theoretical Computer Science 1985. Rows that are alike,
     as of an image's background, would else be as many codes.
     """
     x = grid.total(np_compat, far.summands, grid.scale)[:, :-1]
-    distances, picks = far.distances.copy(), []
+    distances = far.distances.copy()
+    picks: list[int] = []
     while len(picks) < most and distances.any():
         picks.append(int(distances.argmax()))
         distances = np.minimum(distances, halving_sum(np_compat, (x - x[picks[-1]]) ** 2))
