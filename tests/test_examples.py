@@ -30,15 +30,20 @@ EXAMPLES = {
 }
 
 
+def needs_torch(text):
+    """Whether an example imports PyTorch, or takes its tensors."""
+    return '"torch"' in text or "import torch" in text
+
+
 @pytest.mark.parametrize(
     "name",
     [
-        pytest.param(name, marks=pytest.mark.only("torch") if '"torch"' in text else ())
+        pytest.param(name, marks=pytest.mark.only("torch") if needs_torch(text) else ())
         for name, text in EXAMPLES.items()
     ],
 )
 def test_an_example_comes_to_what_it_says(name):
-    if '"torch"' in EXAMPLES[name]:
+    if needs_torch(EXAMPLES[name]):
         pytest.importorskip("torch", reason="PyTorch is not installed")
     said = []
     test = doctest.DocTestParser().get_doctest(EXAMPLES[name], {}, name, None, 0)
@@ -58,3 +63,12 @@ def test_everything_public_has_an_example():
         }
     assert "KMeans.predict" in public
     assert not [name for name, each in public.items() if ">>>" not in inspect.getdoc(each)]
+
+
+@pytest.mark.only("torch")
+def test_everything_for_pytorch_has_an_example():
+    module = pytest.importorskip("anykmeans.torch", reason="PyTorch is not installed")
+    assert "Codebook" in module.__all__
+    assert not [
+        name for name in module.__all__ if ">>>" not in inspect.getdoc(getattr(module, name))
+    ]

@@ -25,6 +25,14 @@ class Quantized(NamedTuple):
         The codes' numbers, certified.
     loss : Tensor of shape (), float32 or float64
         The commitment loss.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from anykmeans.torch import Codebook
+    >>> found = Codebook(2, 1)(torch.tensor([[1.0], [1.0], [5.0]]))
+    >>> found.quantized[:, 0].tolist(), found.codes[0] == found.codes[1]
+    ([1.0, 1.0, 5.0], tensor(True))
     """
 
     quantized: Tensor
