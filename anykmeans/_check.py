@@ -79,11 +79,6 @@ def matrix(x: Any, name: str = "x", *, batch: bool = False) -> Array:
             f"`{name}` must have at least {least}; got shape {tuple(x.shape)}. "
             f"There is nothing to cluster."
         )
-    if not arrays.has_float64(x):
-        raise ValueError(
-            f"`{name}` must live where float64 can be computed; {arrays.where_is(x)} gives float32 "
-            f"for it. With JAX, call `jax.config.update('jax_enable_x64', True)` first."
-        )
     return x
 
 

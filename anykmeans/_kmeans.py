@@ -52,8 +52,8 @@ def kmeans(
     ----------
     x : array of shape (n, d) or (b, n, d)
         Rows, or b problems of n rows, of any real dtype and strides: NumPy, PyTorch, CuPy, JAX or any
-        other Array API library, lists, frames, and SciPy sparse matrices (n, d). Never written to, never
-        copied whole. An image (h, w, 3) would be h problems: flatten it with ``image.reshape(-1, 3)``.
+        other Array API library, lists, frames, and SciPy sparse matrices (n, d). Never written to, and never
+        copied whole where float64 can be computed. An image (h, w, 3) would be h problems: flatten it with ``image.reshape(-1, 3)``.
     k : int
         Number of clusters, between 1 and n.
     sample_weight : array of shape (n,) or (b, n), optional
@@ -126,6 +126,9 @@ def kmeans(
     JAX arrays are clustered eagerly, outside of ``jax.jit``, ``jax.vmap`` and ``jax.grad``. While JAX has no dtypes of
     64 bits, which is its default, labels come as int32 and what would be float64 is rounded to float32 at the end.
 
+    Rows on a device without float64 (``mps``, some of ``xpu``, TPUs) are copied to host memory, worked on there, and
+    results go back: the same bits, but what would be float64 is rounded to float32 at the end.
+
     References
     ----------
     S. Lloyd, "Least squares quantization in PCM", IEEE Transactions on Information Theory, 1982.
@@ -195,7 +198,7 @@ def assign(
     labels : array of shape (n,) or (b, n), int64
         Certified: float64 differences find no nearer centroid. Ties go to the lowest label.
     squared_distances : array of shape (n,) or (b, n), float64
-        In squared units of `x`; the same bits from every library.
+        In squared units of `x`; the same bits from every library (rounded to float32 on a device without float64).
 
     Raises
     ------

@@ -6,7 +6,7 @@ import functools
 import os
 import sys
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any
 
 import array_api_compat
 import array_api_compat.numpy
@@ -86,9 +86,13 @@ def same_place(a: Array, b: Array) -> bool:
 
 
 def beside(a: Array, x: Array) -> bool:
-    """Return whether `a` can be used with `x` as it is: JAX on a CPU takes NumPy's arrays, too."""
+    """Return whether `a` can be used with `x` as it is.
+
+    JAX on a CPU takes NumPy's arrays, too, and so does what is copied to the host: like this no bit of theirs is lost.
+    """
     if isinstance(a, np.ndarray):
-        return isinstance(x, np.ndarray) or is_sparse(x) or _jax_on_cpu(x)
+        near = isinstance(x, np.ndarray) or is_sparse(x) or _jax_on_cpu(x)
+        return near or not has_float64(x)
     return same_place(a, x)
 
 
@@ -114,6 +118,11 @@ def on_cpu(x: Array) -> bool:
     return _jax_on_cpu(x)
 
 
+def in_host(x: Array) -> bool:
+    """Return whether work on `x` is done in host memory: where it is, or on a copy as its device has no float64."""
+    return on_cpu(x) or not has_float64(x)
+
+
 def _jax_on_cpu(x: Array) -> bool:
     return is_of(x, "jax") and bool(device_of(x).platform == "cpu")
 
@@ -137,12 +146,17 @@ def to_numpy(x: Array) -> Any:
 
 
 def from_numpy(a: Any, library: str, device: Any = None) -> Array:
-    """Return a NumPy array in another library, on `device` or the library's default."""
+    """Return a NumPy array in another library, on `device` or the library's default.
+
+    Where a device has no float64, such numbers become float32 there, as JAX makes them without 64 bits.
+    """
     if library == "numpy":
         return a
     if library == "torch":
         import torch
 
+        if a.dtype == np.float64 and not has_float64(torch.empty(0, device=device)):
+            a = a.astype(np.float32)
         return torch.as_tensor(a, device=device)
     if library == "cupy":
         import cupy
@@ -156,6 +170,9 @@ def from_numpy(a: Any, library: str, device: Any = None) -> Array:
     if library == "array_api_strict":
         import array_api_strict
 
+        there = array_api_strict.empty(0, dtype=array_api_strict.float32, device=device)
+        if a.dtype == np.float64 and not has_float64(there):
+            a = a.astype(np.float32)
         return array_api_strict.asarray(a, device=device)
     raise ValueError(
         f"`library` must be one of 'numpy', 'torch', 'cupy', 'jax', 'array_api_strict'; got "
@@ -166,7 +183,12 @@ def from_numpy(a: Any, library: str, device: Any = None) -> Array:
 def move(x: Array, library: str, device: Any = None) -> Array:
     """Return a copy of `x` in another library and on another device."""
     if library == "torch" and is_of(x, "torch"):
-        return x.detach().to(device=device or "cpu", copy=True)  # keeps bfloat16, GPU to GPU
+        import torch
+
+        x, device = x.detach(), device or "cpu"
+        if x.dtype == torch.float64 and not has_float64(torch.empty(0, device=device)):
+            x = x.float()
+        return x.to(device=device, copy=True)  # keeps bfloat16, GPU to GPU
     return from_numpy(np.array(to_numpy(x)), library, device)
 
 
@@ -220,7 +242,7 @@ def full_float32_products(x: Array) -> bool:
     if is_of(x, "cupy"):
         return os.environ.get("CUPY_TF32", "0") != "1"
     if is_of(x, "jax"):
-        return on_cpu(x)
+        return in_host(x)
     return True
 
 
@@ -252,17 +274,37 @@ def marked(labels: Array, k: int) -> Array:
 
 
 def has_float64(x: Array) -> bool:
-    """Return whether float64 can be computed where `x` lives."""
+    """Return whether float64 can be computed where `x` lives, with the roundings that it has everywhere."""
     if on_cpu(x) or is_of(x, "cupy") or (is_of(x, "torch") and x.is_cuda):
         return True
-    if is_of(x, "jax") and device_of(x).platform == "tpu":
-        return False  # made of several float32, with roundings of its own
-    xp = namespace(x)
+    if is_of(x, "torch"):
+        return _tensors_have_float64(x.device)
+    if is_of(x, "jax"):
+        platform, wide = device_of(x).platform, sys.modules["jax"].config.jax_enable_x64
+        # A TPU makes one of several float32, with roundings of its own.
+        if platform == "tpu" or not wide:
+            return False
+        if platform == "gpu":
+            return True
+    return _computes_float64(namespace(x), device_of(x))
+
+
+@functools.cache  # as a device is waited for
+def _tensors_have_float64(device: Any) -> bool:
+    """Return whether a device of PyTorch computes float64."""
+    import torch
+
+    return device.type != "xla" and _computes_float64(torch, device)  # which may be a TPU
+
+
+def _computes_float64(xp: Namespace, device: Any) -> bool:
+    """Return whether float64 can be made on a device, added there, and brought back."""
     try:
-        probe = xp.asarray([0.0], dtype=xp.float64, device=device_of(x))
-    except (TypeError, ValueError):
+        one = xp.ones(1, dtype=xp.float64, device=device)
+        # Some devices hold such numbers and cannot add them.
+        return bool(to_numpy(one + 2.0**-52)[0] > 1)
+    except (TypeError, ValueError, RuntimeError):
         return False
-    return cast(bool, probe.dtype == xp.float64)
 
 
 def stacked(xp: Namespace, arrays: Sequence[Array]) -> Array:

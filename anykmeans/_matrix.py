@@ -1,8 +1,9 @@
 """The rows a user gave, read a few at a time and never written to.
 
 A :class:`Matrix` knows the namespace in which the work is done. On a CPU that is NumPy for every library whose
-arrays share memory with it; elsewhere it is the library's own. Whatever can give some of its rows by their numbers is a
-matrix: two methods and five attributes make one of rows that are stored or computed.
+arrays share memory with it; elsewhere it is the library's own, unless the device has no float64: then it is NumPy, on a
+copy in host memory. Whatever can give some of its rows by their numbers is a matrix: two methods and five attributes
+make one of rows that are stored or computed.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from anykmeans._libraries import (
     Selection,
     device_of,
     dtype_name,
+    has_float64,
     is_of,
     is_sparse,
     like,
@@ -27,6 +29,7 @@ from anykmeans._libraries import (
     np_compat,
     on_cpu,
     take,
+    to_numpy,
 )
 from anykmeans._sparse import SparseRows
 
@@ -191,6 +194,11 @@ class Matrix(ABC):
 
     # -- where the work is done --------------------------------------------------------------
 
+    @property
+    def away(self) -> bool:
+        """Whether rows are a copy in host memory, because float64 cannot be computed where the user's are."""
+        return False
+
     def readable(self, select: Selection) -> tuple[Any, np.ndarray]:
         """Return float rows that compiled code can read, and the numbers of the selected ones in it.
 
@@ -227,7 +235,8 @@ class Dense(Matrix):
     Attributes
     ----------
     data : array of shape (n, d)
-        The memory of `source` as the work sees it: a view of another library, or `source` itself.
+        The memory of `source` as the work sees it: a view of another library, or `source` itself; a copy on
+        the host where `source` is on a device without float64.
     """
 
     source: Array
@@ -240,15 +249,16 @@ class Dense(Matrix):
     def over(cls, x: Array, library: str | None) -> Dense:
         """Return a matrix over `x` as `library` sees it."""
         dtype, data = dtype_name(x), x
-        host = library == "numpy" or (is_of(x, "jax") and on_cpu(x))
+        host = library == "numpy" or (is_of(x, "jax") and on_cpu(x)) or not has_float64(x)
         if host and not isinstance(x, np.ndarray):
             if is_of(x, "torch"):
                 import torch
 
+                near = x.cpu()  # itself, if it is there
                 # NumPy has no bfloat16; its bits are the upper half of a float32's.
-                data = (x.view(torch.int16) if dtype == "bfloat16" else x).numpy()
+                data = (near.view(torch.int16) if dtype == "bfloat16" else near).numpy()
             else:
-                data = np.asarray(x)
+                data = np.asarray(x) if is_of(x, "jax") else to_numpy(x)
         elif library == "torch" and is_of(x, "cupy"):
             import torch
 
@@ -306,6 +316,11 @@ class Dense(Matrix):
     def direct(self) -> bool:
         """Whether compiled code can read the rows where they are."""
         return _direct(self.data)
+
+    @property
+    def away(self) -> bool:
+        """Whether rows are a copy in host memory, because float64 cannot be computed where the user's are."""
+        return self.xp is np_compat and not on_cpu(self.source)
 
     def give(self, a: Array) -> Array:
         """Return a result in the library and on the device of the user's array."""

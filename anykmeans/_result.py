@@ -24,7 +24,7 @@ class KMeansResult:
     ----------
     centroids : array of shape (k, d) or (b, k, d)
         Means of their rows, from exact sums, in the library and on the device of `x`; float32 for
-        half and single precision, float64 otherwise.
+        half and single precision, float64 otherwise (float32 on a device that has no float64).
     labels : array of shape (n,) or (b, n), int64
         The nearest centroid of each row, of the centroids returned.
     inertia : float, or NumPy array of shape (b,), float64
@@ -35,7 +35,8 @@ class KMeansResult:
     converged : bool, or NumPy array of shape (b,), bool
         Whether that run stopped by itself rather than at `max_iter`.
     kernel : str
-        The kernel that did the work, or kernels, one after the other: ``"cpu+numba"``.
+        The kernel that did the work, or kernels, one after the other: ``"cpu+numba"``. Each is ``"host:..."`` where
+        rows were copied to host memory, as their device has no float64.
     precision : str
         ``"exact"``, or ``"fast"`` where labels were not certified.
 

@@ -24,11 +24,13 @@ def jax(backend):
     return pytest.importorskip("jax")
 
 
-@pytest.fixture
-def without_float64(jax):
-    """JAX as it comes: float64 and int64 are not there."""
+@pytest.fixture(params=["cpu", "elsewhere"])
+def without_float64(request, jax, monkeypatch):
+    """JAX as it comes: float64 and int64 are not there; on a CPU, and as if NumPy could not look at its memory."""
+    if request.param == "elsewhere":
+        monkeypatch.setattr(arrays, "_jax_on_cpu", lambda x: False)
     with jax.enable_x64(False):
-        yield
+        yield request.param
 
 
 @pytest.mark.parametrize("dtype", NARROW)
@@ -41,6 +43,7 @@ def test_functions_without_float64(without_float64, make, host, dtype):
     np.testing.assert_array_equal(ours.labels, theirs.labels)
     assert (ours.inertia, ours.n_iter) == (theirs.inertia, theirs.n_iter)
     assert (ours.centroids.dtype, ours.labels.dtype) == ("float32", "int32")
+    assert ours.kernel.startswith("host:") == (without_float64 == "elsewhere")
     labels, distances = assign(given, ours.centroids)
     wanted = assign(x, np.asarray(ours.centroids))
     np.testing.assert_array_equal(labels, wanted[0])

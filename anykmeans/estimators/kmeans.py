@@ -75,7 +75,7 @@ class KMeans(_BaseKMeans):
     converged_ : bool
         Whether it stopped before `max_iter`.
     kernel_ : str
-        The kernel that did the work, or kernels, one after the other: ``"cpu+numba"``.
+        The kernel that did the work, or kernels, one after the other: ``"cpu+numba"``; see `anykmeans.KMeansResult`.
     n_features_in_ : int
         Number of features.
     feature_names_in_ : array of str, shape (n_features_in_,)

@@ -79,7 +79,7 @@ class MiniBatchKMeans(_BaseKMeans):
     converged_ : bool
         Whether `fit` stopped before `max_iter`.
     kernel_ : str
-        The kernel that did the work, or kernels, one after the other: ``"cpu+numba"``.
+        The kernel that did the work, or kernels, one after the other: ``"cpu+numba"``; see `anykmeans.KMeansResult`.
     n_features_in_ : int
         Number of features.
     feature_names_in_ : array of str, shape (n_features_in_,)
@@ -316,7 +316,7 @@ class MiniBatchKMeans(_BaseKMeans):
             seen = Seen.nothing(rows, first, x.shape[0])
         seen, _ = self._step(seen, rows, self._draws, measured=False)
         self._keep(rows, seen)
-        self.kernel_ = rows.kernel.name
+        self.kernel_ = "+".join(rows.ran)
         self.n_steps_ = getattr(self, "n_steps_", 0) + 1
         if self.compute_labels:
             self._label(rows, seen)

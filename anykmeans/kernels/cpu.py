@@ -27,9 +27,11 @@ class Cpu(Kernel):
         return self.named or seconds() < current().compiling
 
     def why_not(self, x: Array) -> str | None:
-        """Return None for arrays in host memory, else where they are."""
+        """Return None for arrays in host memory, or that are copied there, else where they are."""
         return (
-            None if arrays.on_cpu(x) else f"the rows are {arrays.where_is(x)}, out of NumPy's reach"
+            None
+            if arrays.in_host(x)
+            else f"the rows are {arrays.where_is(x)}, out of NumPy's reach"
         )
 
     def nearest(

@@ -13,10 +13,12 @@ class Torch(Kernel):
     name = "torch"
 
     def why_not(self, x: Array) -> str | None:
-        """Return None for tensors."""
-        if arrays.library_of(x) == "torch":
-            return None
-        return f"the rows are {arrays.where_is(x)}, not a tensor"
+        """Return None for tensors where float64 can be computed."""
+        if arrays.library_of(x) != "torch":
+            return f"the rows are {arrays.where_is(x)}, not a tensor"
+        if not arrays.has_float64(x):
+            return f"the rows are {arrays.where_is(x)}, which has no float64: they are worked on in host memory"
+        return None
 
     def segment_sum(self, xp: Namespace, values: Array, labels: Array, k: int) -> Array:
         """Return the sums (k, columns) by label; atomics in any order give the same whole numbers."""

@@ -78,7 +78,7 @@ class Rows:
         work: Work | None = None,
     ) -> None:
         self.matrix, self.weights, self.kernel = matrix, weights, kernel
-        self.ran = {kernel.name: None}
+        self.ran: dict[str, None] = {}
         self.xp, self.shape = matrix.xp, matrix.shape
         self.exact, self.names, self.problem = precision == "exact", names, problem
         self.largest, self.heaviest, self.glanced = 0.0, 0, False
@@ -88,6 +88,7 @@ class Rows:
         self._grid: Grid | None = None
         self._scale: Array | None = None
         self._variance: tuple[float, int] | None = None
+        self._at_work()
         if look:
             self.look()
 
@@ -124,8 +125,13 @@ class Rows:
         if self.kernel.stays():
             return False
         before, self.kernel, self._others = self.kernel, choose(self.matrix.source), None
-        self.ran |= {self.kernel.name: None}
+        self._at_work()
         return self.kernel is not before
+
+    def _at_work(self) -> None:
+        """Take down that the kernel is at work, and if it is so in host memory on rows that are not."""
+        name = self.kernel.name
+        self.ran |= {f"host:{name}" if self.matrix.away else name: None}
 
     # -- rows ---------------------------------------------------------------------------------
 

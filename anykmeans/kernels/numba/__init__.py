@@ -45,8 +45,8 @@ class Numba(Cpu):
     blas = False
 
     def why_not(self, x: Array) -> str | None:
-        """Return None for arrays in host memory where Numba can compile."""
-        if not arrays.on_cpu(x):
+        """Return None for arrays in host memory, or that are copied there, where Numba can compile."""
+        if not arrays.in_host(x):
             return f"the rows are {arrays.where_is(x)}, out of NumPy's reach"
         if (reason := broken("numba.core.config")) is not None:
             return f"Numba cannot be imported ({reason}; `pip install numba`)"
