@@ -176,8 +176,20 @@ def from_numpy(a: Any, library: str, device: Any = None) -> Array:
         return array_api_strict.asarray(a, device=device)
     raise ValueError(
         f"`library` must be one of 'numpy', 'torch', 'cupy', 'jax', 'array_api_strict'; got "
-        f"{library!r}."
+        f'{library!r}. If that is a device, name the library, too: `to("torch", {library!r})`.'
     )
+
+
+def names_device(word: str, library: str) -> bool:
+    """Return whether a word, such as ``"cuda"``, names a device of a library: of PyTorch, as no other goes by words."""
+    if library != "torch":
+        return False
+    import torch
+
+    try:
+        return torch.device(word) is not None
+    except RuntimeError:
+        return False
 
 
 def move(x: Array, library: str, device: Any = None) -> Array:

@@ -239,6 +239,18 @@ def test_models_move_there_and_back(device):
     np.testing.assert_array_equal(back.cluster_centers_, model.cluster_centers_.astype("float32"))
 
 
+@pytest.mark.parametrize("cls", [KMeans, MiniBatchKMeans])
+def test_states_of_models_there(device, cls):
+    """The sums of a stream, which are float64, stay in host memory."""
+    x = device.make(rows())
+    model = cls(4, random_state=0).fit(x)
+    again = cls.from_state_dict(model.state_dict())
+    for name in ("cluster_centers_", "labels_"):
+        same(getattr(again, name), device.host(getattr(model, name)), device)
+    if cls is MiniBatchKMeans:
+        same(again.partial_fit(x).labels_, device.host(model.partial_fit(x).labels_), device)
+
+
 def test_a_tensor_moves_there(torch_device):
     import torch
 

@@ -2,7 +2,8 @@
 
 import copy
 import functools
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Mapping
 from typing import Any, Self, TypeVar
 
 import numpy as np
@@ -27,12 +28,14 @@ from anykmeans._libraries import (
     is_sparse,
     library_of,
     move,
+    names_device,
     placed,
     same_place,
     to_numpy,
     where_is,
     without_history,
 )
+from anykmeans.estimators import states
 
 T = TypeVar("T")
 
@@ -69,11 +72,39 @@ def _whole(fit: Callable[..., T]) -> Callable[..., T]:
     return fitted
 
 
+def _place(where: Any, device: Any, centers: Array) -> tuple[Any, Any]:
+    """Return the library and the device that `where` and `device` name: an array's, or a device of the library of `centers`."""
+    if is_array(where) or is_sparse(where):
+        return library_of(where), device_of(where) if device is None else device
+    own = library_of(centers)
+    if where is None:
+        return own, device
+    if isinstance(where, getattr(sys.modules.get("torch"), "device", ())):
+        return "torch", where
+    if not isinstance(where, str):
+        raise TypeError(
+            f"`library` must be a name such as 'torch', a device, or an array; got {type(where).__name__}."
+        )
+    if device is None and (names_device(where, own) or (own, where) == ("numpy", "cpu")):
+        return own, where
+    return where, device
+
+
 class _BaseKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, BaseEstimator):
     """What `KMeans` and `MiniBatchKMeans` share: all but how to fit."""
 
     # The fitted attributes that live where X does.
     _arrays: tuple[str, ...] = ("cluster_centers_", "labels_")
+    # What a fit leaves behind, for a checkpoint.
+    _kept: tuple[str, ...] = (
+        *_arrays,
+        "inertia_",
+        "n_iter_",
+        "converged_",
+        "kernel_",
+        "n_features_in_",
+        "feature_names_in_",
+    )
     _states: dict[int, tuple[np.random.RandomState, dict[str, Any]]]  # during a fit
     _random_starts = 10  # what n_init="auto" means where starts differ much
 
@@ -354,17 +385,19 @@ class _BaseKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixi
         w = self._weights(sample_weight, x)
         return -self._evaluate(x, self._centers, w)[2]
 
-    def to(self, library: Any, device: Any = None) -> Self:
+    def to(self, library: Any = None, device: Any = None) -> Self:
         """Fitted copy of the estimator with its arrays in another library or on another device.
 
         Parameters
         ----------
-        library : str or array
+        library : str, array or torch.device, optional
             Name of the library (``"numpy"``, ``"torch"``, ``"cupy"``, ...), or an array: the copy then
-            works with arrays of that library on that device.
+            works with arrays of that library on that device. By default the library of the fit, whose devices may be
+            named alone: ``km.to("cuda")`` after a fit to tensors.
         device : optional
             Where the library puts the arrays, in its own terms (``"cuda:0"``, ``0``, a device
-            object). By default the device of the array, or the library's own default.
+            object). By default the device of the array, or the library's own default. Where a device has no
+            float64, such arrays become float32.
 
         Returns
         -------
@@ -376,9 +409,9 @@ class _BaseKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixi
         NotFittedError
             If the estimator is not fitted.
         TypeError
-            If `library` is neither a name nor an array.
+            If `library` is neither a name, nor an array, nor a device of PyTorch.
         ValueError
-            If there is no such library.
+            If there is no such library, nor such a device of the library of the fit.
 
         Examples
         --------
@@ -389,17 +422,69 @@ class _BaseKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixi
                 [0.5000]], dtype=torch.float64)
         """
         check_is_fitted(self)
-        if not isinstance(library, str):
-            if not (is_array(library) or is_sparse(library)):
-                raise TypeError(
-                    "`library` must be a name such as 'torch', or an array; got "
-                    f"{type(library).__name__}."
-                )
-            device = device_of(library) if device is None else device
-            library = library_of(library)
+        library, device = _place(library, device, self._centers)
         return self.__sklearn_array_api_convert__(
             functools.partial(move, library=library, device=device)
         )
+
+    def state_dict(self) -> dict[str, Any]:
+        """State of the fitted estimator, as a flat dictionary for a checkpoint.
+
+        Arrays are entries of their own, in the library and on the device of the fit, copied: tensors where it was fitted to
+        tensors, so that `torch.save` keeps them and ``torch.load(weights_only=True)`` reads them; `numpy.savez` keeps any. All
+        else is text in JSON, and a version. What settles scikit-learn's output and its routing of metadata is not in it.
+
+        Returns
+        -------
+        state : dict of str
+            What `from_state_dict` takes: ``"version"``, ``"estimator"``, ``"parameters"`` and ``"fitted"`` (JSON), and arrays.
+
+        Raises
+        ------
+        NotFittedError
+            If the estimator is not fitted.
+        TypeError
+            If `init` is a function, or another parameter is no plain value.
+
+        Examples
+        --------
+        >>> from anykmeans import KMeans
+        >>> km = KMeans(2, random_state=0).fit([[0.0], [1.0], [9.0], [10.0]])
+        >>> sorted(km.state_dict())
+        ['cluster_centers_', 'estimator', 'fitted', 'labels_', 'parameters', 'version']
+        """
+        check_is_fitted(self)
+        return states.state_of(self)
+
+    @classmethod
+    def from_state_dict(cls, state: Mapping[str, Any]) -> Self:
+        """Estimator that a state was taken of: it predicts, and goes on, to the same bits.
+
+        Parameters
+        ----------
+        state : dict of str
+            What `state_dict` returned, also after a way through a file. It is copied.
+
+        Returns
+        -------
+        estimator : KMeans or MiniBatchKMeans
+            Fitted, its arrays in the library and on the device of those in the state: `to` moves it.
+
+        Raises
+        ------
+        TypeError
+            If `state` is no dictionary.
+        ValueError
+            If it is of another version or another estimator, or if keys are missing or are unexpected.
+
+        Examples
+        --------
+        >>> from anykmeans import KMeans
+        >>> km = KMeans(2, random_state=0).fit([[0.0], [1.0], [9.0], [10.0]])
+        >>> KMeans.from_state_dict(km.state_dict()).predict([[-3.0], [6.0]])
+        array([1, 0])
+        """
+        return states.restored(cls, state)
 
     def __sklearn_array_api_convert__(self, converter: Callable[[Any], Any]) -> Self:
         """Return a copy of the estimator with every array converted: scikit-learn's hook for a move."""

@@ -112,6 +112,14 @@ class MiniBatchKMeans(_BaseKMeans):
     """
 
     _random_starts = 3
+    _kept = (
+        *_BaseKMeans._kept,
+        "n_steps_",
+        "_seen",
+        "_random_state",
+        "_batch_size",
+        "_init_size",
+    )
     _seen: Seen
     _batch_size: int
     _init_size: int
