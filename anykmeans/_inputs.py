@@ -155,7 +155,9 @@ def _of_rows(x: Any, name: str) -> np.ndarray:
     elif hasattr(x, "collect"):
         advice = f"Collect it first: `{name}.collect()`."
     elif isinstance(x, Iterable):
-        advice = f"Make it a list first: `list({name})`."
+        advice = (
+            f"Make it a list first, `list({name})`, or, if it gives batches, pass them one by one."
+        )
     raise TypeError(
         f"`{name}` must be an array or rows of real numbers; got an object of type {type(x).__name__}. {advice}"
     )

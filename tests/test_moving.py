@@ -2,7 +2,9 @@
 
 import copy
 import json
+import pathlib
 import pickle
+import re
 
 import numpy as np
 import pytest
@@ -349,3 +351,15 @@ def test_a_computed_init_has_no_history_in_a_state(backend):
     again = KMeans.from_state_dict(km.state_dict())
     assert not again.init.requires_grad
     np.testing.assert_array_equal(again.init.numpy(), init.detach().numpy())
+
+
+@pytest.mark.only("torch")
+@pytest.mark.parametrize("section", ["Checkpoints", "Loaders"])
+def test_what_the_documentation_shows(backend, section, tmp_path, monkeypatch):
+    text = pathlib.Path(__file__).parents[1].joinpath("docs", "pytorch.md").read_text("utf-8")
+    (part,) = re.findall(rf"^## {section}\n(.*?)(?=^## |\Z)", text, re.M | re.S)
+    monkeypatch.chdir(tmp_path)
+    blocks = re.findall(r"^```python\n(.*?)^```$", part, re.M | re.S)
+    for code in blocks:
+        exec(compile(code, section, "exec"), {})
+    assert blocks

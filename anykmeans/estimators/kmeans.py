@@ -8,6 +8,7 @@ from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 
 from anykmeans import _check
+from anykmeans._batches import each_of, gathered, gives_batches, refuse_weights
 from anykmeans._eager import eager
 from anykmeans._libraries import (
     Array,
@@ -156,9 +157,11 @@ class KMeans(_BaseKMeans):
 
         Parameters
         ----------
-        X : array, frame or sparse matrix, shape (n_samples, n_features)
+        X : array, frame or sparse matrix, shape (n_samples, n_features), or iterable of such
             Rows to cluster: an array of any library, a list, a pandas or polars frame, or a SciPy
-            sparse matrix (one that is not CSR is converted). Never written to.
+            sparse matrix (one that is not CSR is converted). Never written to. A `DataLoader`, or another iterable that
+            gives rows batch by batch, is gathered in memory first, in the order it has: the bits are those of its
+            batches in one array. See `MiniBatchKMeans` for more rows than memory holds.
         y : Ignored
             Present for API consistency.
         sample_weight : array-like, shape (n_samples,), optional
@@ -175,6 +178,8 @@ class KMeans(_BaseKMeans):
             If `X` is empty, has the wrong rank, fewer rows than `n_clusters`, or holds NaN or
             infinity; if the weights are negative, all zero, not finite or wrongly shaped; if a
             parameter has an impossible value; if `init` is in another library than `X`.
+        ValueError
+            If `X` gives no batches, or batches that are dictionaries or differ, or if there are weights beside batches.
         TypeError
             If a parameter or the data has a type that cannot be used.
 
@@ -195,6 +200,9 @@ class KMeans(_BaseKMeans):
                [9.5 ]]), 1.25)
         """
         _check.word(self.algorithm, "algorithm", ("lloyd", "elkan"))
+        if gives_batches(X):
+            refuse_weights(sample_weight)
+            X = gathered(each_of(X, "X"), "X")
         x = self._rows(X, "fit", reset=True)
         _check.clusters(self.n_clusters, x, _check.ESTIMATORS)
         if self.algorithm == "elkan" and self.n_clusters == 1:

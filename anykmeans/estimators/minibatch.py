@@ -1,8 +1,9 @@
 """MiniBatchKMeans: the estimator over mini-batches."""
 
+import itertools
 import math
 import numbers
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Self
 
 import numpy as np
@@ -10,10 +11,12 @@ from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 
 from anykmeans import _check
+from anykmeans._batches import each_of, gathered, gives_batches, refuse_weights
+from anykmeans._distance import halving_sum, squared_distances
 from anykmeans._eager import eager
 from anykmeans._evaluate import evaluated
 from anykmeans._init import given
-from anykmeans._libraries import is_sparse, like
+from anykmeans._libraries import is_sparse, like, np_compat
 from anykmeans._minibatch import EarlyStop, Seen, Urn, drawn, initial, squared_shift, step, variance
 from anykmeans.estimators.base import _BaseKMeans, _whole
 from anykmeans.sources.rows import Rows
@@ -166,9 +169,10 @@ class MiniBatchKMeans(_BaseKMeans):
 
         Parameters
         ----------
-        X : array, frame or sparse matrix, shape (n_samples, n_features)
+        X : array, frame or sparse matrix, shape (n_samples, n_features), or iterable of such
             Rows to cluster: an array of any library, a list, a pandas or polars frame, or a SciPy
-            sparse matrix (one that is not CSR is converted). Never written to.
+            sparse matrix (one that is not CSR is converted). Never written to. Or a `DataLoader`, or another iterable
+            that gives rows batch by batch, as its batches are: see Notes.
         y : Ignored
             Present for API consistency.
         sample_weight : array-like, shape (n_samples,), optional
@@ -186,14 +190,27 @@ class MiniBatchKMeans(_BaseKMeans):
             If `X` is empty, has the wrong rank, fewer rows than `n_clusters`, or holds NaN or
             infinity; if the weights are negative, all zero, not finite or wrongly shaped; if a
             parameter has an impossible value; if `init` is in another library than `X`.
+        ValueError
+            If `X` gives no batches, or batches that are dictionaries or differ, or if there are weights beside batches.
         TypeError
-            If a parameter or the data has a type that cannot be used.
+            If a parameter or the data has a type that cannot be used, or if `X` gives its batches only once and `max_iter`
+            is larger than 1.
 
         Warns
         -----
         RuntimeWarning
             If `init` is an array and `n_init` asks for more than one start, or if `init_size` is less
             than `n_clusters`.
+
+        Notes
+        -----
+        Over batches of a loader a fit is `partial_fit` of one after the other, in the order they come in, bit for bit, for
+        up to `max_iter` passes, each of which iterates over `X` anew. First centroids are chosen among the rows of
+        its first batches, as many as hold `init_size` rows, which are then batches like all others; of `n_init` starts
+        that of the lowest inertia on those rows goes on. `max_no_improvement` and `tol` may end it, as they end a fit to
+        rows, from the second pass on, when the number of rows is known; `tol` is relative to the variance of the rows
+        that centroids were chosen among. `inertia_` is the sum over the batches of the last pass, each before
+        its step, as a share of all rows, and there are no `labels_`: a loader may shuffle, and `predict` labels what it is given.
 
         Examples
         --------
@@ -202,6 +219,9 @@ class MiniBatchKMeans(_BaseKMeans):
         >>> km.labels_, km.converged_
         (array([1, 1, 0, 0]), True)
         """
+        if gives_batches(X):
+            refuse_weights(sample_weight)
+            return self._fit_batches(X)
         x = self._rows(X, "fit", reset=True)
         self._check_parameters(x)
         init, n_init = self._starting(x)
@@ -214,20 +234,8 @@ class MiniBatchKMeans(_BaseKMeans):
 
         rng = self._drawing(check_random_state(self.random_state))
         valid = drawn(w, n, self._init_size, rng)  # even if there is nothing to compare
-        compared = n_init > 1 or self.verbose
-        starts = []
-        for i in range(n_init):
-            if self.verbose:
-                print(f"Init {i + 1}/{n_init} with method {self.init}")
-            first, cost = initial(rows, self.n_clusters, self._init_size, init, lambda: rng), 0.0
-            if compared:
-                some = rows.take(valid, alike=True)
-                with some.work:
-                    cost = evaluated(some, first)[2]
-            if self.verbose:
-                print(f"Inertia for init {i + 1}/{n_init}: {cost}")
-            starts.append((cost, first))
-        seen = Seen.nothing(plain, min(starts, key=lambda each: each[0])[1], size)
+        first = self._first(rows, init, n_init, lambda: rng, lambda: rows.take(valid, alike=True))
+        seen = Seen.nothing(plain, first, size)
 
         stop = EarlyStop(n, size, tol, self.max_no_improvement)
         steps = (self.max_iter * n) // size
@@ -271,8 +279,9 @@ class MiniBatchKMeans(_BaseKMeans):
 
         Parameters
         ----------
-        X : array, frame or sparse matrix, shape (n_samples, n_features)
-            The batch, in the library and on the device of the first one.
+        X : array, frame or sparse matrix, shape (n_samples, n_features), or iterable of such
+            The batch, in the library and on the device of the first one. Or a `DataLoader`, or another iterable that
+            gives batches: one after the other, bit for bit. If one of them fails, all leave the model as it was.
         y : Ignored
             Present for API consistency.
         sample_weight : array-like, shape (n_samples,), optional
@@ -300,6 +309,21 @@ class MiniBatchKMeans(_BaseKMeans):
         array([[ 2.],
                [10.]])
         """
+        if gives_batches(X):
+            refuse_weights(sample_weight)
+            for each in each_of(X, "X"):
+                rows, _ = self._feed(each)
+        else:
+            rows, _ = self._feed(X, sample_weight)
+        self.kernel_ = "+".join(rows.ran)
+        if self.compute_labels:
+            self._label(rows, self._seen)
+        return self
+
+    def _feed(
+        self, X: Any, sample_weight: Any = None, *, measured: bool = False
+    ) -> tuple[Rows, float]:
+        """Return the rows of one batch, after its step, and their inertia before, if it is to be `measured`."""
         x = self._rows(X, "partial_fit", reset=not hasattr(self, "n_features_in_"))
         w = self._weights(sample_weight, x)
         if not hasattr(self, "_random_state"):
@@ -322,13 +346,104 @@ class MiniBatchKMeans(_BaseKMeans):
             rows = Rows.over(x, w, given=given(init, x), **self._how)
             first = initial(rows, self.n_clusters, self._init_size, init, self._draws)
             seen = Seen.nothing(rows, first, x.shape[0])
-        seen, _ = self._step(seen, rows, self._draws, measured=False)
+        seen, inertia = self._step(seen, rows, self._draws, measured=measured)
         self._keep(rows, seen)
-        self.kernel_ = "+".join(rows.ran)
         self.n_steps_ = getattr(self, "n_steps_", 0) + 1
-        if self.compute_labels:
-            self._label(rows, seen)
+        return rows, inertia
+
+    def _fit_batches(self, X: Any) -> Self:
+        """Return the estimator fitted to what gives batches of rows, pass after pass."""
+        _check.whole(self.max_iter, "max_iter", 1)
+        _check.whole(self.n_clusters, "n_clusters", 1)
+        if self.max_iter > 1 and isinstance(X, Iterator):
+            raise TypeError(
+                f"`X` must be something that can be iterated over `max_iter`={self.max_iter} times, such as a `DataLoader`; "
+                f"got {type(X).__name__}, which gives its batches once. Use `partial_fit`, or `max_iter=1`."
+            )
+        for name in set(self._kept) & set(vars(self)):  # of an earlier fit
+            delattr(self, name)
+        self._random_state = _unless_a_seed(self.random_state)
+        batches = iter(each_of(X, "X"))
+        tol, held = self._seeded(batches)
+        ran: dict[str, None] = {}
+        stop: EarlyStop | None = None
+        why, n = None, 0
+        for number in range(1, self.max_iter + 1):
+            count, total = 0, 0.0
+            for batch in itertools.chain(held, batches):
+                before = self._seen.over(None).centers
+                rows, inertia = self._feed(batch, measured=True)
+                ran |= rows.ran
+                size = rows.shape[0]
+                count, total = count + size, total + inertia
+                if stop is not None:
+                    shift = _squared_shift(before, self._seen.over(None).centers) if tol else 0.0
+                    why = stop(inertia / size, shift)
+                if self.verbose:
+                    ewa = None if stop is None else stop.smoothed
+                    smoothed = "" if ewa is None else f", ewa inertia: {ewa}"
+                    mean = f"mean batch inertia: {inertia / size}"
+                    print(f"Minibatch step {self.n_steps_}: {mean}{smoothed}")
+                if why:
+                    if self.verbose:
+                        print(f"Converged ({why}) at step {self.n_steps_}")
+                    break
+            if stop is None:
+                n = count
+                stop = EarlyStop(n, math.ceil(n / self.n_steps_), tol, self.max_no_improvement)
+            if why or number == self.max_iter:
+                break
+            held, batches = [], iter(each_of(X, "X"))
+        self.kernel_, self.converged_, self.n_iter_ = "+".join(ran), why is not None, number
+        self.inertia_ = total / count * n
         return self
+
+    def _seeded(self, batches: Iterator[Any]) -> tuple[float, list[Any]]:
+        """Choose first centroids among first batches; return what shift is small, and those batches."""
+        held = [next(batches)]
+        x = self._rows(held[0], "fit", reset=True)
+        self._check_numbers(x.shape[1])
+        self._batch_size = min(self.batch_size, x.shape[0])
+        size = self._wanted()
+        parts = [x]
+        if isinstance(self.init, str) or callable(self.init):
+            while (
+                sum(part.shape[0] for part in parts) < size
+                and (more := next(batches, None)) is not None
+            ):
+                held.append(more)
+                parts.append(self._rows(more, "fit"))
+        x = gathered(parts, "X")
+        _check.clusters(self.n_clusters, x, _check.ESTIMATORS)
+        self._init_size = min(size, x.shape[0])
+        init, n_init = self._starting(x)
+        rows = Rows.over(x, None, given=given(init, x), **self._how)
+        first = self._first(rows, init, n_init, self._draws, lambda: rows)
+        self._keep(rows, Seen.nothing(rows, first, x.shape[0]))
+        return self.tol * variance(rows) if self.tol else 0.0, held
+
+    def _first(
+        self,
+        rows: Rows,
+        init: Any,
+        n_init: int,
+        rng: Callable[[], np.random.RandomState],
+        some: Callable[[], Rows],
+    ) -> np.ndarray:
+        """Return the first centroids of all `n_init` starts whose inertia on some rows is lowest."""
+        starts = []
+        for i in range(n_init):
+            if self.verbose:
+                print(f"Init {i + 1}/{n_init} with method {self.init}")
+            first, cost = initial(rows, self.n_clusters, self._init_size, init, rng), 0.0
+            if n_init > 1 or self.verbose:
+                judges = some()
+                with judges.work:
+                    cost = evaluated(judges, first)[2]
+            if self.verbose:
+                print(f"Inertia for init {i + 1}/{n_init}: {cost}")
+            starts.append((cost, first))
+        return min(starts, key=lambda each: each[0])[1]
 
     def _draws(self) -> np.random.RandomState:
         """Return what batches that come one by one draw from, few of which do."""
@@ -402,6 +517,12 @@ class MiniBatchKMeans(_BaseKMeans):
     def _check_parameters(self, x: Any) -> None:
         """Raise on a parameter that cannot be, and settle the sizes for these rows."""
         _check.clusters(self.n_clusters, x, _check.ESTIMATORS)
+        self._check_numbers(x.shape[1])
+        self._batch_size = min(self.batch_size, x.shape[0])
+        self._init_size = min(self._wanted(), x.shape[0])
+
+    def _check_numbers(self, d: int) -> None:
+        """Raise on a parameter that cannot be, whatever the rows, of which `d` features are known."""
         _check.whole(self.max_iter, "max_iter", 1)
         _check.whole(self.batch_size, "batch_size", 1)
         if self.max_no_improvement is not None:
@@ -409,15 +530,17 @@ class MiniBatchKMeans(_BaseKMeans):
         if self.init_size is not None:
             _check.whole(self.init_size, "init_size", 1)
         _check.tolerance(self.tol)
-        _check.budget(self.max_bytes, 64 * (x.shape[1] + self.n_clusters))
+        _check.budget(self.max_bytes, 64 * (d + self.n_clusters))
         _check.threads(self.threads)
         ratio = self.reassignment_ratio
         if not isinstance(ratio, numbers.Real) or not 0 <= ratio < math.inf:
             raise ValueError(
                 f"`reassignment_ratio` must be a finite number of at least 0; got {ratio!r}."
             )
-        self._batch_size = min(self.batch_size, x.shape[0])
-        size = 3 * self._batch_size if self.init_size is None else self.init_size
+
+    def _wanted(self) -> int:
+        """Return among how many rows first centroids are to be chosen."""
+        size: int = 3 * self._batch_size if self.init_size is None else self.init_size
         if size < self.n_clusters:
             size = 3 * self.n_clusters
             if self.init_size is not None:
@@ -426,7 +549,13 @@ class MiniBatchKMeans(_BaseKMeans):
                     "Setting it to min(3*n_clusters, n_samples)",
                     RuntimeWarning,
                 )
-        self._init_size = min(size, x.shape[0])
+        return size
+
+
+def _squared_shift(before: np.ndarray, after: np.ndarray) -> float:
+    """Return the sum of the squared differences of two sets of centroids (k, d), in the order of a distance."""
+    a, b = after.astype(np.float64), before.astype(np.float64)
+    return float(halving_sum(np_compat, squared_distances(np_compat, a, b)[None, :])[0])
 
 
 def _unless_a_seed(random_state: Any) -> int | np.random.RandomState:
