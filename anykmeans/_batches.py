@@ -77,7 +77,13 @@ def each_of(batches: Iterable[Any], name: str) -> Iterator[Any]:
     none = True
     for batch in batches:
         none = False
-        yield rows_of(batch)
+        rows = rows_of(batch)
+        if isinstance(rows, float | int) or len(getattr(rows, "shape", (0, 0))) < 2:
+            raise ValueError(
+                f"`{name}` must give batches of 2 dimensions, (rows, features); got one of shape "
+                f"{tuple(getattr(rows, 'shape', ()))}. If it gives row by row, make it a list first: `list({name})`."
+            )
+        yield rows
     if none:
         raise ValueError(
             f"`{name}` must give one batch at least; got none from {type(batches).__name__}. A generator gives its "

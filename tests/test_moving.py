@@ -253,6 +253,11 @@ def changed(state, text, **entries):
         (lambda s: [*s], TypeError, "^`state` must be a dictionary.*got list"),
         (lambda s: {}, ValueError, "missing 'estimator', 'fitted', 'parameters', 'version'"),
         (lambda s: s | {"version": 2}, ValueError, "^`state` must be of version 1; got version 2"),
+        (
+            lambda s: {"version": 2, "all": 1},
+            ValueError,
+            "got version 2. Read it with the anykmeans",
+        ),
         (lambda s: s | {"version": None}, ValueError, "got version None"),
         (lambda s: s | {"more": 1}, ValueError, "unexpected 'more'"),
         (lambda s: s | {3: 1}, ValueError, "unexpected '3'"),

@@ -358,7 +358,8 @@ class MiniBatchKMeans(_BaseKMeans):
         if self.max_iter > 1 and isinstance(X, Iterator):
             raise TypeError(
                 f"`X` must be something that can be iterated over `max_iter`={self.max_iter} times, such as a `DataLoader`; "
-                f"got {type(X).__name__}, which gives its batches once. Use `partial_fit`, or `max_iter=1`."
+                f"got {type(X).__name__}, which gives its batches once. Use `partial_fit`, or `max_iter=1`; or, if it gives "
+                "row by row, make it a list first: `list(X)`."
             )
         for name in set(self._kept) & set(vars(self)):  # of an earlier fit
             delattr(self, name)

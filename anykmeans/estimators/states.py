@@ -87,8 +87,10 @@ def restored(cls: type[T], state: Any) -> T:
             f"`state` must be a dictionary, as `state_dict()` makes it; got {type(state).__name__}."
         )
     state = dict(state)
+    if "version" in state:  # another may have other keys
+        _check_version(state["version"])
     _refuse_other_keys(state, {"version", "estimator", *_TEXTS}, more=True)
-    _check_version(state.pop("version"))
+    del state["version"]
     if (kind := str(state.pop("estimator"))) != _kind(cls):
         raise ValueError(
             f"`state` must be that of a {_kind(cls)}; got one of a {kind}. Use `{kind}.from_state_dict(state)`."
