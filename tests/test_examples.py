@@ -21,11 +21,6 @@ def documented(node, name):
         yield from documented(child, name)
 
 
-def needs_torch(text):
-    """Whether an example makes tensors."""
-    return '"torch"' in text or "import torch" in text
-
-
 # Read from the files, for `doctest` overlooks in a module what a decorator has wrapped.
 EXAMPLES = {
     name: text
