@@ -19,6 +19,7 @@ from anykmeans._matrix import supported_dtype
 INITS = ("k-means++", "random", "k-means||")
 EMPTY = ("relocate", "keep", "error")
 PRECISIONS = ("exact", "fast")
+METRICS = ("euclidean", "cosine")
 # What stands between the caller's line and ours: pipelines, searches, and what wraps calls.
 _BETWEEN = {"anykmeans", "sklearn", "joblib", "torch", "functools", "contextlib"}
 
@@ -95,6 +96,17 @@ def finite(values: Any, name: str, dtype: str) -> None:
         raise ValueError(
             f"`{name}` must be finite; got {what} (NaN or infinity are not allowed) in feature "
             f"{int(bad[0])}. {advice}"
+        )
+
+
+def directed(zero: Any, name: str, each: str) -> None:
+    """Raise if `each` row or centroid of these numbers (m,), host, has length 0."""
+    if len(zero):
+        numbers = ", ".join(map(str, zero[:5].tolist())) + (", ..." if len(zero) > 5 else "")
+        advice = "Give others" if each == "centroid" else "Leave such rows out first"
+        raise ValueError(
+            f"`{name}` must have no {each} of length 0 with `metric`='cosine', as it has no direction; got "
+            f"{len(zero)} such, number {numbers}. {advice}, or use `metric`='euclidean'."
         )
 
 

@@ -16,6 +16,7 @@ from anykmeans._libraries import (
     take,
     to_numpy,
 )
+from anykmeans._spherical import at_length_one
 from anykmeans.kernels import Kernel, choose
 from anykmeans.sources.descent import InMemory
 from anykmeans.sources.rows import Rows
@@ -45,10 +46,13 @@ def _in_short(
     kernel: str = "auto",
     max_bytes: int | None = None,
     threads: int | None = None,
+    metric: str = "euclidean",
     names: check.Names = check.FUNCTIONS,
 ) -> Kernel | None:
     """Return the kernel that may have a short way for NumPy's rows: None if any argument but values may have to be refused."""
     if not type(x) is type(centroids) is np.ndarray or max_bytes is not None:
+        return None
+    if metric != "euclidean":
         return None
     if not len(x.shape) == len(centroids.shape) == 2 or x.shape[1] != centroids.shape[1]:
         return None
@@ -125,6 +129,7 @@ def _against(
     max_bytes: int | None = None,
     threads: int | None = None,
     kernel: str = "auto",
+    metric: str = "euclidean",
     names: check.Names = check.FUNCTIONS,
     glance: bool = False,
 ) -> tuple[Rows, np.ndarray]:
@@ -133,6 +138,7 @@ def _against(
     c = check.centroids(centroids, x, names.centroids, names=names)
     sample_weight = check.weights(sample_weight, x, names)
     max_bytes = check.budget(max_bytes, 64 * (x.shape[1] + c.shape[0]))
+    check.word(metric, "metric", check.METRICS)
     host = check.host(c)
     rows = Rows.over(
         x,
@@ -140,10 +146,13 @@ def _against(
         kernel=kernel,
         max_bytes=max_bytes,
         threads=check.threads(threads),
+        metric=metric,
         names=names,
         given=host if is_sparse(x) else None,
         look=not glance,
     )
+    if rows.matrix.spherical:
+        host = at_length_one(host, names.centroids, single=rows.matrix.single)
     if glance:
         rows.glance(host)
     return rows, rows.matrix.columns_of(host)
@@ -162,9 +171,9 @@ def _begun(rows: Rows, host: np.ndarray) -> InMemory:
 
 
 def distances(x: Any, centroids: Any, **how: Any) -> Array:
-    """Return Euclidean distances (n, k) of rows to centroids, in the dtype of centroids of `x`.
+    """Return Euclidean distances (n, k) of rows to centroids, in the dtype of centroids of `x`; or, by cosine, ``1 - cos``.
 
-    Compiled code takes differences, in that dtype. Elsewhere they come from products, but those of
+    That is half the square of the Euclidean, so that digits of small ones are kept. Compiled code takes differences, in that dtype. Elsewhere they come from products, but those of
     nearly equal rows, where products lose digits, from differences: last bits may differ between libraries.
     """
     if (kernel := _in_short(x, centroids, **how)) is not None:
@@ -176,6 +185,8 @@ def distances(x: Any, centroids: Any, **how: Any) -> Array:
         run = _begun(rows, host)
         found = run.pairwise(run.c)
         near = run.near()
+    if rows.matrix.spherical:
+        return rows.matrix.give(found * found * 0.5)
     x, found = rows.matrix.source, rows.matrix.give(found)
     if (far := run.cut).size:
         cut = take(check.centroids(centroids, x, rows.names.centroids), far)

@@ -15,10 +15,11 @@ from anykmeans import _check as check
 from anykmeans import _libraries as arrays
 from anykmeans import _plusplus
 from anykmeans._eager import users_errors
-from anykmeans._libraries import Array, stacked
+from anykmeans._libraries import Array, stacked, to_numpy
 from anykmeans._matrix import Matrix
 from anykmeans._parallel import parallel
 from anykmeans._plusplus import Draws, plus_plus, probabilities
+from anykmeans._spherical import at_length_one
 from anykmeans.sources.rows import Rows
 
 Init = str | Array | Callable[..., Array]  # an array may be a Matrix already
@@ -77,6 +78,11 @@ def start(rows: Rows, k: int, init: Init, rng: Draws) -> Array:
 def placed(rows: Rows, k: int, init: Array | Matrix) -> Array:
     """Return given centroids (k, d) as `start` does."""
     xp, matrix = rows.xp, rows.matrix
+    if matrix.spherical:
+        seen = isinstance(init, Matrix)
+        host = to_numpy(init.rows(slice(0, k))) if seen else check.host(init)
+        c = matrix.columns_of(at_length_one(host, "init", single=matrix.single))
+        return matrix.asarray(c, matrix.state_dtype)
     if not isinstance(init, Matrix):
         c = matrix.columns_of(check.host(init)) if matrix.sparse else init
         init = Matrix.of(c, rows.kernel.library)
@@ -90,9 +96,8 @@ def starts(
     """Return initial centroids (k, d) for some runs of each source, drawn as one `start` after the other does."""
     if isinstance(inits[0], str) and inits[0] == "k-means++":
         return _plusplus.starts(all_rows, k, runs, rng)
-    given = [init.data for init in inits if isinstance(init, Matrix)]
-    if len(given) > 1:  # which share operations, too
-        one = all_rows[0]
+    given, one = [init.data for init in inits if isinstance(init, Matrix)], all_rows[0]
+    if len(given) > 1 and not one.matrix.spherical:  # which share operations, too
         every = Matrix.of(stacked(one.xp, given), one.kernel.library).rows(slice(0, len(given)))
         return [[c] for c in one.xp.astype(every, one.matrix.state_dtype, copy=False)]
     found = []

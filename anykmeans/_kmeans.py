@@ -35,6 +35,7 @@ def kmeans(
     n_init: int | str = "auto",
     max_iter: int = 300,
     tol: float = 1e-4,
+    metric: str = "euclidean",
     rng: Any = None,
     empty: str = "relocate",
     precision: str = "exact",
@@ -69,7 +70,10 @@ def kmeans(
         Most passes of a run.
     tol : float
         A run stops when the squared moves of all centroids add up to no more than `tol` times the
-        mean weighted variance of the features.
+        mean weighted variance of the features, with `metric` ``"cosine"`` those of rows at length 1.
+    metric : {"euclidean", "cosine"}
+        ``"cosine"`` is spherical k-means: rows count for their directions alone. They are read at length 1, given
+        centroids are brought to it, and so are the means after each pass; all else is Euclidean. See the notes.
     rng : None, int, SeedSequence, BitGenerator, Generator or RandomState
         Where draws come from, always on the host. A RandomState is drawn from as scikit-learn does.
         None draws afresh and ignores ``np.random.seed``, which the estimators obey. A batch draws problem after problem, all runs of one before the next.
@@ -107,6 +111,8 @@ def kmeans(
     ValueError
         If a cluster is empty and `empty` is ``"error"``.
     ValueError
+        If a row, whatever its weight, or a given centroid has length 0 and `metric` is ``"cosine"``.
+    ValueError
         If the named kernel cannot run on `x`.
 
     Warns
@@ -123,6 +129,12 @@ def kmeans(
     weighted rows keep 263 bits below a feature's largest value (at n = 10^6), and what is smaller
     counts as zero.
 
+    With `metric` ``"cosine"`` squared distances are ``2 - 2 cos``, so that a label is that of the largest cosine and the inertia is
+    twice the weighted sum of ``1 - cos``. Rows of length 1 are float32 where centroids are, else float64; those that have length 1
+    but for such rounding are taken as they are. A copy of them is made if it fits half of `max_bytes` (of sparse rows always, of their
+    values), else 8 bytes a row are kept and rows are read a few at a time. A cluster whose mean is zero keeps its centroid. Whether rows are
+    as small as 1e-300 or as large as 1e300 does not matter, even side by side.
+
     JAX arrays are clustered eagerly, outside of ``jax.jit``, ``jax.vmap`` and ``jax.grad``. While JAX has no dtypes of
     64 bits, which is its default, labels come as int32 and what would be float64 is rounded to float32 at the end.
 
@@ -132,6 +144,8 @@ def kmeans(
     References
     ----------
     S. Lloyd, "Least squares quantization in PCM", IEEE Transactions on Information Theory, 1982.
+
+    I. Dhillon and D. Modha, "Concept decompositions for large sparse text data using clustering", Machine Learning, 2001.
 
     Examples
     --------
@@ -149,6 +163,13 @@ def kmeans(
     ((2, 2, 1), (2, 4))
     >>> result.inertia
     array([  1., 100.])
+
+    Directions:
+
+    >>> x = np.asarray([[1.0, 0.0], [5.0, 0.0], [0.0, 0.1], [0.0, 3.0]])
+    >>> kmeans(x, 2, metric="cosine", rng=0).centroids
+    array([[0., 1.],
+           [1., 0.]])
     """
     return cluster(
         x,
@@ -158,6 +179,7 @@ def kmeans(
         n_init=n_init,
         max_iter=max_iter,
         tol=tol,
+        metric=metric,
         rng=rng,
         empty=empty,
         precision=precision,
@@ -172,6 +194,7 @@ def assign(
     x: Any,
     centroids: Any,
     *,
+    metric: str = "euclidean",
     max_bytes: int | None = None,
     threads: int | None = None,
     kernel: str = "auto",
@@ -186,6 +209,8 @@ def assign(
         Rows, or b problems of n rows, as for `kmeans`.
     centroids : array of shape (k, d) or (b, k, d)
         Centroids beside `x`. Centroids (k, d) are those of every problem.
+    metric : {"euclidean", "cosine"}
+        As for `kmeans`: ``"cosine"`` reads rows and centroids at length 1.
     max_bytes : int, optional
         Budget for memory beyond `x`, as for `kmeans`.
     threads : int, optional
@@ -198,7 +223,8 @@ def assign(
     labels : array of shape (n,) or (b, n), int64
         Certified: float64 differences find no nearer centroid. Ties go to the lowest label.
     squared_distances : array of shape (n,) or (b, n), float64
-        In squared units of `x`; the same bits from every library (rounded to float32 on a device without float64).
+        In squared units of `x`, with `metric` ``"cosine"`` ``2 - 2 cos``; the same bits from every library (rounded to
+        float32 on a device without float64).
 
     Raises
     ------
@@ -209,6 +235,8 @@ def assign(
     ValueError
         If `x` or `centroids` is not a finite matrix or a batch of such, their features differ in number,
         or they live in different places.
+    ValueError
+        If a row or a centroid has length 0 and `metric` is ``"cosine"``.
     ValueError
         If the named kernel cannot run on `x`, or `max_bytes` is too small for one row.
 
@@ -221,13 +249,14 @@ def assign(
     (array([0, 0, 1]), array([1., 9., 0.]))
     """
     names = check.FUNCTIONS
-    how: dict[str, Any] = {"max_bytes": max_bytes, "threads": threads}
+    check.word(metric, "metric", check.METRICS)
+    how: dict[str, Any] = {"metric": metric, "max_bytes": max_bytes, "threads": threads}
     x = check.matrix(x, names.x, batch=True)
     if len(x.shape) == 2:
         labels, distances, _ = evaluate(x, centroids, kernel=kernel, **how)
         return labels, distances
     c = check.centroids(centroids, x, names.centroids)
-    kernel = choose(x, kernel).name  # once, as in `kmeans`
+    kernel = choose(x, kernel, metric).name  # once, as in `kmeans`
     found = [
         evaluate(one, first, kernel=kernel, names=own, **how)[:2]
         for own, one, _, first in _problems(x, None, c, names)
@@ -252,13 +281,14 @@ def kmeans_plusplus(
     x_squared_norms: Any = None,
     random_state: int | np.random.RandomState | None = None,
     n_local_trials: int | None = None,
+    metric: str = "euclidean",
     max_bytes: int | None = None,
     threads: int | None = None,
     kernel: str = "auto",
 ) -> tuple[Array, Array]:
     """Return initial centroids by greedy k-means++, and the rows they are.
 
-    Takes and returns what scikit-learn's function of this name does, and takes `threads`.
+    Takes and returns what scikit-learn's function of this name does, and takes `metric` and `threads`.
 
     Parameters
     ----------
@@ -274,6 +304,8 @@ def kmeans_plusplus(
         Seed, or where draws come from; None draws afresh and ignores ``np.random.seed``.
     n_local_trials : int, optional
         Rows tried for each pick; default ``2 + int(log(n_clusters))``.
+    metric : {"euclidean", "cosine"}
+        As for `kmeans`: ``"cosine"`` measures rows at length 1, and returns such centers.
     max_bytes : int, optional
         Budget for memory beyond `X`, as for `kmeans`.
     threads : int, optional
@@ -298,6 +330,8 @@ def kmeans_plusplus(
         If the weights or the squared norms are not one a row, or weights are negative, all zero or not finite.
     ValueError
         If `n_local_trials` or `threads` is less than 1.
+    ValueError
+        If a row has length 0 and `metric` is ``"cosine"``.
     ValueError
         If the named kernel cannot run on `X`, or `max_bytes` is too small for one row.
 
@@ -328,7 +362,9 @@ def kmeans_plusplus(
         draws = generator(random_state, "random_state")
     max_bytes = check.budget(max_bytes, 64 * (x.shape[1] + k))
     threads = check.threads(threads)
+    check.word(metric, "metric", check.METRICS)
     how: dict[str, Any] = {"max_bytes": max_bytes, "threads": threads, "names": names}
+    how["metric"] = metric
     rows = Rows.over(x, w, kernel=kernel, look=False, **how)
     with rows.work:
         # Rows are measured to all picks but the last, which tells what a glance does not; one pick alone tells nothing.

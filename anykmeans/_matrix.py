@@ -88,6 +88,8 @@ class Matrix(ABC):
         Rows and columns.
     sparse : bool
         Whether rows are sparse.
+    spherical : bool
+        Whether all rows have length 1, and all centroids are to have.
     """
 
     source: Array
@@ -96,6 +98,7 @@ class Matrix(ABC):
     device: Any
     dtype: str
     sparse = False
+    spherical = False
 
     @property
     @abstractmethod
@@ -154,9 +157,14 @@ class Matrix(ABC):
         return self.xp.float32 if self.narrow else self.xp.float64
 
     @property
+    def single(self) -> bool:
+        """Whether centroids are float32."""
+        return self.dtype in _SINGLE_STATE
+
+    @property
     def state_dtype(self) -> Any:
         """The dtype of centroids."""
-        return self.xp.float32 if self.dtype in _SINGLE_STATE else self.xp.float64
+        return self.xp.float32 if self.single else self.xp.float64
 
     # -- what is otherwise for sparse rows ---------------------------------------------------
 
@@ -244,6 +252,7 @@ class Dense(Matrix):
     xp: Namespace
     device: Any
     dtype: str
+    spherical: bool = False
 
     @classmethod
     def over(cls, x: Array, library: str | None) -> Dense:
@@ -310,7 +319,7 @@ class Dense(Matrix):
             data = np.take(self.data, at, axis=0, out=over.data, mode="clip")
         else:
             data = self.rows(at, self.state_dtype)
-        return Dense(data, data, self.xp, self.device, dtype_name(data))
+        return Dense(data, data, self.xp, self.device, dtype_name(data), self.spherical)
 
     @property
     def direct(self) -> bool:
@@ -342,6 +351,7 @@ class Sparse(Matrix):
     dtype: str
     xp: Namespace = np_compat
     device: Any = "cpu"
+    spherical: bool = False
     sparse = True
 
     @classmethod
@@ -370,7 +380,7 @@ class Sparse(Matrix):
     def take(self, at: Array, over: Matrix | None = None) -> Sparse:
         """Return the rows numbered `at` (m,) as a matrix of their own, a copy in the dtype of centroids."""
         data = self.tile(at, self.state_dtype)
-        return Sparse(data, data, dtype_name(data))
+        return Sparse(data, data, dtype_name(data), spherical=self.spherical)
 
     @property
     def width(self) -> int:

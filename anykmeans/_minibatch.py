@@ -22,6 +22,7 @@ from anykmeans._grid import DOUBLE, FOLDS, Grid
 from anykmeans._init import Init, given, placed, start
 from anykmeans._libraries import Array, np_compat, take, to_numpy
 from anykmeans._matrix import Matrix
+from anykmeans._spherical import directions
 from anykmeans._stats import ClusterStats
 from anykmeans.kernels import Kernel
 from anykmeans.kernels.agnostic import KERNEL
@@ -140,10 +141,14 @@ class Seen:
         """Return where the run stands after rows with these stats on its grid, which are overwritten."""
         grid = self.stats.grid
         won = more.sums[:, grid.scale.size - 1 :: grid.scale.size].any(axis=1)
-        kernel = _in_numpy(rows)
+        kernel, spherical = _in_numpy(rows), rows.matrix.spherical
         stats, total = kernel.joined(self.stats, more)
-        counts = total[:, -1]
-        centers = kernel.divide(np_compat, total[:, :-1], np.where(won, counts, 0.0), self.centers)
+        counts, before = total[:, -1], self.centers
+        if spherical:
+            before = before.astype(np.float64)
+        centers = kernel.divide(np_compat, total[:, :-1], np.where(won, counts, 0.0), before)
+        if spherical:
+            centers = directions(kernel, rows.matrix, centers, self.centers)
         return replace(self, centers=centers, stats=stats, counts=counts, since=since)
 
     def over(self, columns: np.ndarray | None) -> Seen:
@@ -434,7 +439,7 @@ def _own(rows: Rows, chosen: np.ndarray, init: Init) -> Rows:
     x, library = take(rows.matrix.source, chosen), rows.kernel.library
     matrix = Matrix.of(x, library, given=given(init, x), max_bytes=rows.work.max_bytes)
     w = None if rows.weights is None else Matrix.of(take(rows.weights.source, chosen), library)
-    return rows.of(matrix, w)
+    return rows.of(matrix, w, metric="cosine" if rows.matrix.spherical else "euclidean")
 
 
 def variance(rows: Rows) -> float:

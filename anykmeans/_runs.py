@@ -48,6 +48,7 @@ def cluster(
     max_bytes: int | None,
     threads: int | None,
     kernel: str,
+    metric: str = "euclidean",
     names: check.Names = check.FUNCTIONS,
     watch: Watch | None = None,
 ) -> KMeansResult:
@@ -59,14 +60,16 @@ def cluster(
     tol = check.tolerance(tol)
     check.word(empty, "empty", check.EMPTY)
     check.word(precision, "precision", check.PRECISIONS)
+    check.word(metric, "metric", check.METRICS)
     max_bytes = check.budget(max_bytes, 64 * (x.shape[-1] + k))
     threads = check.threads(threads)
     draws = generator(rng)
     init = check.start(init, x, k, names)
     runs = _runs(n_init, init)
     batch = len(x.shape) == 3
-    chosen = choose(x, kernel)  # once for all problems
+    chosen = choose(x, kernel, metric)  # once for all problems
     how: dict[str, Any] = {"max_bytes": max_bytes, "threads": threads, "precision": precision}
+    how["metric"] = metric
     problems: Iterator[tuple[Rows, Init]]
     if batch:
         problems = _sources(_matrices(x, sample_weight, init, names, chosen.library), chosen, how)

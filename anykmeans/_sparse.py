@@ -138,6 +138,19 @@ class SparseRows:
         rows = self.gathered
         return rows._with(rows.values * self.dtype.type(factor))
 
+    def divided(self, lengths: np.ndarray, powers: np.ndarray | None, dtype: Any) -> SparseRows:
+        """Return the rows times powers of two (m,), if any, over lengths (m,), in float64 and then in `dtype`, if any."""
+        rows = self.gathered
+        owners, values = rows.owners, rows.values.astype(np.float64)
+        if powers is not None:
+            values *= powers[owners]
+        values /= lengths[owners]
+        return rows._with(values if dtype is None else values.astype(dtype, copy=False))
+
+    def written(self, parts: list[SparseRows]) -> SparseRows:
+        """Return the rows with the values of `parts` of all of them, one after the other."""
+        return self._with(np.concatenate([part.values for part in parts]))
+
     def astype(self, dtype: Any) -> SparseRows:
         """Return the rows in another dtype, themselves if it is theirs."""
         if self.dtype == dtype:

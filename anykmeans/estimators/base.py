@@ -110,8 +110,9 @@ class _BaseKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixi
 
     @property
     def _how(self) -> dict[str, Any]:
-        """What every computation is told: its kernel, memory and threads, and how to speak of the data."""
+        """What every computation is told: its metric, kernel, memory and threads, and how to speak of the data."""
         return {
+            "metric": self.metric,
             "kernel": self.kernel,
             "max_bytes": self.max_bytes,
             "threads": self.threads,
@@ -298,7 +299,8 @@ class _BaseKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixi
         Returns
         -------
         distances : array, shape (n_samples, n_clusters)
-            Euclidean distances, dense and where `X` is, in the dtype that its centroids have.
+            Euclidean distances, or ``1 - cos`` if `metric` is "cosine", dense and where `X` is, in the dtype
+            that its centroids have.
 
         Raises
         ------
@@ -335,7 +337,8 @@ class _BaseKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixi
         Returns
         -------
         distances : array, shape (n_samples, n_clusters)
-            Euclidean distances, dense and where `X` is, in the dtype that its centroids have.
+            Euclidean distances, or ``1 - cos`` if `metric` is "cosine", dense and where `X` is, in the dtype
+            that its centroids have.
 
         Examples
         --------
@@ -515,6 +518,11 @@ class _BaseKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixi
         The peer is first fitted to one row, which sets the private attributes that `predict` needs
         in the version of scikit-learn at hand.
         """
+        if self.metric != "euclidean":
+            raise ValueError(
+                f"`metric` must be 'euclidean' for scikit-learn, which has no other; got {self.metric!r}. Give rows and "
+                "centroids length 1 (`sklearn.preprocessing.Normalizer`) to use them there."
+            )
         centers = np.ascontiguousarray(to_numpy(self._centers))
         if centers.dtype != np.float32:
             centers = centers.astype(np.float64)

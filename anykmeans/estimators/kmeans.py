@@ -51,6 +51,10 @@ class KMeans(_BaseKMeans):
     algorithm : {"lloyd", "elkan"}, default="lloyd"
         Accepted for compatibility; has no effect. The result is always that of Lloyd's algorithm;
         bounds that skip work are used where they pay.
+    metric : {"euclidean", "cosine"}, default="euclidean"
+        "cosine" is spherical k-means: rows count for their directions alone, and centroids have length 1. Squared
+        distances are ``2 - 2 cos``, so that `inertia_` is twice the weighted sum of ``1 - cos``, which is what `transform`
+        returns. A row of length 0 is an error.
     empty : {"relocate", "keep", "error"}, default="relocate"
         What becomes of a cluster without rows: it moves to the row farthest from its centroid, stays,
         or raises.
@@ -129,6 +133,7 @@ class KMeans(_BaseKMeans):
         random_state: Any = None,
         copy_x: bool = True,
         algorithm: str = "lloyd",
+        metric: str = "euclidean",
         empty: str = "relocate",
         precision: str = "exact",
         max_bytes: int | None = None,
@@ -144,6 +149,7 @@ class KMeans(_BaseKMeans):
         self.random_state = random_state
         self.copy_x = copy_x
         self.algorithm = algorithm
+        self.metric = metric
         self.empty = empty
         self.precision = precision
         self.max_bytes = max_bytes
@@ -251,6 +257,8 @@ class KMeans(_BaseKMeans):
         ------
         NotFittedError
             If the estimator is not fitted.
+        ValueError
+            If `metric` is "cosine", which scikit-learn does not have.
 
         Examples
         --------

@@ -18,6 +18,7 @@ from anykmeans._evaluate import evaluated
 from anykmeans._init import given
 from anykmeans._libraries import is_sparse, like, np_compat
 from anykmeans._minibatch import EarlyStop, Seen, Urn, drawn, initial, squared_shift, step, variance
+from anykmeans._spherical import at_length_one
 from anykmeans.estimators.base import _BaseKMeans, _whole
 from anykmeans.sources.rows import Rows
 
@@ -59,6 +60,10 @@ class MiniBatchKMeans(_BaseKMeans):
     reassignment_ratio : float, default=0.01
         Clusters that have seen less than this share of the rows of the largest one are moved to
         random rows of the batch now and then; 0 switches this off.
+    metric : {"euclidean", "cosine"}, default="euclidean"
+        "cosine" is spherical k-means: rows count for their directions alone, and centroids have length 1. Squared
+        distances are ``2 - 2 cos``, so that `inertia_` is twice the weighted sum of ``1 - cos``, which is what `transform`
+        returns. A row of length 0 is an error.
     max_bytes : int, optional
         Memory to use beyond the data, a batch and the rows of `init_size`, in bytes.
     threads : int, optional
@@ -142,6 +147,7 @@ class MiniBatchKMeans(_BaseKMeans):
         init_size: int | None = None,
         n_init: int | str = "auto",
         reassignment_ratio: float = 0.01,
+        metric: str = "euclidean",
         max_bytes: int | None = None,
         threads: int | None = None,
         kernel: str = "auto",
@@ -158,6 +164,7 @@ class MiniBatchKMeans(_BaseKMeans):
         self.init_size = init_size
         self.n_init = n_init
         self.reassignment_ratio = reassignment_ratio
+        self.metric = metric
         self.max_bytes = max_bytes
         self.threads = threads
         self.kernel = kernel
@@ -333,6 +340,10 @@ class MiniBatchKMeans(_BaseKMeans):
             centers = _check.host(self._centers)
             # In a float dtype, whatever was set by hand.
             centers = centers.astype(np.result_type(centers, np.float32), copy=False)
+            if self.metric == "cosine":
+                centers = at_length_one(
+                    centers, "cluster_centers_", single=seen.centers.dtype == np.float32
+                )
             seen = seen.moved(centers, "cluster_centers_")
             used = seen.used[None, :] if is_sparse(x) else None
             rows = Rows.over(x, w, given=used, **self._how)
@@ -495,6 +506,8 @@ class MiniBatchKMeans(_BaseKMeans):
         ------
         NotFittedError
             If the estimator is not fitted.
+        ValueError
+            If `metric` is "cosine", which scikit-learn does not have.
 
         Examples
         --------
@@ -531,6 +544,7 @@ class MiniBatchKMeans(_BaseKMeans):
         if self.init_size is not None:
             _check.whole(self.init_size, "init_size", 1)
         _check.tolerance(self.tol)
+        _check.word(self.metric, "metric", _check.METRICS)
         _check.budget(self.max_bytes, 64 * (d + self.n_clusters))
         _check.threads(self.threads)
         ratio = self.reassignment_ratio

@@ -20,15 +20,20 @@ TABLE = ("numba", "cpu", "triton", "torch", "cupy", "agnostic")  # in order of p
 SPARSE = ("numba", "cpu")  # those that have steps for sparse rows, in files of their own
 
 
-def why_not(name: str, x: Array) -> str | None:
+def why_not(name: str, x: Array, metric: str = "euclidean") -> str | None:
     """Return why the kernel `name` cannot run on the array `x`, or None if it can."""
     if is_sparse(x) and name not in SPARSE:
         return "the rows are sparse, which the Array API does not have"
-    return _of(name, x).why_not(x)
+    kernel = _of(name, x)
+    if metric not in kernel.metrics:
+        return (
+            f"it reads rows as they are, which suits {', '.join(map(repr, kernel.metrics))} alone"
+        )
+    return kernel.why_not(x)
 
 
-def choose(x: Array, name: str = "auto") -> Kernel:
-    """Return the kernel to use on `x`: the first that can run and pays, or the one named.
+def choose(x: Array, name: str = "auto", metric: str = "euclidean") -> Kernel:
+    """Return the kernel to use on `x` with a `metric`: the first that can run and pays, or the one named.
 
     Raises
     ------
@@ -38,14 +43,16 @@ def choose(x: Array, name: str = "auto") -> Kernel:
     if name == "auto":
         kernels = ((each, _of(each, x)) for each in TABLE if not is_sparse(x) or each in SPARSE)
         return next(
-            kernel for each, kernel in kernels if kernel.pays(x) and why_not(each, x) is None
+            kernel
+            for each, kernel in kernels
+            if kernel.pays(x) and why_not(each, x, metric) is None
         )
     if name not in TABLE:
         raise ValueError(
             f"`kernel` must be 'auto' or one of {', '.join(map(repr, TABLE))}; got {name!r}."
         )
-    if (reason := why_not(name, x)) is not None:
-        others = "\n".join(f"    {each}: {why_not(each, x) or 'can run'}" for each in TABLE)
+    if (reason := why_not(name, x, metric)) is not None:
+        others = "\n".join(f"    {each}: {why_not(each, x, metric) or 'can run'}" for each in TABLE)
         raise ValueError(
             f"`kernel`={name!r} cannot run here: {reason}. Use kernel='auto', or one of:\n{others}"
         )

@@ -87,11 +87,14 @@ class Kernel:
         Whether it makes products with a BLAS, which then has one thread in each of ours.
     named : bool
         Whether it was asked for by name, and so makes way for no other.
+    metrics : tuple of str
+        What it can compare rows by: "cosine" if it reads them by their matrix, as they are of another length there.
     """
 
     name = "agnostic"
     library: str | None = None
     blas = True
+    metrics: tuple[str, ...] = ("euclidean", "cosine")
 
     def __init__(self, *, named: bool = False) -> None:
         self.named = named

@@ -14,6 +14,7 @@ from anykmeans._frame import BESIDE, Frame, within_reach
 from anykmeans._libraries import Array, dtype_name, to_numpy
 from anykmeans._lloyd import Descent, Labelled, Progress
 from anykmeans._settings import current
+from anykmeans._spherical import directions
 from anykmeans._stats import ClusterStats, Farthest
 
 if TYPE_CHECKING:
@@ -93,6 +94,10 @@ class InMemory(Descent):
         if self.rows.renewed():
             self.kernel = self.rows.kernel
             self._begin(self.frame, c)
+        if (
+            self.rows.matrix.spherical
+        ):  # who makes several passes at once brings no mean to length 1
+            return super().steps(c, most, tol, empty)
         return self.search.steps(self, c, most, tol, empty)
 
     def sweep(self, c: Array) -> ClusterStats:
@@ -115,8 +120,15 @@ class InMemory(Descent):
         self._stats = None
 
     def means(self, stats: ClusterStats, c: Array) -> tuple[Array, Array]:
-        """Return the means (k, d) of clusters in the dtype of `c`, and their relative weights (k,)."""
-        return self.kernel.means(self.rows, stats, c)
+        """Return the means (k, d) of clusters in the dtype of `c`, at length 1 if rows are, and their relative weights (k,)."""
+        rows, kernel = self.rows, self.kernel
+        if not rows.matrix.spherical:
+            return kernel.means(rows, stats, c)
+        total = kernel.total(rows, stats)
+        sums, mass = total[:, :-1], total[:, -1]
+        means = kernel.divide(rows.xp, sums, mass, rows.xp.astype(c, rows.xp.float64))
+        found = directions(kernel, rows.matrix, to_numpy(means), to_numpy(c))
+        return rows.matrix.asarray(found), mass
 
     def move(self, c_new: Array, c: Array) -> float:
         """Return the sum of squared moves in the frame."""

@@ -14,6 +14,7 @@ from anykmeans._frame import BESIDE, Frame, power_of_two
 from anykmeans._grid import Grid, significant_bits
 from anykmeans._libraries import Array, Selection, stacked, to_numpy
 from anykmeans._matrix import Matrix
+from anykmeans._spherical import normalized
 from anykmeans._stats import ClusterStats, Farthest, farthest_rows
 from anykmeans._work import Work
 from anykmeans.kernels import Kernel, choose
@@ -45,6 +46,8 @@ class Rows:
         Whether to look at them now; else `look`, `look_at` or `glance` does, before they are used.
     work : Work, optional
         That of other rows, as many and as wide.
+    metric : {"euclidean", "cosine"}
+        Whether rows and centroids are as they are, or are brought to length 1.
 
     Attributes
     ----------
@@ -61,6 +64,8 @@ class Rows:
     ------
     ValueError
         If a row, a weight or their product is NaN or infinite.
+    ValueError
+        If a row has length 0 and `metric` is "cosine".
     """
 
     def __init__(
@@ -76,13 +81,18 @@ class Rows:
         problem: str = "",
         look: bool = True,
         work: Work | None = None,
+        metric: str = "euclidean",
     ) -> None:
+        self.work = work or _work(matrix, kernel, max_bytes, threads)
+        if metric == "cosine":
+            matrix, taken = normalized(matrix, kernel, self.work, names.x)
+            if taken and work is None:
+                self.work = _work(matrix, kernel, self.work.max_bytes - taken, threads)
         self.matrix, self.weights, self.kernel = matrix, weights, kernel
         self.ran: dict[str, None] = {}
         self.xp, self.shape = matrix.xp, matrix.shape
         self.exact, self.names, self.problem = precision == "exact", names, problem
         self.largest, self.heaviest, self.glanced = 0.0, 0, False
-        self.work = work or _work(matrix, kernel, max_bytes, threads)
         self._others: Work | None = None  # on other rows, see `of`
         self._extent: Extent | None = None
         self._grid: Grid | None = None
@@ -101,16 +111,17 @@ class Rows:
         kernel: str | Kernel = "auto",
         max_bytes: int | None = None,
         given: np.ndarray | None = None,
+        metric: str = "euclidean",
         **how: Any,
     ) -> Rows:
         """Return a source over checked arrays `x` (n, d) and `sample_weight` (n,), told `how` as the class is.
 
         Centroids (k, d) that are not rows, or means of rows, are `given`: sparse rows have columns for them.
         """
-        chosen = kernel if isinstance(kernel, Kernel) else choose(x, kernel)
+        chosen = kernel if isinstance(kernel, Kernel) else choose(x, kernel, metric)
         weights = None if sample_weight is None else Matrix.of(sample_weight, chosen.library)
         matrix = Matrix.of(x, chosen.library, given=given, max_bytes=max_bytes)
-        return cls(matrix, weights, chosen, max_bytes=max_bytes, **how)
+        return cls(matrix, weights, chosen, max_bytes=max_bytes, metric=metric, **how)
 
     def start(self, c: Array, *, bounds: str | None = None, **known: Any) -> InMemory:
         """Return a run from the centroids `c` (k, d), in their dtype; see `InMemory` for what may be `known`."""
@@ -124,7 +135,9 @@ class Rows:
         """Go on with the kernel that pays by now; return whether that is another."""
         if self.kernel.stays():
             return False
-        before, self.kernel, self._others = self.kernel, choose(self.matrix.source), None
+        metric = "cosine" if self.matrix.spherical else "euclidean"
+        before, self._others = self.kernel, None
+        self.kernel = choose(self.matrix.source, metric=metric)
         self._at_work()
         return self.kernel is not before
 
@@ -161,8 +174,15 @@ class Rows:
                 few._extent = self.extent
         return few
 
-    def of(self, matrix: Matrix, weights: Matrix | None, *, look: bool = True) -> Rows:
-        """Return a source over other rows, to be worked on and spoken of as these are."""
+    def of(
+        self,
+        matrix: Matrix,
+        weights: Matrix | None,
+        *,
+        look: bool = True,
+        metric: str = "euclidean",
+    ) -> Rows:
+        """Return a source over other rows, to be worked on and spoken of as these are; a `metric` is that of the class."""
         work = (
             self._others
         )  # batches are alike, and how many threads there may be takes long to tell
@@ -177,6 +197,7 @@ class Rows:
             precision="exact" if self.exact else "fast",
             names=self.names,
             look=look,
+            metric=metric,
         )
 
     def rows(self, select: Selection) -> Array:

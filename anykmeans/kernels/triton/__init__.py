@@ -43,6 +43,7 @@ class Triton(Torch):
     """Passes in launches that many problems share, and none of which waits for the host."""
 
     name, library, blas = "triton", "torch", False
+    metrics = ("euclidean",)
 
     def why_not(self, x: Array) -> str | None:
         """Return None for dense CUDA tensors and CuPy arrays where Triton is installed."""
