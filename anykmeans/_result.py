@@ -24,11 +24,12 @@ class KMeansResult:
     ----------
     centroids : array of shape (k, d) or (b, k, d)
         Means of their rows, from exact sums, in the library and on the device of `x`; float32 for
-        half and single precision, float64 otherwise (float32 on a device that has no float64).
+        half and single precision, float64 otherwise (float32 on a device that has no float64). With `metric` ``"cosine"`` they have
+        length 1.
     labels : array of shape (n,) or (b, n), int64
         The nearest centroid of each row, of the centroids returned.
     inertia : float, or NumPy array of shape (b,), float64
-        Weighted sum of the rows' squared distances to their centroid, in squared units of `x`
+        Weighted sum of the rows' squared distances to their centroid, in squared units of `x` (``2 - 2 cos`` with `metric` ``"cosine"``)
         (infinite where float64 cannot hold it).
     n_iter : int, or NumPy array of shape (b,), int64
         Passes of the best run.

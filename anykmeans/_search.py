@@ -23,6 +23,7 @@ from anykmeans._sparse import coefficients
 from anykmeans._work import Work
 
 if TYPE_CHECKING:
+    from anykmeans._stats import ClusterStats
     from anykmeans.kernels.agnostic import Kernel
     from anykmeans.sources.descent import InMemory
     from anykmeans.sources.rows import Rows
@@ -61,6 +62,10 @@ class Search(ABC):
         """Return what `run.steps` does: here by one step; who can make several in one call does so."""
         c, moved = run.step(c, empty)
         return c, 1, moved
+
+    def swept(self, rows: Rows, c: Array) -> ClusterStats | None:
+        """Return the stats of all rows by their nearest of `c` (k, d), if they can be made with the labels in one go: here None."""
+        return None
 
     def distances(self, rows: Rows, frame: Frame, c: Array) -> Array:
         """Return the squared distances (n,), in the frame, of all rows to their labels' centroids of `c`."""

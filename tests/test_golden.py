@@ -259,6 +259,34 @@ DENSE = {
     "partial_fit, float32, weights": Fit(
         streamed, SINGLE, 6, {"size": 43, "sample_weight": counts(301), "random_state": 42}
     ),
+    # By cosine
+    "cosine": fit(OVERLAPPING, 8, rng=48, metric="cosine"),
+    "cosine, float32, weights, k-means||": fit(
+        SINGLE, 8, init="k-means||", sample_weight=weights(301), rng=49, metric="cosine"
+    ),
+    "cosine, float16": half(
+        "float16", rows(250, 5).astype("float16").astype("float32"), 7, rng=50, metric="cosine"
+    ),
+    "cosine, int8": fit(whole(200, 4, 1, 100, "int8"), 5, rng=51, metric="cosine", tol=0),
+    "cosine, rows of all lengths": fit(
+        rows(200, 3) * np.ldexp(1.0, np.arange(-900, 900, 9))[:, None], 6, rng=52, metric="cosine"
+    ),
+    "cosine, given, empty clusters": fit(
+        np.abs(SINGLE), 6, init=hollow(-np.abs(SINGLE), 6), metric="cosine"
+    ),
+    "cosine, a batch": fit(rows(360, 3).reshape(4, 90, 3), 6, rng=53, metric="cosine"),
+    "cosine, assign": Fit(
+        assigned, SINGLE, rows(12, 17, 1).astype("float32"), {"metric": "cosine"}
+    ),
+    "cosine, MiniBatchKMeans": estimator(
+        MiniBatchKMeans, rows(1000, 5), 12, batch_size=100, random_state=54, metric="cosine"
+    ),
+    "cosine, partial_fit, float32, weights": Fit(
+        streamed,
+        SINGLE,
+        6,
+        {"size": 43, "sample_weight": counts(301), "random_state": 55, "metric": "cosine"},
+    ),
 }
 SPARSE = {
     "sparse": fit(entries(200, 50), 8, rng=43),
@@ -269,6 +297,7 @@ SPARSE = {
     "sparse, MiniBatchKMeans": estimator(
         MiniBatchKMeans, entries(300, 80), 7, batch_size=50, random_state=46
     ),
+    "sparse, cosine": fit(entries(200, 700)[22:], 8, rng=56, metric="cosine"),
 }
 FITS = {**DENSE, **SPARSE}
 

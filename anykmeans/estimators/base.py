@@ -273,7 +273,7 @@ class _BaseKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixi
             If the estimator is not fitted.
         ValueError
             If `X` is in another library or on another device than the data of the fit, has another
-            number of features, or holds NaN or infinity.
+            number of features, or holds NaN or infinity, or a row of length 0 while `metric` is "cosine".
 
         Examples
         --------
@@ -367,7 +367,7 @@ class _BaseKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixi
         Returns
         -------
         score : float
-            Minus the weighted sum of squared distances to the nearest centroids.
+            Minus the weighted sum of squared distances to the nearest centroids, ``2 - 2 cos`` if `metric` is "cosine".
 
         Raises
         ------

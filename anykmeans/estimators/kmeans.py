@@ -107,6 +107,8 @@ class KMeans(_BaseKMeans):
        28(2), 1982.
     .. [2] D. Arthur and S. Vassilvitskii, "k-means++: the advantages of careful seeding", SODA 2007.
     .. [3] B. Bahmani et al., "Scalable k-means++", PVLDB 5(7), 2012.
+    .. [4] I. S. Dhillon and D. S. Modha, "Concept decompositions for large sparse text data using clustering",
+       Machine Learning 42, 2001.
 
     Examples
     --------
@@ -119,6 +121,12 @@ class KMeans(_BaseKMeans):
            [ 1.,  2.]])
     >>> km.predict([[0.0, 0.0], [12.0, 3.0]])
     array([1, 0])
+
+    By cosine, lengths do not count:
+
+    >>> km = KMeans(n_clusters=2, metric="cosine", random_state=0).fit([[1, 0], [9, 0], [0, 2]])
+    >>> km.predict([[0.1, 0.0], [0.0, 50.0]]), km.transform([[0.0, 50.0]])
+    (array([0, 1]), array([[1., 0.]]))
     """
 
     def __init__(
@@ -183,7 +191,8 @@ class KMeans(_BaseKMeans):
         ValueError
             If `X` is empty, has the wrong rank, fewer rows than `n_clusters`, or holds NaN or
             infinity; if the weights are negative, all zero, not finite or wrongly shaped; if a
-            parameter has an impossible value; if `init` is in another library than `X`.
+            parameter has an impossible value; if `init` is in another library than `X`; if a row, whatever its
+            weight, or a centroid of `init` has length 0 and `metric` is "cosine".
         ValueError
             If `X` gives no batches, or batches that are dictionaries or differ, or if there are weights beside batches.
         TypeError

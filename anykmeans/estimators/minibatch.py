@@ -196,7 +196,8 @@ class MiniBatchKMeans(_BaseKMeans):
         ValueError
             If `X` is empty, has the wrong rank, fewer rows than `n_clusters`, or holds NaN or
             infinity; if the weights are negative, all zero, not finite or wrongly shaped; if a
-            parameter has an impossible value; if `init` is in another library than `X`.
+            parameter has an impossible value; if `init` is in another library than `X`; if a row, whatever its
+            weight, or a centroid of `init` has length 0 and `metric` is "cosine".
         ValueError
             If `X` gives no batches, or batches that are dictionaries or differ, or if there are weights beside batches.
         TypeError

@@ -103,6 +103,8 @@ class InMemory(Descent):
     def sweep(self, c: Array) -> ClusterStats:
         """Return the stats of all rows, each with its nearest centroid of `c` (k, d)."""
         rows, k = self.rows, int(c.shape[0])
+        if rows.matrix.spherical and (swept := self.search.swept(rows, c)) is not None:
+            return swept  # others are asked for `steps`
         changes, moved = self.search.relabel(c)
         stats = self._stats
         if stats is None or 3 * moved > rows.shape[0]:  # in order, and once a row

@@ -18,6 +18,7 @@ import numpy as np
 from anykmeans._bounds import FAR, Bounds
 from anykmeans._search import Change, Search
 from anykmeans._settings import current
+from anykmeans._stats import ClusterStats
 from anykmeans.kernels.numba import read, sums, weights
 from anykmeans.kernels.numba.distance import squared_distance
 from anykmeans.kernels.numba.room import empty, zeros
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from anykmeans._frame import Frame
     from anykmeans._work import Work
     from anykmeans.sources.descent import InMemory
+    from anykmeans.sources.rows import Rows
 
 BRIEF = 128  # products for each number of `Settings.spread`: a pass of fewer is over before a thread has begun
 # Where bounds of more than few clusters may cost more than they save, by numbers of `Settings.at_once`: in fewer features than that
@@ -394,13 +396,14 @@ class FewSearch(Search):
         ]
         self._fresh = True
         self._slack = Slack(n if keeps else 0, d, k)
+        self._whole = np.empty((0, 0, 0))  # sums of each part, kept by `swept`
 
     def relabel(self, c: np.ndarray) -> tuple[list[Change], int]:
         """Give every row its nearest centroid of `c`; return changes, and how many rows changed."""
         at, first = np.array(c, np.float64, order="C"), not self._at.size
         if np.array_equal(at, self._at):
             return [], 0
-        before = self.labels
+        before, self._whole = self.labels, self._whole[:0]
         if not first:
             self.labels = before.copy()  # as results hold the old ones
         lost = self._look(at, ONE, itertools.repeat(NO_SUMS), NO_FOLDS, first=False)
@@ -445,6 +448,19 @@ class FewSearch(Search):
         if not done:
             return super().steps(run, c, most, tol, empty)
         return at.astype(c.dtype), done, shift
+
+    def swept(self, rows: Rows, c: np.ndarray) -> ClusterStats | None:
+        """Return the stats of all rows by their nearest of `c` (k, d), kept running from the call before."""
+        if self._x is None:
+            return None
+        at, grid, first = np.array(c, np.float64, order="C"), rows.grid, not self._whole.size
+        if first:
+            self._whole = np.zeros((len(self._parts), c.shape[0], grid.folds * grid.scale.size))
+        w = weights(rows.relative_weight(rows.every))
+        folds = Folds(grid.scale, grid.step, grid.folds)
+        self._look(at, w, self._whole, folds, first=first)
+        self._at = at
+        return ClusterStats(self._whole.sum(axis=0), grid)
 
     def _look(
         self, c: np.ndarray, w: np.ndarray, sums: Iterable[np.ndarray], folds: Folds, *, first: bool
