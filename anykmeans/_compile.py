@@ -46,7 +46,9 @@ def _calls() -> Iterator[Callable[[], object]]:
         yield from _of(x, w)
         if d < 64:
             continue
-        some = csr_array(np.where(rng.random((n, d)) < 0.1, x, 0).astype(dtype))
+        there = rng.random((n, d)) < 0.1
+        there[:, 0] = True  # each row has a direction
+        some = csr_array(np.where(there, x, 0).astype(dtype))
         yield from _of(some, w)
 
 
@@ -64,6 +66,8 @@ def _of(x: object, w: np.ndarray | None) -> Iterator[Callable[[], object]]:
     yield lambda: kmeans(x, _K, **how)
     yield lambda: kmeans(x, _K, init="k-means||", **how)
     yield lambda: kmeans(x, _K, init="random", n_init=1, empty="keep", **how)
+    if not isinstance(x, np.ndarray):  # of dense rows the same is compiled
+        yield lambda: kmeans(x, _K, metric="cosine", **how)
     few: dict[str, Any] = {"kernel": "numba", "max_iter": 2, "n_init": 1, "random_state": 0}
     model = KMeans(_K, **few).fit(x, sample_weight=w)
     yield lambda: model.predict(x)

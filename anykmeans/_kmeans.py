@@ -53,8 +53,8 @@ def kmeans(
     ----------
     x : array of shape (n, d) or (b, n, d)
         Rows, or b problems of n rows, of any real dtype and strides: NumPy, PyTorch, CuPy, JAX or any
-        other Array API library, lists, frames, and SciPy sparse matrices (n, d). Never written to, and never
-        copied whole where float64 can be computed. An image (h, w, 3) would be h problems: flatten it with ``image.reshape(-1, 3)``.
+        other Array API library, lists, frames, and SciPy sparse matrices (n, d). Never written to, nor copied whole but by cosine and from
+        devices without float64, see the notes. An image (h, w, 3) would be h problems: flatten it with ``image.reshape(-1, 3)``.
     k : int
         Number of clusters, between 1 and n.
     sample_weight : array of shape (n,) or (b, n), optional
@@ -131,8 +131,8 @@ def kmeans(
 
     With `metric` ``"cosine"`` squared distances are ``2 - 2 cos``, so that a label is that of the largest cosine and the inertia is
     twice the weighted sum of ``1 - cos``. Rows of length 1 are float32 where centroids are, else float64; those that have length 1
-    but for such rounding are taken as they are. A copy of them is made if it fits half of `max_bytes` (of sparse rows always, of their
-    values), else 8 bytes a row are kept and rows are read a few at a time. A cluster whose mean is zero keeps its centroid. Whether rows are
+    but for such rounding are taken as they are. A copy of all others is made if it fits half of `max_bytes`, or its default on a CPU
+    (of sparse rows always, of their values), else 8 bytes a row are kept and rows are read a few at a time. A cluster whose mean is zero keeps its centroid. Whether rows are
     as small as 1e-300 or as large as 1e300 does not matter, even side by side.
 
     JAX arrays are clustered eagerly, outside of ``jax.jit``, ``jax.vmap`` and ``jax.grad``. While JAX has no dtypes of

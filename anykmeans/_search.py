@@ -44,10 +44,12 @@ class Search(ABC):
         Of the last centroids.
     lost : bool
         Whether a row was out of the frame's range, or not finite: then labels mean nothing. Who does not look is never lost.
+    turns : bool
+        Whether its `steps` bring means to length 1 where rows have it; else they are not asked for then.
     """
 
     labels: Array
-    lost = False
+    lost = turns = False
 
     @abstractmethod
     def relabel(self, c: Array) -> tuple[list[Change], int]:

@@ -147,10 +147,6 @@ class SparseRows:
         values /= lengths[owners]
         return rows._with(values if dtype is None else values.astype(dtype, copy=False))
 
-    def written(self, parts: list[SparseRows]) -> SparseRows:
-        """Return the rows with the values of `parts` of all of them, one after the other."""
-        return self._with(np.concatenate([part.values for part in parts]))
-
     def astype(self, dtype: Any) -> SparseRows:
         """Return the rows in another dtype, themselves if it is theirs."""
         if self.dtype == dtype:

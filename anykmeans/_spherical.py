@@ -29,11 +29,11 @@ if TYPE_CHECKING:
     from anykmeans.kernels.agnostic import Kernel
 
 # Squared lengths between which no square has left float64 that counts.
-_LEAST, _MOST = 2.0**-600, 2.0**1000
-_LARGEST = 1000  # exponent of a power of two, so that it is finite
+LEAST, MOST = 2.0**-600, 2.0**1000
+LARGEST = 1000  # exponent of a power of two, so that it is finite
 # By how much a squared length may differ from 1 where every number was rounded once to float32, or to float64 after a length
 # that rounds as often as a sum of 2**20 squares does.
-_SINGLE, _DOUBLE = 2.0**-22, 2.0**-46
+SINGLE, DOUBLE = 2.0**-22, 2.0**-46
 _TILES = 16  # as many tiles of elementwise work at once: there are no temporaries of the rows' size but one
 
 
@@ -59,15 +59,15 @@ class Lengths:
         so but for the rounding of float32.
         """
         found, powers = np.sqrt(squared), None
-        (odd,) = np.nonzero(~((squared > _LEAST) & (squared < _MOST)))
+        (odd,) = np.nonzero(~((squared > LEAST) & (squared < MOST)))
         if odd.size:
             x = read(odd)
             high = x.magnitudes() if isinstance(x, SparseRows) else np.abs(x).max(axis=1)
-            exponents = np.clip(np.frexp(high)[1], -_LARGEST, _LARGEST)
+            exponents = np.clip(np.frexp(high)[1], -LARGEST, LARGEST)
             powers = np.ones(squared.size)
             powers[odd] = np.ldexp(1.0, -exponents)
             found[odd] = np.sqrt(measure(cls(np.ones(odd.size), powers[odd]).divide(np_compat, x)))
-        found[np.abs(squared - 1.0) <= (_SINGLE if single else _DOUBLE)] = 1.0
+        found[np.abs(squared - 1.0) <= (SINGLE if single else DOUBLE)] = 1.0
         return cls(found, powers)
 
     @classmethod
@@ -175,8 +175,8 @@ class Normalized(Matrix):
 def normalized(matrix: Matrix, kernel: Kernel, work: Work, name: str) -> tuple[Matrix, int]:
     """Return the rows of a `matrix`, which the user calls `name`, at length 1; and how many bytes of the budget that takes.
 
-    They are read so, tile by tile, unless a copy fits half of the budget, or they have length 1 already. Of sparse rows the values
-    alone are copied, beyond the budget.
+    They are read so, tile by tile, unless a copy fits the budget, or they have length 1 already. Of sparse rows the values alone are
+    copied, beyond the budget.
 
     Raises
     ------
@@ -192,15 +192,21 @@ def normalized(matrix: Matrix, kernel: Kernel, work: Work, name: str) -> tuple[M
     if isinstance(matrix, Sparse):
         data = matrix.data
         if not (same and lengths.ones):
-            data = data.written(
-                work.map(lambda t: lengths[t].divide(np_compat, data[t], matrix.state_dtype), tiles)
-            )
+            values = np.empty(data.values.shape, matrix.state_dtype)
+
+            def write(tile: slice) -> None:
+                some = lengths[tile].divide(np_compat, data[tile], values.dtype).values
+                first = data.begins[tile.start]
+                values[first : first + some.size] = some
+
+            work.map(write, tiles)
+            data = replace(data, values=values)
         return replace(matrix, data=data, dtype=data.dtype.name, spherical=True), 0
     if isinstance(matrix, Dense) and same and lengths.ones:
         return replace(matrix, spherical=True), 0
     found = Normalized.over(matrix, lengths)
     bytes_ = matrix.shape[0] * matrix.shape[1] * (4 if single else 8)
-    if 2 * bytes_ > work.max_bytes:
+    if bytes_ > work.copied:
         return found, 0
     return found.copy(work, tiles), bytes_
 

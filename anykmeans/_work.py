@@ -112,6 +112,16 @@ class Work:
         """Return how many rows compiled code may read at once: all, or as many as may be copied."""
         return self.n if matrix.direct else max(1, self.room // self.d)
 
+    @property
+    def copied(self) -> int:
+        """How many bytes a copy of all rows may take: half of a caller's budget, and what is usual on a CPU, which is 8 a number."""
+        return self.max_bytes // (1 if self.host and not self.bounded else 2)
+
+    def beside(self, bytes_: int) -> int:
+        """Return the budget that is left beside such a copy: what small rows have, at least, where it is not a caller's."""
+        left = self.max_bytes - bytes_
+        return max(left, _CPU_BYTES) if self.host and not self.bounded else left
+
     def rows_of(self, width: int) -> int:
         """Return how many rows of `width` numbers a tile holds, at least one."""
         return max(1, self.tile // width)

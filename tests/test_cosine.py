@@ -314,6 +314,31 @@ def test_a_cluster_whose_mean_is_zero_keeps_its_centroid(by):
 
 
 @pytest.mark.parametrize("by", KERNELS)
+@pytest.mark.parametrize("sparse", [False, True])
+@pytest.mark.parametrize(("tiny", "wanted"), [(1e-250, [0, 1, 0]), (0, [0, -1, 0])])
+def test_a_mean_may_be_tiny(by, sparse, tiny, wanted):
+    """What is left of rows that point away from each other has a direction as long as it is not zero."""
+    if sparse and by == "agnostic":
+        pytest.skip("agnostic: the rows are sparse")
+    x = np.array([[1, tiny, 0], [-1, tiny, 0], [0, 0, 1], [0, 0, 2]])
+    start = np.array([[0.0, -1, 0], [0, 0, 1]])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        found = kmeans(
+            sp.csr_array(x) if sparse else x,
+            2,
+            init=start,
+            sample_weight=[1, 1, 3, 3],
+            max_iter=1,
+            empty="keep",
+            metric="cosine",
+            kernel=by,
+        )
+    # The first two rows are as near to either centroid: the lowest label wins.
+    assert found.centroids.tolist() == [wanted, [0, 0, 1]]
+
+
+@pytest.mark.parametrize("by", KERNELS)
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_as_many_clusters_as_directions_fit_exactly(by, dtype):
     x = rows(12, 5, dtype)

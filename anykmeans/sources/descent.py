@@ -94,9 +94,7 @@ class InMemory(Descent):
         if self.rows.renewed():
             self.kernel = self.rows.kernel
             self._begin(self.frame, c)
-        if (
-            self.rows.matrix.spherical
-        ):  # who makes several passes at once brings no mean to length 1
+        if self.rows.matrix.spherical and not self.search.turns:
             return super().steps(c, most, tol, empty)
         return self.search.steps(self, c, most, tol, empty)
 

@@ -87,7 +87,7 @@ class Rows:
         if metric == "cosine":
             matrix, taken = normalized(matrix, kernel, self.work, names.x)
             if taken and work is None:
-                self.work = _work(matrix, kernel, self.work.max_bytes - taken, threads)
+                self.work = _work(matrix, kernel, self.work.beside(taken), threads)
         self.matrix, self.weights, self.kernel = matrix, weights, kernel
         self.ran: dict[str, None] = {}
         self.xp, self.shape = matrix.xp, matrix.shape

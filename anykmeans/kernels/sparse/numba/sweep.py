@@ -9,6 +9,7 @@ their sums to the coefficients of the next pass, is made while a few of their fe
 from __future__ import annotations
 
 import functools
+import math
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -18,6 +19,7 @@ from anykmeans._distance import halving_sum
 from anykmeans._grid import Grid
 from anykmeans._libraries import np_compat
 from anykmeans._search import Change, Search
+from anykmeans._spherical import DOUBLE, LARGEST, LEAST, MOST, SINGLE
 from anykmeans.kernels.numba.simd import EIGHT, combine
 from anykmeans.kernels.numba.steps import any_order, decide, inline, jit
 from anykmeans.kernels.numba.sums import total
@@ -42,6 +44,8 @@ class SparseSearch(Search):
     labels : ndarray of shape (n,), int32
         Of the last centroids.
     """
+
+    turns = True
 
     def __init__(self, frame: Frame, work: Work, k: int, *, skip: bool, exact: bool) -> None:
         self.frame, self.work, self.matrix = frame, work, frame.matrix
@@ -98,6 +102,7 @@ class SparseSearch(Search):
         Unless to `keep` its centroid is what to do then.
         """
         (k, columns), unit, single = c.shape, self.frame.unit, c.dtype == np.float32
+        to = _turn if self.matrix.spherical else _move
         self.relabel(c)
         wide = self._wide
         state = wide if unit == 1.0 else c.astype(np.float64)
@@ -115,7 +120,7 @@ class SparseSearch(Search):
             clusters = np.flatnonzero(touched & (mass != 0))
             moved[:] = 0.0
             move = functools.partial(
-                _move, whole, grid.scale, grid.step, grid.folds, mass, single, unit, state, wide,
+                to, whole, grid.scale, grid.step, grid.folds, mass, single, unit, state, wide,
                 self._norms, moved, *sums.children(self.matrix.data.halving),
             )  # fmt: skip
             parts = np.array_split(clusters, sums.threads(self.work, clusters.size * columns))
@@ -374,6 +379,48 @@ def _move(
                 there[i] = found[i] * unit
             norm += _sum_of_squares(there)
         norms[j] = norm
+        moves[j] = sums.total(squares, left, right, room)
+
+
+@jit
+def _turn(
+    whole, scale, step, folds, mass, single, unit, c, wide, norms, moves, left, right, clusters
+):
+    """Do what `_move` does, to means that are brought to length 1 as `Lengths` does it: one that is zero does not move its centroid."""
+    columns = wide.shape[1]
+    mean, squares, found = np.empty(columns), np.empty(columns), np.empty(TOGETHER)
+    room = np.empty(2 * columns if left.shape[0] else 0)
+    for j in clusters:
+        weight, largest = mass[j], 0.0
+        for begin in range(0, columns, TOGETHER):
+            stop = begin + TOGETHER if begin + TOGETHER < columns else columns
+            meaning(whole, j, scale, begin, stop, step, folds, found, 0)
+            for i in range(stop - begin):
+                value = found[i] / weight
+                mean[begin + i] = value
+                squares[begin + i] = value * value
+        squared = sums.total(squares, left, right, room)
+        near = abs(squared - 1.0) <= (SINGLE if single else DOUBLE)
+        if not LEAST < squared < MOST:
+            for f in range(columns):
+                largest = abs(mean[f]) if abs(mean[f]) > largest else largest
+            if largest == 0.0:
+                continue
+            exponent = min(max(math.frexp(largest)[1], -LARGEST), LARGEST)
+            power = math.ldexp(1.0, -exponent)
+            for f in range(columns):
+                mean[f] *= power
+                squares[f] = mean[f] * mean[f]
+            squared = sums.total(squares, left, right, room)
+        length = 1.0 if near else np.sqrt(squared)
+        for f in range(columns):
+            value = mean[f] / length
+            value = np.float64(np.float32(value)) if single else value
+            moved = value * unit - wide[j, f]
+            squares[f] = moved * moved
+            c[j, f] = value
+            wide[j, f] = value * unit
+        norms[j] = _sum_of_squares(wide[j])
         moves[j] = sums.total(squares, left, right, room)
 
 
