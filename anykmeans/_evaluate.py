@@ -150,6 +150,7 @@ def _against(
         names=names,
         given=host if is_sparse(x) else None,
         look=not glance,
+        once=glance,
     )
     if rows.matrix.spherical:
         host = at_length_one(host, names.centroids, single=rows.matrix.single)

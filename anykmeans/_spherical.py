@@ -172,10 +172,12 @@ class Normalized(Matrix):
         return Dense(self.source, data, xp, self.device, self.dtype, spherical=True)
 
 
-def normalized(matrix: Matrix, kernel: Kernel, work: Work, name: str) -> tuple[Matrix, int]:
+def normalized(
+    matrix: Matrix, kernel: Kernel, work: Work, name: str, *, copy: bool
+) -> tuple[Matrix, int]:
     """Return the rows of a `matrix`, which the user calls `name`, at length 1; and how many bytes of the budget that takes.
 
-    They are read so, tile by tile, unless a copy fits the budget, or they have length 1 already. Of sparse rows the values alone are
+    They are read so, tile by tile, unless a `copy` is wanted and fits the budget, or they have length 1 already. Of sparse rows the values alone are
     copied, beyond the budget.
 
     Raises
@@ -206,7 +208,7 @@ def normalized(matrix: Matrix, kernel: Kernel, work: Work, name: str) -> tuple[M
         return replace(matrix, spherical=True), 0
     found = Normalized.over(matrix, lengths)
     bytes_ = matrix.shape[0] * matrix.shape[1] * (4 if single else 8)
-    if bytes_ > work.copied:
+    if not copy or bytes_ > work.copied:
         return found, 0
     return found.copy(work, tiles), bytes_
 

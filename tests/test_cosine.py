@@ -550,6 +550,7 @@ def test_other_impossible_rows_and_centroids_are_refused():
         lambda: KMeans(3, metric="l2").fit(x),
         lambda: MiniBatchKMeans(3, metric="l2").fit(x),
         lambda: MiniBatchKMeans(3, metric="l2").partial_fit(x),
+        lambda: MiniBatchKMeans(3).partial_fit(x).set_params(metric="l2").partial_fit(x),
         lambda: KMeans(3).fit(x).set_params(metric="l2").predict(x),
         lambda: KMeans(3).fit(x).set_params(metric=None).transform(x),
     ):

@@ -334,6 +334,7 @@ class MiniBatchKMeans(_BaseKMeans):
         """Return the rows of one batch, after its step, and their inertia before, if it is to be `measured`."""
         x = self._rows(X, "partial_fit", reset=not hasattr(self, "n_features_in_"))
         w = self._weights(sample_weight, x)
+        _check.word(self.metric, "metric", _check.METRICS)
         if not hasattr(self, "_random_state"):
             self._random_state = _unless_a_seed(self.random_state)
         seen: Seen | None = getattr(self, "_seen", None)

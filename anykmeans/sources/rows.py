@@ -48,6 +48,8 @@ class Rows:
         That of other rows, as many and as wide.
     metric : {"euclidean", "cosine"}
         Whether rows and centroids are as they are, or are brought to length 1.
+    once : bool
+        Whether rows are read once or so, for which no copy of them is made.
 
     Attributes
     ----------
@@ -82,10 +84,11 @@ class Rows:
         look: bool = True,
         work: Work | None = None,
         metric: str = "euclidean",
+        once: bool = False,
     ) -> None:
         self.work = work or _work(matrix, kernel, max_bytes, threads)
         if metric == "cosine":
-            matrix, taken = normalized(matrix, kernel, self.work, names.x)
+            matrix, taken = normalized(matrix, kernel, self.work, names.x, copy=not once)
             if taken and work is None:
                 self.work = _work(matrix, kernel, self.work.beside(taken), threads)
         self.matrix, self.weights, self.kernel = matrix, weights, kernel
