@@ -22,6 +22,7 @@ HEAVY = [
     "pandas",
     "polars",
     "dask",
+    "ortools",
 ]
 
 
@@ -131,7 +132,18 @@ def test_only_one_module_warns():
 
 def test_optional_libraries_are_imported_where_they_are_used():
     """No module but an integration or a kernel imports an optional library at its top."""
-    optional = {"torch", "cupy", "numba", "jax", "triton", "matplotlib", "dask", "pandas", "polars"}
+    optional = {
+        "torch",
+        "cupy",
+        "numba",
+        "jax",
+        "triton",
+        "matplotlib",
+        "dask",
+        "pandas",
+        "polars",
+        "ortools",
+    }
     for name, path in MODULES.items():
         if name.split(".")[0] in INTEGRATIONS | {"kernels"}:
             continue
