@@ -20,46 +20,67 @@ import numpy as np
 from anykmeans._fork import first_call
 
 _BITS = 40  # of the whole numbers; more would be no slower, but what OR-tools adds up must fit 64
+_NEAR = 5  # clusters of a row that a flow needs as a rule, if prices are nearly known: 3 leave more to be mended, 8 take longer
 
 
-def transport(costs: np.ndarray, least: np.ndarray, most: np.ndarray) -> np.ndarray:
-    """Return the labels (n,), int64, of the least total cost with `least` to `most` (k,) rows a label.
+def transport(
+    costs: np.ndarray, least: np.ndarray, most: np.ndarray, prices: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the labels (n,), int64, of the least total cost with `least` to `most` (k,) rows a label, and their prices.
 
     `costs` (k, n), float64, are finite and not negative. Their exact sum is what is least. Of equally cheap labels they are the first in
-    lexicographic order, so that they are nobody's choice.
+    lexicographic order, so that they are nobody's choice. Prices (k + 1,) of like costs save time.
     """
-    labels = solved(costs, least, most)
-    prices = mended(costs, labels, least, most)
-    _put_first(costs, labels, prices, least, most)
+    labels = solved(costs, least, most, prices)
+    exact = mended(costs, labels, least, most)
+    _put_first(costs, labels, exact, least, most)
+    return labels, Whole(costs).nearly(exact)
+
+
+def solved(
+    costs: np.ndarray, least: np.ndarray, most: np.ndarray, prices: np.ndarray | None = None
+) -> np.ndarray:
+    """Return labels (n,) that are nearly the cheapest: what OR-tools finds, where there are prices among the best clusters of each row."""
+    if prices is not None and len(costs) > _NEAR:
+        left = costs - prices[:-1, None]
+        few = left <= np.partition(left, _NEAR - 1, axis=0)[_NEAR - 1]
+        del left
+        if (labels := _flow(costs, least, most, few)) is not None:
+            return labels
+    labels = _flow(costs, least, most, np.ones(costs.shape, bool))
+    if labels is None:
+        k, n = costs.shape
+        raise RuntimeError(f"OR-tools found no flow of {n} rows to {k} clusters.")
     return labels
 
 
-def solved(costs: np.ndarray, least: np.ndarray, most: np.ndarray) -> np.ndarray:
-    """Return labels (n,) as cheap as costs of 40 bits can tell: what OR-tools finds."""
+def _flow(
+    costs: np.ndarray, least: np.ndarray, most: np.ndarray, allowed: np.ndarray
+) -> np.ndarray | None:
+    """Return labels (n,) among those `allowed` (k, n) that are as cheap as costs of 40 bits can tell, or None if there are none."""
     with first_call:
         from ortools.graph.python import min_cost_flow
 
     k, n = costs.shape
-    cut = costs - costs.min(axis=0)  # which no choice can save
+    to, row = (each.astype(np.int32) for each in np.nonzero(allowed))
+    cost = (costs - costs.min(axis=0))[allowed]  # which no choice can save
     bits = min(_BITS, 60 - (n + k).bit_length())
-    cut = np.rint(np.ldexp(cut, bits - np.frexp(cut.max())[1])).astype(np.int64)
-    rows, clusters = np.arange(n, dtype=np.int32), np.arange(n, n + k, dtype=np.int32)
+    cost = np.rint(np.ldexp(cost, bits - np.frexp(cost.max())[1])).astype(np.int64)
     flow = min_cost_flow.SimpleMinCostFlow()
-    arcs = flow.add_arcs_with_capacity_and_unit_cost(
-        np.tile(rows, k), np.repeat(clusters, n), np.ones(n * k, np.int64), cut.reshape(-1)
-    )
-    del cut
+    arcs = flow.add_arcs_with_capacity_and_unit_cost(row, n + to, np.ones(to.size, np.int64), cost)
     flow.add_arcs_with_capacity_and_unit_cost(
-        clusters, np.full(k, n + k, np.int32), most - least, np.zeros(k, np.int64)
+        np.arange(n, n + k, dtype=np.int32),
+        np.full(k, n + k, np.int32),
+        most - least,
+        np.zeros(k, np.int64),
     )
     supplies = np.concatenate([np.ones(n, np.int64), -least, [least.sum() - n]])
     flow.set_nodes_supplies(np.arange(n + k + 1, dtype=np.int32), supplies)
-    status = flow.solve()
-    if status != flow.OPTIMAL:
-        raise RuntimeError(
-            f"OR-tools could not solve a flow of {n} rows to {k} clusters: {status}."
-        )
-    labels: np.ndarray = flow.flows(arcs).reshape(k, n).argmax(axis=0)
+    if flow.solve() != flow.OPTIMAL:
+        return None
+    taken = flow.flows(arcs) > 0
+    labels = np.empty(n, np.int64)
+    labels[row[taken]] = to[taken]
     return labels
 
 

@@ -232,6 +232,7 @@ class Sized(InMemory):
         super().__init__(rows, c)
         self._least, self._most = least, most
         self._labels: Array = None
+        self._prices: np.ndarray | None = None  # of the last flow, as the next is like it
 
     def steps(self, c: Array, most: int, tol: float, empty: str) -> tuple[Array, int, float]:
         """Return the centroids after the next pass: searches that make several know no sizes."""
@@ -249,7 +250,9 @@ class Sized(InMemory):
         labels = super().labels(c)
         sizes = np.bincount(to_numpy(labels), minlength=len(self._least))
         if not ((self._least <= sizes) & (sizes <= self._most)).all():
-            found = transport(self._costs(c, labels.dtype), self._least, self._most)
+            costs = self._costs(c, labels.dtype)
+            found, self._prices = transport(costs, self._least, self._most, self._prices)
+            del costs
             labels = self.rows.matrix.asarray(found, labels.dtype)
         self._labels = labels
         return labels

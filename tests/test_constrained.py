@@ -86,7 +86,7 @@ def test_labels_are_the_first_of_the_cheapest(kind):
         n = int(draw.integers(k, 7))
         costs = KINDS[kind](draw, k, n)
         least, most = bounded_problem(draw, n, k, 4)
-        assert transport(costs, least, most).tolist() == cheapest(costs, least, most)
+        assert transport(costs, least, most)[0].tolist() == cheapest(costs, least, most)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -97,14 +97,14 @@ def test_whatever_the_library_says_is_mended(kind, monkeypatch):
         k = int(draw.integers(2, 6))
         least, most = bounded_problem(draw, 30, k, 16)
         costs = KINDS[kind](draw, k, 30)
-        cases.append((costs, least, most, transport(costs, least, most)))
+        cases.append((costs, least, most, transport(costs, least, most)[0]))
 
-    def anyhow(costs, least, most):
+    def anyhow(costs, least, most, prices):
         return assigned(draw.random(costs.shape), least, most)
 
     monkeypatch.setattr(_transport, "solved", anyhow)
     for costs, least, most, labels in cases:
-        assert transport(costs, least, most).tolist() == labels.tolist()
+        assert transport(costs, least, most)[0].tolist() == labels.tolist()
 
 
 @pytest.mark.parametrize("shape", [(3, 300), (12, 200)])
@@ -113,9 +113,31 @@ def test_as_cheap_as_an_assignment_to_places(shape):
     for _ in range(3):
         costs = draw.random(shape)
         least, most = bounded_problem(draw, shape[1], shape[0], 2 * shape[1] // shape[0])
-        labels, theirs = transport(costs, least, most), assigned(costs, least, most)
+        labels, theirs = transport(costs, least, most)[0], assigned(costs, least, most)
         assert total(costs, labels) == total(costs, theirs)
         assert labels.tolist() == theirs.tolist()
+
+
+@pytest.mark.parametrize("wrong", [0.0, 0.01, 1.0])
+def test_prices_change_nothing(wrong):
+    draw = np.random.default_rng(8)
+    costs = draw.random((20, 400))
+    least, most = np.full(20, 15), np.full(20, 22)
+    labels, prices = transport(costs, least, most)
+    assert len(np.unique(prices)) > 5
+    off = prices + wrong * draw.normal(size=21)
+    assert transport(costs, least, most, off)[0].tolist() == labels.tolist()
+
+
+def test_prices_that_leave_no_flow_change_nothing():
+    draw = np.random.default_rng(8)
+    costs = draw.random((9, 90))
+    sizes = np.full(9, 10)
+    far = np.repeat([1e6, 0.0], [5, 5])  # all rows go to five clusters, which have no room for them
+    assert (
+        transport(costs, sizes, sizes, far)[0].tolist()
+        == transport(costs, sizes, sizes)[0].tolist()
+    )
 
 
 def test_costs_beyond_the_librarys_digits():
@@ -125,7 +147,7 @@ def test_costs_beyond_the_librarys_digits():
     costs[3] += 1e20
     costs[3, :15] = 0
     least = most = np.full(4, 15)
-    labels, near = transport(costs, least, most), costs.copy()
+    labels, near = transport(costs, least, most)[0], costs.copy()
     near[3, 15:] = 1e6
     assert labels.tolist() == assigned(near, least, most).tolist()
     assert _transport.solved(costs, least, most).tolist() != labels.tolist()
