@@ -20,7 +20,7 @@ import numpy as np
 from anykmeans._fork import first_call
 
 _BITS = 40  # of the whole numbers; more would be no slower, but what OR-tools adds up must fit 64
-_NEAR = 5  # clusters of a row that a flow needs as a rule, if prices are nearly known: 3 leave more to be mended, 8 take longer
+_NEAR = 3  # clusters of a row that a flow needs as a rule, if prices are nearly known: see docs/tuning.md
 
 
 def transport(
@@ -216,13 +216,13 @@ def _undecided(costs: np.ndarray, labels: np.ndarray, prices: np.ndarray) -> dic
     near, own = whole.nearly(prices), costs[labels, rows]
     value = own - near[labels]
     slack = 2.0**-50 * (own + 2 * np.abs(near).max()) + 2.0**-1060
-    found: dict[int, list[int]] = defaultdict(list)
+    found: dict[int, list[int]] = {}
     for b, cost in enumerate(costs):
-        (at,) = np.nonzero(cost - near[b] - value <= slack + 2.0**-50 * cost)
+        (at,) = np.nonzero((cost - near[b] - value <= slack + 2.0**-50 * cost) & (labels != b))
         as_good = whole(cost[at]) - prices[b] == whole(own[at]) - prices[labels[at]]
         for row in at[as_good].tolist():
-            found[row].append(b)
-    return {row: clusters for row, clusters in found.items() if len(clusters) > 1}
+            found.setdefault(row, [int(labels[row])]).append(b)
+    return {row: sorted(clusters) for row, clusters in found.items()}
 
 
 class _Ties:

@@ -80,7 +80,7 @@ def constrained_kmeans(
     rng : None, int, SeedSequence, BitGenerator, Generator or RandomState
         Where draws come from, as for `kmeans`.
     max_bytes : int, optional
-        Budget for memory beyond `x`. A flow takes 120 bytes for each row and cluster, and a call that needs one
+        Budget for memory beyond `x`. A flow takes 128 bytes for each row and cluster, and a call that needs one
         and has not as much is refused. By default it takes what it needs.
     threads : int, optional
         Most threads to work in, as for `kmeans`; OR-tools has one.
@@ -138,9 +138,9 @@ def constrained_kmeans(
     >>> x = np.asarray([[0.0], [1.0], [2.0], [3.0], [20.0]])
     >>> centroids, labels, *_ = constrained_kmeans(x, 2, size_min=2, rng=0)
     >>> labels
-    array([1, 1, 1, 0, 0])
+    array([0, 0, 0, 1, 1])
     >>> centroids[:, 0]
-    array([11.5,  1. ])
+    array([ 1. , 11.5])
     """
     return _cluster(
         x,
@@ -466,7 +466,7 @@ class KMeansConstrained(_BaseKMeans):
         >>> from anykmeans.constrained import KMeansConstrained
         >>> km = KMeansConstrained(2, size_max=2, random_state=0).fit([[0.0], [1.0], [2.0], [9.0]])
         >>> km.labels_
-        array([1, 1, 0, 0])
+        array([0, 0, 1, 1])
         """
         x = self._rows(X, "fit", reset=True)
         check.clusters(self.n_clusters, x, check.ESTIMATORS)

@@ -9,7 +9,7 @@ import importlib
 import sys
 from pathlib import Path
 
-COMMANDS = ("cpu", "map", "gpu", "growth", "small", "load", "index", "torch", "chart")
+COMMANDS = ("cpu", "map", "gpu", "growth", "small", "load", "index", "constrained", "torch", "chart")
 
 
 def shared() -> argparse.ArgumentParser:

@@ -1,11 +1,13 @@
 """Clusters of bounded sizes: flows against all assignments, fits against plain loops, and the same bits from every library."""
 
 import itertools
+import json
 import math
 import pickle
 import subprocess
 import sys
 from fractions import Fraction
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -21,6 +23,8 @@ from anykmeans import constrained as module
 from anykmeans._transport import transport
 from anykmeans.constrained import KMeansConstrained, constrained_kmeans
 from anykmeans.sources.rows import Rows
+from benchmarks import __main__ as cli
+from benchmarks import constrained as benchmark
 from tests import referee
 
 pytest.importorskip("ortools", reason="OR-tools is not installed")
@@ -407,11 +411,11 @@ def test_other_errors():
 def test_memory_for_a_flow_is_asked_for_before():
     x = blobs()
     with pytest.raises(
-        ValueError, match="`max_bytes` must hold a flow of 120 rows to 4 clusters, 57600 "
+        ValueError, match="`max_bytes` must hold a flow of 120 rows to 4 clusters, 61440 "
     ):
-        constrained_kmeans(x, 4, 30, 30, rng=0, max_bytes=57599)
+        constrained_kmeans(x, 4, 30, 30, rng=0, max_bytes=61439)
     first = constrained_kmeans(x, 4, 30, 30, rng=0)
-    assert referee.bits(constrained_kmeans(x, 4, 30, 30, rng=0, max_bytes=57600)) == referee.bits(
+    assert referee.bits(constrained_kmeans(x, 4, 30, 30, rng=0, max_bytes=61440)) == referee.bits(
         first
     )
 
@@ -440,6 +444,38 @@ def test_nothing_given_is_changed():
         a.flags.writeable = False
     constrained_kmeans(x, 4, least, sample_weight=w, init=x[:4])
     assert least == [25] * 4
+
+
+# -- the benchmark ------------------------------------------------------------------------------
+
+
+def test_the_benchmark_runs_on_small_data(capsys, tmp_path, monkeypatch):
+    class Peer:
+        """What k-means-constrained is called like, for where it is not installed."""
+
+        def __init__(self, k, *, size_min, size_max, init, n_init):
+            self.how = k, size_min, size_max, init
+
+        def fit(self, x):
+            k, *bounds, init = self.how
+            result = constrained_kmeans(x, k, *bounds, init=init, max_iter=3)
+            self.cluster_centers_, self.labels_ = result.centroids, result.labels
+            self.n_iter_ = result.n_iter
+            return self
+
+        def predict(self, x):
+            return self.labels_
+
+    monkeypatch.setitem(sys.modules, benchmark.PEER, SimpleNamespace(KMeansConstrained=Peer))
+    out = tmp_path / "report.json"
+    arguments = ["constrained", "--repeats", "1", "--most-n", "1000", "--json", str(out)]
+    assert cli.main(arguments) == 0
+    said = capsys.readouterr().out
+    assert "| 1,000 | 2 | 5 | equal |" in said
+    report = json.loads(out.read_text())
+    assert [row[-1] for row in report["against"]] == ["0"] * 3  # its labels are the cheapest
+    assert [row[-2] for row in report["against"]] == ["0 of 1"] * 3  # it stops early
+    assert len(report["growth"]) == 2
 
 
 # -- the estimator ------------------------------------------------------------------------------

@@ -45,6 +45,8 @@ def needs_torch(text):
 def test_an_example_comes_to_what_it_says(name):
     if needs_torch(EXAMPLES[name]):
         pytest.importorskip("torch", reason="PyTorch is not installed")
+    if "anykmeans.constrained" in EXAMPLES[name]:
+        pytest.importorskip("ortools", reason="OR-tools is not installed")
     said = []
     test = doctest.DocTestParser().get_doctest(EXAMPLES[name], {}, name, None, 0)
     doctest.DocTestRunner(verbose=False).run(test, out=said.append)
