@@ -28,9 +28,7 @@ from anykmeans.sources.rows import Rows
 
 __all__ = ["KMeansConstrained", "constrained_kmeans"]
 
-_PAIR = (
-    120  # bytes that a flow takes for each row and cluster: the cost, and OR-tools' arc both ways
-)
+_PAIR = 128  # bytes of a flow for each row and cluster: the cost, and OR-tools' arcs both ways
 
 
 @eager
@@ -124,7 +122,7 @@ def constrained_kmeans(
     Where the nearest centroids make allowed sizes they are taken, as `assign` finds them: so sizes that never bind give
     the bits of ``kmeans(..., empty="keep")``.
 
-    A pass takes memory for n k pairs, and rather more time than they are many: docs/constrained.md has figures.
+    Memory and time of a pass grow with n k: docs/constrained.md has figures.
 
     References
     ----------
