@@ -155,7 +155,7 @@ def from_numpy(a: Any, library: str, device: Any = None) -> Array:
     if library == "torch":
         import torch
 
-        if a.dtype == np.float64 and not has_float64(torch.empty(0, device=device)):
+        if _wide(a) and not has_float64(torch.empty(0, device=device)):
             a = a.astype(np.float32)
         return torch.as_tensor(a, device=device)
     if library == "cupy":
@@ -171,13 +171,18 @@ def from_numpy(a: Any, library: str, device: Any = None) -> Array:
         import array_api_strict
 
         there = array_api_strict.empty(0, dtype=array_api_strict.float32, device=device)
-        if a.dtype == np.float64 and not has_float64(there):
+        if _wide(a) and not has_float64(there):
             a = a.astype(np.float32)
         return array_api_strict.asarray(a, device=device)
     raise ValueError(
         f"`library` must be one of 'numpy', 'torch', 'cupy', 'jax', 'array_api_strict'; got "
         f'{library!r}. If that is a device, name the library, too: `to("torch", {library!r})`.'
     )
+
+
+def _wide(a: Any) -> bool:
+    """Return whether `a` is of float64 in NumPy; what is of another library already is where it can be."""
+    return isinstance(a, np.ndarray) and a.dtype == np.float64
 
 
 def names_device(word: str, library: str) -> bool:

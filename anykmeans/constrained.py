@@ -43,6 +43,7 @@ def constrained_kmeans(
     n_init: int | str = "auto",
     max_iter: int = 300,
     tol: float = 1e-4,
+    metric: str = "euclidean",
     rng: Any = None,
     max_bytes: int | None = None,
     threads: int | None = None,
@@ -75,6 +76,8 @@ def constrained_kmeans(
         Most passes of a run.
     tol : float
         When to stop, as for `kmeans`.
+    metric : {"euclidean", "cosine"}
+        As for `kmeans`: ``"cosine"`` reads rows and centroids at length 1, and costs are ``2 - 2 cos``.
     rng : None, int, SeedSequence, BitGenerator, Generator or RandomState
         Where draws come from, as for `kmeans`.
     max_bytes : int, optional
@@ -105,6 +108,8 @@ def constrained_kmeans(
         If weights are negative, all zero, not finite or not one a row.
     ValueError
         If given centroids have the wrong shape or live elsewhere than `x`.
+    ValueError
+        If a row or a given centroid has length 0 and `metric` is ``"cosine"``.
     ValueError
         If the named kernel cannot run on `x`, or `max_bytes` is too small.
 
@@ -149,6 +154,7 @@ def constrained_kmeans(
         n_init=n_init,
         max_iter=max_iter,
         tol=tol,
+        metric=metric,
         rng=rng,
         max_bytes=max_bytes,
         threads=threads,
@@ -166,6 +172,7 @@ def _cluster(
     n_init: int | str,
     max_iter: int,
     tol: float,
+    metric: str,
     rng: Any,
     max_bytes: int | None,
     threads: int | None,
@@ -179,6 +186,7 @@ def _cluster(
     sample_weight = check.weights(sample_weight, x, names)
     max_iter = check.whole(max_iter, "max_iter", 1)
     tol = check.tolerance(tol)
+    check.word(metric, "metric", check.METRICS)
     max_bytes = check.budget(max_bytes, 64 * (x.shape[1] + k))
     threads = check.threads(threads)
     draws = generator(rng)
@@ -195,6 +203,7 @@ def _cluster(
         kernel=kernel,
         max_bytes=max_bytes,
         threads=threads,
+        metric=metric,
         names=names,
         given=given(init, x),
     )
@@ -347,6 +356,8 @@ class KMeansConstrained(_BaseKMeans):
         Largest number of iterations of one start.
     tol : float, default=1e-4
         When to stop, as in `anykmeans.KMeans`.
+    metric : {"euclidean", "cosine"}, default="euclidean"
+        What distances are, as in `anykmeans.KMeans`.
     random_state : int, RandomState instance or None, default=None
         Seed of the draws.
     max_bytes : int, optional
@@ -407,6 +418,7 @@ class KMeansConstrained(_BaseKMeans):
         n_init: int | str = "auto",
         max_iter: int = 300,
         tol: float = 1e-4,
+        metric: str = "euclidean",
         random_state: Any = None,
         max_bytes: int | None = None,
         threads: int | None = None,
@@ -419,6 +431,7 @@ class KMeansConstrained(_BaseKMeans):
         self.n_init = n_init
         self.max_iter = max_iter
         self.tol = tol
+        self.metric = metric
         self.random_state = random_state
         self.max_bytes = max_bytes
         self.threads = threads

@@ -9,7 +9,18 @@ import importlib
 import sys
 from pathlib import Path
 
-COMMANDS = ("cpu", "map", "gpu", "growth", "small", "load", "index", "constrained", "torch", "chart")
+COMMANDS = (
+    "cpu",
+    "map",
+    "gpu",
+    "growth",
+    "small",
+    "load",
+    "index",
+    "constrained",
+    "torch",
+    "chart",
+)
 
 
 def shared() -> argparse.ArgumentParser:

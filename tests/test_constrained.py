@@ -517,3 +517,29 @@ def test_the_estimator_pickles_and_a_fit_that_fails_leaves_it():
 )
 def test_scikit_learns_checks(estimator, check):
     check(estimator)
+
+
+# -- by cosine ----------------------------------------------------------------------------------
+
+
+def test_by_cosine_rows_count_for_their_directions(make, host, rng):
+    x = rng.normal(size=(60, 4))
+    long = x * rng.uniform(0.1, 10, size=(60, 1))
+    init = x[:4]
+    found = constrained_kmeans(make(long), 4, 12, 20, metric="cosine", init=make(init), max_iter=1)
+    unit, c = (a / np.sqrt((a * a).sum(axis=1))[:, None] for a in (x, init))
+    costs = referee.distances(unit, c)
+    once = constrained_kmeans(make(unit), 4, 12, 20, init=make(c), max_iter=1)
+    means = host(once.centroids)
+    means /= np.sqrt((means * means).sum(axis=1))[:, None]
+    np.testing.assert_allclose(host(found.centroids), means, atol=1e-12)
+    labels = host(found.labels)
+    assert np.bincount(labels).min() >= 12
+    assert np.bincount(labels).max() <= 20
+    final = referee.distances(unit, host(found.centroids))
+    assert found.inertia == pytest.approx(final[np.arange(60), labels].sum())
+    assert costs.shape == (60, 4)
+    model = KMeansConstrained(4, 12, 20, metric="cosine", random_state=0).fit(make(long))
+    assert np.bincount(host(model.labels_)).max() <= 20
+    again = KMeansConstrained.from_state_dict(model.state_dict())
+    np.testing.assert_array_equal(host(again.predict(make(x))), host(model.predict(make(x))))
