@@ -11,8 +11,14 @@ import referee
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed")
 
-from anykmeans import kmeans  # noqa: E402
-from anykmeans.torch import Codebook, ProductCodebook, ResidualCodebook  # noqa: E402
+from anykmeans import _evaluate, _runs, kernels, kmeans  # noqa: E402
+from anykmeans.sources import rows as source  # noqa: E402
+from anykmeans.torch import (  # noqa: E402
+    Codebook,
+    ProductCodebook,
+    ResidualCodebook,
+    learning,
+)
 
 pytestmark = pytest.mark.only("torch", "torch:cuda")
 
@@ -555,6 +561,33 @@ def test_every_process_learns_the_same_codebook(tmp_path):
     x = batches(1, 60, 6, seed=1)[0].reshape(-1, 2, 3)
     assert torch.equal(other(x).codes, alone(x).codes)
     assert same_state(other, alone)
+
+
+def test_work_on_a_device_comes_to_the_bits_of_work_in_numpy(monkeypatch):
+    """Where tensors are added up as they are: here those of the CPU, by PyTorch's kernel."""
+
+    def learnt():
+        codebook = Codebook(8, 3, heads=2, restart_after=3, init_rows=90)
+        found = [codebook(x.reshape(-1, 2, 3)) for x in rows_for_ranks()]
+        found.append(codebook.eval()(found[0].quantized))
+        return codebook, torch.cat([each.codes for each in found])
+
+    plain, codes = learnt()
+    by_torch = kernels.choose(torch.zeros(1, 1), "torch")
+    asked = []
+
+    def choose(x, name="auto", metric="euclidean"):
+        asked.append(name)
+        return by_torch
+
+    for module in (_runs, _evaluate, source):
+        monkeypatch.setattr(module, "choose", choose)
+    monkeypatch.setattr(learning, "on_cpu", lambda tensor: False)
+    placed, found = learnt()
+    assert len(asked) > 20
+    assert isinstance(placed.stats[0].sums, torch.Tensor)
+    assert torch.equal(found, codes)
+    assert same_state(placed, plain)
 
 
 # -- errors -------------------------------------------------------------------------------------
