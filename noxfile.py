@@ -137,6 +137,7 @@ def run_examples(session: nox.Session) -> None:
     session.run("python", "examples/photo_colours.py", *out)
     session.run("python", "examples/torch_embeddings.py", *out)
     session.run("python", "examples/image_codebook.py", *out)
+    session.run("python", "examples/deep_clustering.py", *out)
     for code in re.findall(r"^```python\n(.*?)^```$", README.read_text("utf-8"), re.M | re.S):
         session.run("python", "-c", code)
 
