@@ -2,6 +2,7 @@
 
 import math
 import warnings
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
 from torch.utils._pytree import tree_leaves  # noqa: E402
 
 from anykmeans.torch import SoftKMeansResult, cluster_means, soft_assign, soft_kmeans  # noqa: E402
+from anykmeans.torch.fuzzy import _Fuzzy  # noqa: E402
 from anykmeans.torch.pairs import Pairs  # noqa: E402
 
 pytestmark = pytest.mark.only("torch", "torch:cuda")
@@ -615,6 +617,70 @@ def test_pulls_of_near_rows_keep_their_digits(make, host):
             centres[j] -= 2 * pulls[i, j] * (y[i] - c[j])
     np.testing.assert_allclose(host(to_rows), rows, rtol=1e-14, atol=1e-13)
     np.testing.assert_allclose(host(to_c), centres, rtol=1e-14, atol=1e-13)
+
+
+def exact_ways_back(x, c, z, g, m, root):
+    """What z . dr/dc and -z . dr/dx are, and what gradients `g` of memberships are to x and c: in fractions.
+
+    Memberships are in proportion to one over the `root` of squared distances.
+    """
+    x, c, z, g = ([[Fraction(value) for value in row] for row in a.tolist()] for a in (x, c, z, g))
+    n, k, d = len(x), len(c), len(c[0])
+    found = [[[Fraction(0)] * d for _ in range(size)] for size in (k, n, n, k)]
+    on_c, on_x, u_x, u_c = found
+    power = Fraction(1, m - 1)
+    for i in range(n):
+        apart = [[c[j][f] - x[i][f] for f in range(d)] for j in range(k)]
+        squared = [sum(a * a for a in row) for row in apart]
+        u = [1 / root(s) / sum(1 / root(other) for other in squared) for s in squared]
+        moves = [u[j] ** m * sum(z[j][f] * apart[j][f] for f in range(d)) for j in range(k)]
+        mean = sum(u[j] * g[i][j] for j in range(k))
+        for j in range(k):
+            pull = -(1 + power) * (moves[j] - u[j] * sum(moves)) / squared[j]
+            own = -power * u[j] * (g[i][j] - mean) / squared[j]
+            for f in range(d):
+                on_c[j][f] += u[j] ** m * z[j][f] + 2 * pull * apart[j][f]
+                on_x[i][f] += u[j] ** m * z[j][f] + 2 * pull * apart[j][f]
+                u_c[j][f] += 2 * own * apart[j][f]
+                u_x[i][f] -= 2 * own * apart[j][f]
+    return [np.array([[float(value) for value in row] for row in each]) for each in found]
+
+
+def check_ways_back(make, host, x, c, m, root):
+    draw = np.random.default_rng(0)
+    z, g = draw.normal(size=c.shape), draw.normal(size=(len(x), len(c)))
+    g += 10  # most of which is common to all memberships
+    wanted = exact_ways_back(x, c, z, g, m, root)
+    fuzzy = _Fuzzy(float(m), 0, 8.0, None)
+    pairs = fuzzy.pairs(make(x), make(c))
+    to_x, from_u = torch.zeros_like(pairs.x), torch.zeros_like(pairs.x)
+    on_c = fuzzy.residual_back(pairs, None, make(z), to_x)
+    u_c = fuzzy.memberships_back(pairs, None, make(g), None, from_u, None)
+    for found, exact in zip((on_c, to_x, from_u, u_c), wanted, strict=True):
+        np.testing.assert_allclose(host(found), exact, rtol=2e-12, atol=2e-14)
+
+
+@pytest.mark.parametrize("apart", [0.5, 1e-3, 1e-5, 1e-7, 1e-10])
+def test_ways_back_keep_their_digits_near_centroids(make, host, apart):
+    x = np.array([[2.0 + apart, 1.0], [3.0, -2.0], [5.0, 4.0]])
+    c = np.array([[2.0, 1.0], [5.0, 3.0], [-2.0, 8.0]])
+    check_ways_back(make, host, x, c, 2, lambda squared: squared)
+
+
+@pytest.mark.parametrize("bits", [4, 20, 40])
+def test_ways_back_keep_their_digits_where_memberships_are_steep(make, host, bits):
+    """At fuzziness 5 memberships go by the root of a distance: distances that are squares have one."""
+
+    def root(squared):
+        whole = (
+            math.isqrt(math.isqrt(squared.numerator)),
+            math.isqrt(math.isqrt(squared.denominator)),
+        )
+        assert Fraction(*whole) ** 4 == squared
+        return Fraction(*whole)
+
+    x, c = np.array([[16.0]]), np.array([[16 + 2.0**-bits], [25.0], [12.0]])
+    check_ways_back(make, host, x, c, 5, root)
 
 
 @pytest.mark.parametrize("apart", [1e-3, 1e-6, 1e-9, 1e-12])

@@ -376,9 +376,7 @@ class _Fuzzy:
             u = self.memberships(squared)
             if g is not None:
                 own = g[tile].to(torch.float64)
-                own = own - own.gather(
-                    1, near[:, None]
-                )  # so that the largest share cancels exactly
+                own = own - own.gather(1, near[:, None])  # the largest share cancels exactly
                 own.sub_((u * own).sum(dim=1, keepdim=True)).mul_(u).mul_(-self.power)
                 own.div_(squared).masked_fill_(squared == 0, 0.0)
                 to_rows, to_own = pairs.pull(own, y, near)
