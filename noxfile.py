@@ -109,7 +109,7 @@ def cpu(session: nox.Session) -> None:
     if session.venv_backend == "none":
         session.skip("it needs an environment of its own: try `nox -s tests examples --no-venv`")
     on_cpu = [backend for backend in BACKENDS.values() if backend.cpu]
-    extras = {backend.extra for backend in on_cpu if backend.extra} | {"plot", "test"}
+    extras = {backend.extra for backend in on_cpu if backend.extra} | {"examples", "test"}
     packages = {package for backend in on_cpu for package in backend.packages} | {"pytest-xdist"}
     install(session, *CONSTRAINTS, "-e", f".[{','.join(sorted(extras))}]", *sorted(packages))
     names = {"ANYKMEANS_BACKENDS": ",".join(backend.cpu or "" for backend in on_cpu)}
@@ -125,7 +125,7 @@ def cpu(session: nox.Session) -> None:
 @nox.session(default=False)
 def examples(session: nox.Session) -> None:
     """Run every example and the README's code; the walk-through with each library of the CPU."""
-    install(session, *CONSTRAINTS, "-e", ".[plot,torch]", "array-api-strict")
+    install(session, *CONSTRAINTS, "-e", ".[examples]", "array-api-strict")
     run_examples(session)
 
 
@@ -138,6 +138,10 @@ def run_examples(session: nox.Session) -> None:
     session.run("python", "examples/torch_embeddings.py", *out)
     session.run("python", "examples/image_codebook.py", *out)
     session.run("python", "examples/deep_clustering.py", *out)
+    if reason := why_no_model(session):
+        session.log(f"examples/sentences.py is not run: {reason}")
+    else:
+        session.run("python", "examples/sentences.py", *out)
     for code in re.findall(r"^```python\n(.*?)^```$", README.read_text("utf-8"), re.M | re.S):
         session.run("python", "-c", code)
 
@@ -214,6 +218,13 @@ def run_tests(session: nox.Session, backend: Backend) -> None:
     install(session, *constraints, "-e", f".[{extras}]", *backend.packages, *packages)
     run = [sys.executable if session.venv_backend == "none" else "python", "-m", "pytest", *workers]
     session.run(*run, *without_gpu(session.posargs), env={"ANYKMEANS_BACKENDS": name})
+
+
+def why_no_model(session: nox.Session) -> str | None:
+    """Return why the model of the sentences is not installed, or None."""
+    if session.venv_backend == "none":
+        return None if find_spec("wordllama") else "wordllama, with its model, is not installed"
+    return None if sys.version_info < (3, 14) else "wordllama has no wheel for this Python"
 
 
 def without_gpu(arguments: Iterable[str]) -> list[str]:
