@@ -33,6 +33,9 @@ BATCHES = [(4, 256, 16, 8), (64, 256, 16, 8), (512, 64, 8, 4), (4096, 64, 8, 4)]
 COSINE = [(20_000, 64, 10), (20_000, 384, 100), (100_000, 32, 50)]
 """Rows, features and clusters."""
 
+PASSES = 20
+"""Of a clustering by cosine, from given centroids."""
+
 CAP = 20.0
 """Seconds after which no further round of a line begins."""
 
@@ -299,9 +302,69 @@ def looped(fit: Callable[..., Any], x: Tensor, c: Tensor) -> list[Tensor]:
     return [fit(one, len(first), init=first).labels for one, first in zip(x, c, strict=True)]
 
 
+def cosine(options: argparse.Namespace) -> Iterator[Line]:
+    """Clusterings by cosine, twenty passes from given centroids: rows x features, clusters. An objective is the sum of cosines, by how much above ours."""
+    theirs = peer("faiss", "Kmeans")
+    for n, d, k in COSINE:
+        lengths = np.random.default_rng(0).lognormal(0, 0.3, (n, 1)).astype(np.float32)
+        x = torch.from_numpy(rows.embeddings(None, n, d) * lengths)
+        c = torch.from_numpy(rows.initial_centres(x.numpy(), k))
+        there = x.to(options.device), c.to(options.device)
+        runs: dict[str, Callable[[], Any]] = {
+            OURS: functools.partial(spherical, *there, options),
+            "by hand, Euclid": functools.partial(by_hand, *there, options),
+        }
+        if theirs is not None:
+            runs["faiss"] = functools.partial(by_faiss, theirs, x, c, options)
+        line, timings = compared(f"{n} x {d}, {k}", runs, options)
+        found = {name: objective(x, each[0].cpu()) for name, each in timings.results.items()}
+        note = line.pop("note")
+        for name in list(runs)[1:]:
+            line[f"objective of {name}"] = f"{found[name] / found[OURS] - 1:+.1e}"
+        passes = ", ".join(str(each[2]) for each in timings.results.values())
+        yield line | {"mean cosine": f"{found[OURS] / n:.4f}", "passes": passes, "note": note}
+
+
+Clustered = tuple[Tensor, Tensor, int]
+"""centroids (k, d), labels (n,) and passes"""
+
+
+def spherical(x: Tensor, c: Tensor, options: argparse.Namespace) -> Clustered:
+    """Return our clustering by cosine."""
+    fit = {"max_iter": PASSES, "tol": 0.0, "threads": options.threads}
+    found = anykmeans.kmeans(x, len(c), init=c, metric="cosine", **fit)
+    return found.centroids, found.labels, found.n_iter
+
+
+def by_hand(x: Tensor, c: Tensor, options: argparse.Namespace) -> Clustered:
+    """Return what is done without a metric: rows of length 1 clustered by Euclid, whose means are shorter."""
+    fit = {"max_iter": PASSES, "tol": 0.0, "threads": options.threads}
+    found = anykmeans.kmeans(F.normalize(x), len(c), init=F.normalize(c), **fit)
+    return found.centroids, found.labels, found.n_iter
+
+
+def by_faiss(make: Any, x: Tensor, c: Tensor, options: argparse.Namespace) -> Clustered:
+    """Return faiss's clustering of all rows, which it wants at length 1."""
+    importlib.import_module("faiss").omp_set_num_threads(options.threads)
+    every = {"max_points_per_centroid": len(x), "min_points_per_centroid": 1}
+    model = make(x.shape[1], len(c), niter=PASSES, spherical=True, **every)
+    unit = F.normalize(x).numpy()
+    model.train(unit, init_centroids=F.normalize(c).numpy())
+    labels = model.index.search(unit, 1)[1][:, 0]
+    return torch.from_numpy(model.centroids), torch.from_numpy(labels), len(model.obj)
+
+
+def objective(x: Tensor, centroids: Tensor) -> float:
+    """Return the sum of the cosines of rows (n, d) with the nearest of the centroids' directions, in float64."""
+    directions = F.normalize(centroids.double()).T
+    largest = [(F.normalize(part.double()) @ directions).amax(dim=1) for part in x.split(1 << 14)]
+    return float(torch.cat(largest).sum())
+
+
 PARTS: dict[str, Callable[[argparse.Namespace], Iterator[Line]]] = {
     "step": step,
     "residual": residual,
     "autoencoder": autoencoder,
     "batches": batches,
+    "cosine": cosine,
 }

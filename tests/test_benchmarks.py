@@ -3,6 +3,8 @@
 import dataclasses
 import functools
 import json
+import sys
+import types
 
 import numpy as np
 import pytest
@@ -208,3 +210,56 @@ def test_embeddings_have_the_spectrum_that_they_are_said_to_have():
     share = values.cumsum() / values.sum()
     assert 0.55 < share[63] < 0.7
     assert 0.7 < share[127] < 0.85
+
+
+class Idle:
+    """A faiss.Kmeans that ends where it begins."""
+
+    def __init__(self, d, k, **options):
+        self.obj = [0.0] * options["niter"]
+        self.index = self
+
+    def train(self, x, init_centroids):
+        np.testing.assert_allclose(np.linalg.norm(x, axis=1), 1, rtol=1e-5)
+        self.centroids = init_centroids
+
+    def search(self, x, k):
+        return None, np.argmax(x @ self.centroids.T, axis=1)[:, None]
+
+
+@pytest.mark.only("torch")
+def test_what_belongs_inside_pytorch_end_to_end(monkeypatch, capsys, tmp_path):
+    inside = pytest.importorskip("benchmarks.torch", reason="PyTorch is not installed")
+    monkeypatch.setattr(inside, "STEPS", [(64, 4, 8)] * 3)
+    monkeypatch.setattr(inside, "BATCHES", [(3, 40, 4, 2)])
+    monkeypatch.setattr(inside, "COSINE", [(2000, 8, 5)])
+    monkeypatch.setitem(sys.modules, "vector_quantize_pytorch", None)
+    monkeypatch.setitem(sys.modules, "torch_kmeans", None)
+    faiss = types.SimpleNamespace(Kmeans=Idle, omp_set_num_threads=lambda threads: None)
+    monkeypatch.setitem(sys.modules, "faiss", faiss)
+    report = tmp_path / "report.json"
+    parts = ["step", "residual", "batches", "cosine"]
+    assert cli.main(["torch", "--parts", *parts, "--repeats", "1", "--json", str(report)]) == 0
+    out = capsys.readouterr().out
+    assert "vector_quantize_pytorch does not run here" in out
+    assert "torch_kmeans does not run here" in out
+    lines = json.loads(report.read_text(encoding="utf-8"))["results"]
+    assert [line["part"] for line in lines] == ["step"] * 3 + ["residual"] * 2 + parts[2:]
+    assert lines[-2]["note"] != "LABELS DIFFER FROM THE LOOP'S"
+    assert abs(float(lines[-1]["objective of by hand, Euclid"])) < 0.01
+    assert float(lines[-1]["objective of faiss"]) < -0.01
+    assert lines[-1]["passes"].endswith(", 20")
+
+
+@pytest.mark.only("torch")
+def test_cosines_are_added_up_whatever_the_lengths():
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+    from benchmarks.torch import objective
+
+    rng = np.random.default_rng(0)
+    x, c = rng.normal(size=(50, 3)), rng.normal(size=(4, 3))
+    wanted = 0.0
+    for row in x:
+        wanted += max(row @ each / (np.linalg.norm(row) * np.linalg.norm(each)) for each in c)
+    assert objective(torch.from_numpy(x), torch.from_numpy(c)) == pytest.approx(wanted, rel=1e-12)
+    assert objective(torch.from_numpy(7 * x), torch.from_numpy(3 * c)) == pytest.approx(wanted)
