@@ -52,7 +52,10 @@ class Backend:
 
 BACKENDS = {
     "numpy": Backend("NumPy", "numpy", None, (), "numpy", None),
-    "torch": Backend("PyTorch", "torch", "torch", (), "torch", "torch:cuda"),
+    # Two packages for ONNX, which codebooks are exported to.
+    "torch": Backend(
+        "PyTorch", "torch", "torch", ("onnxruntime", "onnxscript"), "torch", "torch:cuda"
+    ),
     "array-api-strict": Backend(
         "array-api-strict",
         "array_api_strict",
