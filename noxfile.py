@@ -52,10 +52,7 @@ class Backend:
 
 BACKENDS = {
     "numpy": Backend("NumPy", "numpy", None, (), "numpy", None),
-    # Two packages for ONNX, which codebooks are exported to.
-    "torch": Backend(
-        "PyTorch", "torch", "torch", ("onnxruntime", "onnxscript"), "torch", "torch:cuda"
-    ),
+    "torch": Backend("PyTorch", "torch", "torch", (), "torch", "torch:cuda"),
     "array-api-strict": Backend(
         "array-api-strict",
         "array_api_strict",
@@ -114,6 +111,7 @@ def cpu(session: nox.Session) -> None:
     on_cpu = [backend for backend in BACKENDS.values() if backend.cpu]
     extras = {backend.extra for backend in on_cpu if backend.extra} | {"examples", "test"}
     packages = {package for backend in on_cpu for package in backend.packages} | {"pytest-xdist"}
+    packages |= {"onnxruntime", "onnxscript"}  # which codebooks are exported to, and how
     install(session, *CONSTRAINTS, "-e", f".[{','.join(sorted(extras))}]", *sorted(packages))
     names = {"ANYKMEANS_BACKENDS": ",".join(backend.cpu or "" for backend in on_cpu)}
     session.run("python", "-m", "pytest", *WORKERS, *without_gpu(session.posargs), env=names)

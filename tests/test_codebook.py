@@ -611,6 +611,9 @@ def test_work_on_a_device_comes_to_the_bits_of_work_in_numpy(monkeypatch):
         ({"init_rows": 3}, ValueError, "`init_rows` must be at least 4"),
         ({"seed": -1}, ValueError, "`seed` must be at least 0"),
         ({"init": torch.zeros(3, 3)}, ValueError, r"`init` must have shape \(4, 3\)"),
+        ({"init": "random"}, TypeError, "`init` must be codes, or None"),
+        ({"init": np.zeros((4, 3))}, ValueError, "`init` must live where `x` does"),
+        ({"dtype": torch.int64}, TypeError, "`dtype` must be a floating dtype of PyTorch"),
         ({"init": torch.full((4, 3), math.nan)}, ValueError, "`init` must be finite"),
     ],
 )
@@ -629,6 +632,11 @@ def test_rows_that_make_no_sense():
         (torch.tensor(1.0), ValueError, r"got shape \(\)"),
         (torch.zeros(2, 3, dtype=torch.int64), TypeError, "floating tensor; got dtype torch.int64"),
         (np.zeros((2, 3)), TypeError, "floating tensor; got an object of type ndarray"),
+        (
+            torch.zeros(2, 3, device="meta"),
+            ValueError,
+            "where the codebook does, on cpu; got x on meta",
+        ),
         (torch.full((2, 3), math.inf), ValueError, "`x` must be finite; got infinity"),
     ):
         with pytest.raises(error, match=words):
@@ -642,6 +650,10 @@ def test_rows_that_make_no_sense():
         codebook.decode(torch.tensor([4]))
     with pytest.raises(IndexError):
         codebook.decode(torch.tensor([-1]))
+    with pytest.raises(TypeError, match=r"`codes` must be a tensor of int64 or int32; got dtype"):
+        codebook.decode(torch.tensor([1.5]))
+    with pytest.raises(TypeError, match="got an object of type list"):
+        codebook.decode([1])
     with pytest.raises(ValueError, match=r"`codes` must have shape \(..., 2\)"):
         Codebook(4, 3, heads=2).decode(torch.tensor([1, 2, 3]))
     with pytest.raises(ValueError, match="`dim` must be a multiple of `parts`"):

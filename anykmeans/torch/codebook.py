@@ -84,9 +84,9 @@ class Codebook(nn.Module):
     Raises
     ------
     TypeError
-        If a number is not one, or not whole.
+        If a number is not one, or not whole, `dtype` is not floating, or `init` is no tensor.
     ValueError
-        If a number is out of range, or `init` has another shape or is not finite.
+        If a number is out of range, or `init` has another shape, lives elsewhere or is not finite.
 
     References
     ----------
@@ -148,6 +148,12 @@ class Codebook(nn.Module):
         self.sync = sync
         shape = (self.heads, self.num_codes, self.dim)
         codes = torch.zeros(shape, device=device, dtype=dtype or torch.float32)
+        if not codes.is_floating_point():
+            raise TypeError(f"`dtype` must be a floating dtype of PyTorch; got {dtype}.")
+        if isinstance(init, str):
+            raise TypeError(
+                f"`init` must be codes, or None for those that k-means finds in the first rows; got {init!r}."
+            )
         if init is not None:
             codes = codes + check.centroids(init, codes, "init", self.num_codes).to(codes)
         whole = {"dtype": torch.int64, "device": codes.device}
@@ -179,12 +185,12 @@ class Codebook(nn.Module):
         TypeError
             If `x` is not a floating tensor.
         ValueError
-            If `x` has another shape, or, in training, is not finite.
+            If `x` has another shape, is on another device, or, in training, is not finite.
         RuntimeError
             If it is not in training and there are no codes yet.
         """
         sizes = (self.dim,) if self.heads == 1 else (self.heads, self.dim)
-        rows = checked(x, sizes).reshape(-1, self.heads, self.dim)
+        rows = checked(x, sizes, self.codebook.device).reshape(-1, self.heads, self.dim)
         if self.training and not torch.onnx.is_in_onnx_export():
             values, codes = operators.learn_codes(
                 rows.detach(),
@@ -229,9 +235,13 @@ class Codebook(nn.Module):
         ------
         IndexError
             If a code is out of range.
+        TypeError
+            If `codes` is not a tensor of int64 or int32.
         ValueError
             If `codes` has no axis of heads where there are several.
         """
+        if not isinstance(codes, Tensor) or codes.dtype not in (torch.int64, torch.int32):
+            raise TypeError(f"`codes` must be a tensor of int64 or int32; got {_kind(codes)}.")
         if self.heads == 1:
             return decode(self.codebook, codes[..., None])[..., 0, :]
         if codes.ndim == 0 or codes.shape[-1] != self.heads:
@@ -280,19 +290,26 @@ class Codebook(nn.Module):
         self._have_room()
 
 
-def checked(x: Any, sizes: tuple[int, ...]) -> Tensor:
-    """Return `x`, which must be a floating tensor whose last axes have these sizes."""
+def checked(x: Any, sizes: tuple[int, ...], device: torch.device) -> Tensor:
+    """Return `x`, which must be a floating tensor whose last axes have these sizes, on a device."""
     if not isinstance(x, Tensor) or not x.is_floating_point():
-        what = (
-            f"dtype {x.dtype}" if isinstance(x, Tensor) else f"an object of type {type(x).__name__}"
-        )
-        raise TypeError(f"`x` must be a floating tensor; got {what}.")
+        raise TypeError(f"`x` must be a floating tensor; got {_kind(x)}.")
     if x.shape[-len(sizes) :] != sizes:
         raise ValueError(
             f"`x` must have shape (..., {', '.join(map(str, sizes))}); got shape {tuple(x.shape)}. Features come last: "
             f"where channels come first, pass `x.movedim(1, -1)`."
         )
+    if x.device != device:
+        raise ValueError(
+            f"`x` must live where the codebook does, on {device}; got x on {x.device}. Move the model first: "
+            f"`model.to({str(x.device)!r})`."
+        )
     return x
+
+
+def _kind(a: Any) -> str:
+    """Return what `a` is, for messages."""
+    return f"dtype {a.dtype}" if isinstance(a, Tensor) else f"an object of type {type(a).__name__}"
 
 
 def passed_on(x: Tensor, values: Tensor) -> Tensor:

@@ -65,7 +65,9 @@ class ProductCodebook(nn.Module):
 
     def forward(self, x: Tensor) -> Quantized:
         """Return the nearest codes of rows `x` (..., dim), of shape (..., parts); see `Codebook.forward`."""
-        rows = checked(x, (self.dim,)).unflatten(-1, (self.parts, -1))
+        rows = checked(x, (self.dim,), self.codebooks.codebook.device).unflatten(
+            -1, (self.parts, -1)
+        )
         quantized, codes, loss = self.codebooks(rows[..., 0, :] if self.parts == 1 else rows)
         return Quantized(quantized.reshape(x.shape), codes.reshape(*x.shape[:-1], -1), loss)
 
@@ -128,7 +130,8 @@ class ResidualCodebook(nn.Module):
 
     def forward(self, x: Tensor) -> Quantized:
         """Return codes (..., stages) of rows `x` (..., dim), and the sum of their values and of losses; see `Codebook.forward`."""
-        left = checked(x, (self.dim,)).to(self.codebooks[0].codebook.dtype)
+        first = self.codebooks[0].codebook
+        left = checked(x, (self.dim,), first.device).to(first.dtype)
         found = []
         for codebook in self.codebooks:
             found.append(codebook(left))
