@@ -6,6 +6,7 @@ import math
 import operator
 import sys
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -135,6 +136,39 @@ def whole(value: Any, name: str, least: int) -> int:
     return number
 
 
+def is_one_each(value: Any) -> bool:
+    """Return whether a value is a list, or an array of one dimension: one for each problem, rather than one for all."""
+    return isinstance(value, list | tuple | range) or len(getattr(value, "shape", ())) == 1
+
+
+def is_number(value: Any) -> bool:
+    """Return whether a value is a number, in an array without dimensions or in none."""
+    return isinstance(value, int | float) or getattr(value, "shape", None) == ()
+
+
+def wholes(values: Any, name: str) -> list[int]:
+    """Return `values`, one for each problem, as ints of at least 1."""
+    if not isinstance(values, list | tuple | range):
+        a = arrays.to_numpy(as_array(values, name))
+        if a.ndim != 1:
+            raise TypeError(
+                f"`{name}` must be a list of whole numbers, one for each problem; got {values!r} of type "
+                f"{type(values).__name__}."
+            )
+        values = list(a)
+    return [whole(value, f"{name}[{i}]", 1) for i, value in enumerate(values)]
+
+
+def lengths(values: Any, x: Array, name: str = "x") -> list[int]:
+    """Return the numbers of rows of problems that lie end to end in `x` (N, d), as ints."""
+    found, n = wholes(values, "lengths"), x.shape[0]
+    if sum(found) != n:
+        raise ValueError(
+            f"`lengths` must add up to the number of rows of {name}, {n}; got {sum(found)}, in {len(found)} problems."
+        )
+    return found
+
+
 def clusters(k: Any, x: Array, names: Names = FUNCTIONS) -> int:
     """Return `k` as an int between 1 and the number of rows."""
     number = whole(k, names.k, 1)
@@ -187,14 +221,20 @@ def threads(value: Any) -> int | None:
     return None if value is None else whole(value, "threads", 1)
 
 
-def weights(w: Any, x: Array, names: Names = FUNCTIONS, *, follow: bool = False) -> Array | None:
+def weights(
+    w: Any,
+    x: Array,
+    names: Names = FUNCTIONS,
+    *,
+    follow: bool = False,
+    name: str = "sample_weight",
+) -> Array | None:
     """Return sample weights in the library of `x`: finite, not negative, not all zero.
 
     Their shape is (n,), or also (b, n) where `x` is (b, n, d). They are moved to `x` if they `follow` it.
     """
     if w is None:
         return None
-    name = "sample_weight"
     w, place = _numbers(w, name)
     if arrays.is_sparse(w):
         raise TypeError(f"`{name}` must be a dense array; got a sparse one. Use its `toarray()`.")
@@ -227,6 +267,13 @@ def _weigh(high: float, low: float, name: str) -> None:
         )
     if high == 0:
         raise ValueError(f"`{name}` must not be all zero; got zero for every sample weight.")
+
+
+def weigh(w: Array, parts: Sequence[slice]) -> None:
+    """Raise if the weights (N,), fine as they are, of a part of the rows are all zero."""
+    highs = np.maximum.reduceat(host_float64(w), [part.start for part in parts])
+    for part, high in zip(parts, highs.tolist(), strict=True):
+        _weigh(high, 0.0, f"sample_weight[{part.start}:{part.stop}]")
 
 
 def centroids(c: Any, x: Array, name: str, k: int | None = None, names: Names = FUNCTIONS) -> Array:
@@ -325,14 +372,25 @@ def _beside(a: Array, x: Array, name: str, names: Names, *, place: bool) -> Arra
         return a
     if not place:
         return arrays.placed(np.array(arrays.to_numpy(a)), x)
+    raise _misplaced(a, x, name, names.x)
+
+
+def beside(a: Array, x: Array, name: str, x_name: str) -> None:
+    """Raise if the array called `name` is not of the library of `x` and on its device."""
+    if not arrays.same_place(a, x):
+        raise _misplaced(a, x, name, x_name)
+
+
+def _misplaced(a: Array, x: Array, name: str, x_name: str) -> ValueError:
+    """Return what says where the array called `name` is, where `x` is, and how to move the one to the other."""
     library, device = arrays.library_of(x), arrays.device_of(x)
     fix = {
         "numpy": f"{name} = numpy.asarray({name})",
         "torch": f"{name} = torch.as_tensor({name}, device={str(device)!r})",
         "cupy": f"{name} = cupy.asarray({name})",
-        "jax": f"{name} = jax.device_put({name}, {names.x}.device)",
-    }.get(library, f"{name} = xp.asarray({name}, device={names.x}.device)")
-    raise ValueError(
-        f"`{name}` must live where `{names.x}` does; got {name} of {arrays.where_is(a)} and {names.x} of "
+        "jax": f"{name} = jax.device_put({name}, {x_name}.device)",
+    }.get(library, f"{name} = xp.asarray({name}, device={x_name}.device)")
+    return ValueError(
+        f"`{name}` must live where `{x_name}` does; got {name} of {arrays.where_is(a)} and {x_name} of "
         f"{arrays.where_is(x)}. Move it first:\n    {fix}"
     )

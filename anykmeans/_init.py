@@ -16,7 +16,7 @@ from anykmeans import _libraries as arrays
 from anykmeans import _plusplus
 from anykmeans._eager import users_errors
 from anykmeans._libraries import Array, stacked, to_numpy
-from anykmeans._matrix import Matrix
+from anykmeans._matrix import Dense, Matrix
 from anykmeans._parallel import parallel
 from anykmeans._plusplus import Draws, plus_plus, probabilities
 from anykmeans._spherical import at_length_one
@@ -96,8 +96,9 @@ def starts(
     """Return initial centroids (k, d) for some runs of each source, drawn as one `start` after the other does."""
     if isinstance(inits[0], str) and inits[0] == "k-means++":
         return _plusplus.starts(all_rows, k, runs, rng)
-    given, one = [init.data for init in inits if isinstance(init, Matrix)], all_rows[0]
-    if len(given) > 1 and not one.matrix.spherical:  # which share operations, too
+    given, one = [init.data for init in inits if isinstance(init, Dense)], all_rows[0]
+    alike = len(given) == len(inits) > 1 and len({c.dtype for c in given}) == 1
+    if alike and not one.matrix.spherical:  # which share operations, too
         every = Matrix.of(stacked(one.xp, given), one.kernel.library).rows(slice(0, len(given)))
         return [[c] for c in one.xp.astype(every, one.matrix.state_dtype, copy=False)]
     found = []

@@ -53,6 +53,15 @@ def as_array(x: Any, name: str = "x") -> Array:
     return a
 
 
+def matrices(x: Any) -> list[Any] | None:
+    """Return the matrices that a list, a tuple or a nested tensor holds, or None: other lists are rows of one."""
+    if is_of(x, "torch"):
+        return list(x.unbind()) if x.is_nested and x.dim() == 3 else None
+    if not isinstance(x, list | tuple):
+        return None
+    return list(x) if any(len(getattr(each, "shape", ())) == 2 for each in x) else None
+
+
 def _has_rows(cell: Any) -> bool:
     """Return whether the cell of an array is a vector."""
     return hasattr(cell, "__len__") and not isinstance(cell, str | bytes | Mapping)

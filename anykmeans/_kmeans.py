@@ -11,27 +11,22 @@ from anykmeans import _check as check
 from anykmeans._eager import eager
 from anykmeans._evaluate import evaluate
 from anykmeans._init import Init, generator
-from anykmeans._libraries import (
-    Array,
-    like,
-    namespace,
-    on_cpu,
-    to_numpy,
-)
+from anykmeans._libraries import Array
 from anykmeans._plusplus import Draws, plus_plus
+from anykmeans._problems import problems
 from anykmeans._result import KMeansResult
-from anykmeans._runs import _problems, cluster
-from anykmeans.kernels import choose
+from anykmeans._runs import cluster
 from anykmeans.sources.rows import Rows
 
 
 @eager
 def kmeans(
     x: Any,
-    k: int,
+    k: int | Sequence[int] | Array,
     *,
+    lengths: Any = None,
     sample_weight: Any = None,
-    init: Init = "k-means++",
+    init: Init | Sequence[Array] = "k-means++",
     n_init: int | str = "auto",
     max_iter: int = 300,
     tol: float = 1e-4,
@@ -174,6 +169,7 @@ def kmeans(
     return cluster(
         x,
         k,
+        lengths=lengths,
         sample_weight=sample_weight,
         init=init,
         n_init=n_init,
@@ -194,11 +190,12 @@ def assign(
     x: Any,
     centroids: Any,
     *,
+    lengths: Any = None,
     metric: str = "euclidean",
     max_bytes: int | None = None,
     threads: int | None = None,
     kernel: str = "auto",
-) -> tuple[Array, Array]:
+) -> tuple[Any, Any]:
     """Return the nearest centroid of each row and the squared distance to it.
 
     An `x` of three dimensions is a batch of problems: the bits are those of a loop over ``assign(x[i], ...)``.
@@ -248,28 +245,19 @@ def assign(
     >>> assign(x, np.asarray([[1.0], [9.0]]))
     (array([0, 0, 1]), array([1., 9., 0.]))
     """
-    names = check.FUNCTIONS
     check.word(metric, "metric", check.METRICS)
     how: dict[str, Any] = {"metric": metric, "max_bytes": max_bytes, "threads": threads}
-    x = check.matrix(x, names.x, batch=True)
-    if len(x.shape) == 2:
-        labels, distances, _ = evaluate(x, centroids, kernel=kernel, **how)
+    told = problems(x, check.FUNCTIONS, lengths)
+    if told.alone:
+        labels, distances, _ = evaluate(told.rows(0), centroids, kernel=kernel, **how)
         return labels, distances
-    c = check.centroids(centroids, x, names.centroids)
-    kernel = choose(x, kernel, metric).name  # once, as in `kmeans`
+    told.compare(centroids)
     found = [
-        evaluate(one, first, kernel=kernel, names=own, **how)[:2]
-        for own, one, _, first in _problems(x, None, c, names)
+        evaluate(told.rows(i), told.first(i), kernel=own.name, names=told.named(i), **how)[:2]
+        for i, own in enumerate(told.kernels(kernel, metric))  # chosen once, as in `kmeans`
     ]
-    labels, distances = (_together(each) for each in zip(*found, strict=True))
+    labels, distances = (told.joined(list(each), by_row=True) for each in zip(*found, strict=True))
     return labels, distances
-
-
-def _together(parts: Sequence[Array]) -> Array:
-    """Return arrays with an axis of their own in front."""
-    if on_cpu(parts[0]):  # as in `_replaced`
-        return like(np.stack([to_numpy(a) for a in parts]), parts[0])
-    return namespace(parts[0]).stack(parts)
 
 
 @eager

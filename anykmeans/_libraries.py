@@ -226,12 +226,12 @@ def placed(a: Any, x: Array) -> Array:
 
 
 def take(x: Array, select: Any) -> Array:
-    """Return rows of `x` by their numbers (m,), or a problem of a batch by its number, beside `x`."""
+    """Return rows of `x` by their numbers (m,) or a slice, or a problem of a batch by its number, beside `x`."""
     if is_sparse(x) or isinstance(x, np.ndarray):
         return x[select]
     if _jax_on_cpu(x):  # which would compile this for each shape
         return like(np.asarray(x)[select], x)
-    if isinstance(select, int):
+    if isinstance(select, int | slice):
         return x[select, ...]
     return namespace(x).take(x, like(select, x), axis=0)
 

@@ -9,7 +9,7 @@ make one of rows that are stored or computed.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -279,14 +279,17 @@ class Dense(Matrix):
         xp = np_compat if host else namespace(data)
         return cls(x, data, xp, "cpu" if host else device_of(data), dtype)
 
-    def problems(self) -> Iterator[Dense]:
-        """Yield the problems of a batch, (b, n, d) or columns (b, n), as matrices of their own."""
-        every = self.data if len(self.data.shape) == 3 else self.data[..., None]
-        parts = (every[i, ...] for i in range(every.shape[0]))
+    def problems(self, slices: list[slice] | None = None) -> Iterator[Dense]:
+        """Yield the problems of a batch, (b, n, d) or columns (b, n), or those in `slices`, end to end, as matrices of their own."""
+        every = self.data
+        selects: Sequence[int | slice] = slices or range(every.shape[0])
+        if slices is None and len(every.shape) == 2:
+            every = every[..., None]
+        parts = (every[select, ...] for select in selects)
         if is_of(every, "torch"):  # which makes all views in one operation
-            parts = every.unbind()
-        for i, data in enumerate(parts):
-            source = data if self.source is self.data else take(self.source, i)
+            parts = every.split([s.stop - s.start for s in slices]) if slices else every.unbind()
+        for select, data in zip(selects, parts, strict=True):
+            source = data if self.source is self.data else take(self.source, select)
             yield Dense(source, data, self.xp, self.device, self.dtype)
 
     @property

@@ -1,44 +1,39 @@
-"""From checked arguments to the best run: problems of a batch, their starts, their runs."""
+"""From checked arguments to the best run: problems, their starts, their runs."""
 
 from __future__ import annotations
 
 import functools
-import itertools
-from collections.abc import Iterator
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from anykmeans import _check as check
 from anykmeans._fork import first_call
-from anykmeans._init import Init, generator, given, starts
+from anykmeans._init import Init, generator, starts
 from anykmeans._libraries import (
     Array,
     Namespace,
     marked,
     on_cpu,
-    take,
+    stacked,
     to_numpy,
 )
 from anykmeans._lloyd import Watch
-from anykmeans._matrix import Dense, Matrix
 from anykmeans._plusplus import Draws
+from anykmeans._problems import Problems, problems
 from anykmeans._result import KMeansResult
-from anykmeans._work import Work
-from anykmeans.kernels import Kernel, choose
 from anykmeans.sources.rows import Rows, look_at, plan, vary
 
-# Inertia, centroids, labels, passes and whether it stopped: of one run, or stacked.
-_Run = tuple[Any, Array, Array, Any, Any]
+# Inertia, centroids, labels, passes and whether it stopped.
+_Run = tuple[float, Array, Array, int, bool]
 
 
 def cluster(
     x: Any,
-    k: int,
+    k: Any,
     *,
     sample_weight: Any,
-    init: Init,
+    init: Any,
     n_init: int | str,
     max_iter: int,
     tol: float,
@@ -49,109 +44,47 @@ def cluster(
     threads: int | None,
     kernel: str,
     metric: str = "euclidean",
+    lengths: Any = None,
     names: check.Names = check.FUNCTIONS,
     watch: Watch | None = None,
 ) -> KMeansResult:
     """Return what `kmeans` does, which see, with the caller's names in errors, and somebody to watch."""
-    x = check.matrix(x, names.x, batch=True)
-    k = check.clusters(k, x, names)
-    sample_weight = check.weights(sample_weight, x, names)
+    told = problems(x, names, lengths)
+    told.cluster(k, sample_weight, init)
     max_iter = check.whole(max_iter, "max_iter", 1)
     tol = check.tolerance(tol)
     check.word(empty, "empty", check.EMPTY)
     check.word(precision, "precision", check.PRECISIONS)
     check.word(metric, "metric", check.METRICS)
-    max_bytes = check.budget(max_bytes, 64 * (x.shape[-1] + k))
+    max_bytes = check.budget(max_bytes, 64 * (told.features + max(told.ks)))
     threads = check.threads(threads)
     draws = generator(rng)
-    init = check.start(init, x, k, names)
     runs = _runs(n_init, init)
-    batch = len(x.shape) == 3
-    chosen = choose(x, kernel, metric)  # once for all problems
+    kernels = told.kernels(kernel, metric)
     how: dict[str, Any] = {"max_bytes": max_bytes, "threads": threads, "precision": precision}
     how["metric"] = metric
-    problems: Iterator[tuple[Rows, Init]]
-    if batch:
-        problems = _sources(_matrices(x, sample_weight, init, names, chosen.library), chosen, how)
-    else:
-        columns = given(init, x)
-        rows = Rows.over(x, sample_weight, kernel=chosen, names=names, given=columns, **how)
-        problems = iter([(rows, init)])
-    found: list[_Run] = []
+    ends: list[_Run] = []
+    used: list[int] = []
     ran: dict[str, None] = {}
-    for group in chosen.together(problems):
-        all_rows, inits = map(list, zip(*group, strict=True))
-        rows = all_rows[0]
-        if batch:
-            look_at(all_rows)
-        found += _best(all_rows, inits, k, runs, draws, tol, max_iter, empty, watch)
-        for each in all_rows:
-            ran |= each.ran
-    inertia, c, labels, n_iter, converged = _stacked(rows.xp, found) if batch else found[0]
-    give = rows.matrix.give
-    labels = rows.xp.astype(labels, rows.xp.int64)
-    _warn_if_few(labels, k, names)
-    return KMeansResult(
-        give(rows.matrix.spread(c)),
-        give(labels),
-        inertia,
-        n_iter,
-        converged,
-        "+".join(ran),
-        precision,
-    )
-
-
-def _problems(
-    x: Array, sample_weight: Array | None, init: Init, names: check.Names
-) -> Iterator[tuple[check.Names, Array, Array | None, Init]]:
-    """Yield the names, rows (n, d), weights (n,) and init of each problem of `x` (b, n, d), as views."""
-
-    def own(a: Any, dimensions: int, i: int) -> Any:
-        return take(a, i) if len(getattr(a, "shape", ())) == dimensions else a
-
-    for i in range(x.shape[0]):
-        name = replace(names, x=f"{names.x}[{i}]")
-        yield name, take(x, i), own(sample_weight, 2, i), own(init, 3, i)
-
-
-def _matrices(
-    x: Array, sample_weight: Array | None, init: Init, names: check.Names, library: str | None
-) -> Iterator[tuple[check.Names, Matrix, Matrix | None, Any]]:
-    """Yield what `_problems` does, arrays as a `library` that works on them sees them, all seen at once."""
-
-    def problems(a: Any, dimensions: int) -> Iterator[Any]:
-        shape = getattr(a, "shape", None)
-        if shape is None or callable(a):
-            return itertools.repeat(a)
-        seen = Dense.over(a, library)
-        if len(shape) == dimensions:
-            return seen.problems()
-        return itertools.repeat(seen)
-
-    parts = problems(x, 3), problems(sample_weight, 2), problems(init, 3)
-    for i, (one, weights, first) in enumerate(zip(*parts, strict=False)):
-        yield check.Names(f"{names.x}[{i}]", names.k, names.centroids), one, weights, first
-
-
-def _sources(
-    matrices: Iterator[tuple[check.Names, Matrix, Matrix | None, Init]],
-    kernel: Kernel,
-    how: dict[str, Any],
-) -> Iterator[tuple[Rows, Init]]:
-    """Yield a source, not looked at yet, and the init of each problem: their work is cut alike."""
-    work: Work | None = None
-    for own, one, w, first in matrices:
-        rows = Rows(one, w, kernel, names=own, problem=own.x, look=False, work=work, **how)
-        work = rows.work
-        yield rows, first
-
-
-def _stacked(xp: Namespace, runs: list[_Run]) -> _Run:
-    """Return the runs as one, with an axis of their own in front; numbers in NumPy."""
-    inertia, c, labels, n_iter, converged = zip(*runs, strict=True)
-    passes = np.asarray(n_iter, dtype=np.int64)
-    return np.asarray(inertia), xp.stack(c), xp.stack(labels), passes, np.asarray(converged)
+    for all_rows, inits, own_k in told.groups(kernels, how):
+        look_at(all_rows)
+        found = _best(all_rows, inits, own_k, runs, draws, tol, max_iter, empty, watch)
+        used += _distinct(all_rows[0].xp, [labels for _, _, labels, _, _ in found], own_k)
+        for rows, (inertia, c, labels, n_iter, converged) in zip(all_rows, found, strict=True):
+            c, xp, give = rows.matrix.spread(c), rows.xp, rows.matrix.give
+            if not told.within:  # so that nothing else of these rows is kept
+                c, labels = give(c), give(xp.astype(labels, xp.int64))
+            ends.append((inertia, c, labels, n_iter, converged))
+            ran |= rows.ran
+    _warn_if_few(told, used)
+    inertias, cs, each, passes, stopped = (list(parts) for parts in zip(*ends, strict=True))
+    centroids = cs if told.own_k else told.joined(cs, by_row=False)
+    labels = told.joined(each, by_row=True)
+    if told.within:
+        labels = give(xp.astype(labels, xp.int64))
+        centroids = list(map(give, cs)) if told.own_k else give(centroids)
+    numbers = told.numbers(inertias), told.numbers(passes, np.int64), told.numbers(stopped)
+    return KMeansResult(centroids, labels, *numbers, "+".join(ran), precision)
 
 
 def _best(
@@ -221,33 +154,31 @@ def _runs(n_init: int | str, init: Init) -> int:
     return 10 if init == "random" or callable(init) else 1
 
 
-def _warn_if_few(labels: Array, k: int, names: check.Names) -> None:
-    """Warn, once, if labels (n,) or (b, n) leave some of `k` clusters out."""
-    batch = len(labels.shape) == 2
-    used = _distinct(labels if batch else labels[None, :], k)
-    few = [i for i, number in enumerate(used) if number < k]
+def _warn_if_few(told: Problems, used: list[int]) -> None:
+    """Warn, once, if fewer clusters of problems are `used` (b,) than they are to have."""
+    few = [i for i, (number, k) in enumerate(zip(used, told.ks, strict=True)) if number < k]
     if few:
         with first_call:
             from sklearn.exceptions import ConvergenceWarning
 
-        where = f" in {len(few)} of {len(used)} problems, first in {names.x}[{few[0]}]"
+        first = told.named(few[0])
+        where = f" in {len(few)} of {len(used)} problems, first in {first.x}"
         # The words of scikit-learn, by which people filter.
         check.warn(
-            f"Number of distinct clusters ({used[few[0]]}) found smaller than {names.k} ({k})"
-            f"{where if batch else ''}. Possibly due to duplicate points in {names.x}. Or "
+            f"Number of distinct clusters ({used[few[0]]}) found smaller than {first.k} ({told.ks[few[0]]})"
+            f"{'' if told.alone else where}. Possibly due to duplicate points in {told.names.x}. Or "
             f"`empty` is 'keep' and centroids are far from the data, or `max_iter` is too low.",
             ConvergenceWarning,
         )
 
 
-def _distinct(labels: Array, k: int) -> list[int]:
-    """Return how many of `k` clusters have rows in each problem, of labels (b, n)."""
-    b = labels.shape[0]
-    if on_cpu(labels):
-        seen = np.zeros((b, k), bool)
-        for own, row in zip(seen, to_numpy(labels), strict=True):
-            own[row] = True
+def _distinct(xp: Namespace, labels: list[Array], k: int) -> list[int]:
+    """Return how many of `k` clusters have rows in each problem, of labels (n,) each."""
+    if on_cpu(labels[0]):
+        seen = np.zeros((len(labels), k), bool)
+        for own, row in zip(seen, labels, strict=True):
+            own[to_numpy(row)] = True
     else:  # not all labels to the host
-        seen = to_numpy(marked(labels, k))
+        seen = to_numpy(marked(xp.astype(stacked(xp, labels), xp.int64), k))
     found: list[int] = seen.sum(axis=1).tolist()
     return found
