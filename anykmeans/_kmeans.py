@@ -41,21 +41,26 @@ def kmeans(
     """Return the k-means clustering of the rows of `x`, where `x` lives.
 
     The same data, weights and seed give the same bits on every library, device, memory budget and
-    number of threads. An `x` of three dimensions is a batch of problems, each clustered by itself: the
-    bits are those of a loop over ``kmeans(x[i], k, ...)`` with one generator for all.
+    number of threads. An `x` of three dimensions is a batch of problems, each clustered by itself; a list of matrices is one of any
+    sizes, and so are rows end to end with their `lengths`. The bits are those of a loop over ``kmeans(x[i], k, ...)`` with one
+    generator for all.
 
     Parameters
     ----------
-    x : array of shape (n, d) or (b, n, d)
-        Rows, or b problems of n rows, of any real dtype and strides: NumPy, PyTorch, CuPy, JAX or any
+    x : array of shape (n, d), (b, n, d) or (N, d), or list of b arrays of shape (n_i, d_i)
+        Rows, or b problems of n rows, or of any numbers of rows: a list or a tuple of matrices in one place (a nested tensor, too), or
+        rows that lie end to end, see `lengths`. Arrays of any real dtype and strides: NumPy, PyTorch, CuPy, JAX or any
         other Array API library, lists, frames, and SciPy sparse matrices (n, d). Never written to, nor copied whole but by cosine and from
         devices without float64, see the notes. An image (h, w, 3) would be h problems: flatten it with ``image.reshape(-1, 3)``.
-    k : int
-        Number of clusters, between 1 and n.
-    sample_weight : array of shape (n,) or (b, n), optional
+    k : int, or list or array of b ints
+        Number of clusters, between 1 and n: of every problem, or of each.
+    lengths : list or array of b ints, optional
+        The numbers of rows, at least 1, of problems that lie end to end in `x` (N, d): they add up to N.
+    sample_weight : array of shape (n,), (b, n) or (N,), or list of b arrays of shape (n_i,), optional
         Weight of each row, not negative: an array beside `x`, or a list. A weight of 2 is the row twice, to
-        the last bit of the result from given centroids. Weights (n,) are those of every problem.
-    init : {"k-means++", "k-means||", "random"}, array of shape (k, d) or (b, k, d), or callable
+        the last bit of the result from given centroids. Weights (n,) are those of every problem of a batch. Beside a list of problems it is a list,
+        of which some may be None.
+    init : {"k-means++", "k-means||", "random"}, array of shape (k, d) or (b, k, d), list of b arrays of shape (k_i, d_i), or callable
         Initial centroids, or how to draw them. A callable is called as ``init(x, k, rng)``, for each
         problem with its rows (n, d); centroids (k, d) are those of every problem.
     n_init : "auto" or int
@@ -97,8 +102,12 @@ def kmeans(
     TypeError
         If an argument is of the wrong type.
     ValueError
-        If `x` is not a finite matrix with at least `k` rows, or a batch of such. A problem is named, as
-        in ``x[3]``, and a value that is not finite is found when the turn comes to its problem.
+        If `x` is not a finite matrix with at least `k` rows, or several of such. A problem is named, as
+        in ``x[3]`` or ``x[90:120]``, and a value that is not finite is found when the turn comes to its problem.
+    ValueError
+        If `lengths` do not add up to the rows of `x`, or there is not one `k`, or weights or centroids, for each problem.
+    ValueError
+        If problems of a list live in different places.
     ValueError
         If weights are negative, all zero, not finite or not one a row.
     ValueError
@@ -113,8 +122,8 @@ def kmeans(
     Warns
     -----
     ConvergenceWarning
-        If fewer than `k` clusters have rows, as when fewer than `k` rows are distinct. Once for a
-        batch, with the number of such problems and the first of them.
+        If fewer than `k` clusters have rows, as when fewer than `k` rows are distinct. Once for
+        all problems, with the number of such problems and the first of them.
 
     Notes
     -----
@@ -129,6 +138,9 @@ def kmeans(
     but for such rounding are taken as they are. A copy of all others is made if it fits half of `max_bytes`, or its default on a CPU
     (of sparse rows always, of their values), else 8 bytes a row are kept and rows are read a few at a time. A cluster whose mean is zero keeps its centroid. Whether rows are
     as small as 1e-300 or as large as 1e300 does not matter, even side by side.
+
+    On a GPU problems of a batch share launches, and so do neighbours in one array, a batch or rows end to end, that have as many rows and one `k`.
+    All others, and those of a list, are launched one after the other.
 
     JAX arrays are clustered eagerly, outside of ``jax.jit``, ``jax.vmap`` and ``jax.grad``. While JAX has no dtypes of
     64 bits, which is its default, labels come as int32 and what would be float64 is rounded to float32 at the end.
@@ -158,6 +170,15 @@ def kmeans(
     ((2, 2, 1), (2, 4))
     >>> result.inertia
     array([  1., 100.])
+
+    Two problems of other sizes, as a list and end to end:
+
+    >>> result = kmeans([x, x[:3]], [2, 1], rng=0)
+    >>> [c.shape for c in result.centroids], result.labels[1]
+    ([(2, 1), (1, 1)], array([0, 0, 0]))
+    >>> rows = np.concatenate([x, x[:3]])
+    >>> kmeans(rows, [2, 1], lengths=[4, 3], rng=0).labels.shape
+    (7,)
 
     Directions:
 
@@ -198,14 +219,17 @@ def assign(
 ) -> tuple[Any, Any]:
     """Return the nearest centroid of each row and the squared distance to it.
 
-    An `x` of three dimensions is a batch of problems: the bits are those of a loop over ``assign(x[i], ...)``.
+    An `x` of three dimensions is a batch of problems, and there may be more of any sizes, as for `kmeans`: the bits are those of a
+    loop over ``assign(x[i], ...)``.
 
     Parameters
     ----------
-    x : array of shape (n, d) or (b, n, d)
-        Rows, or b problems of n rows, as for `kmeans`.
-    centroids : array of shape (k, d) or (b, k, d)
+    x : array of shape (n, d), (b, n, d) or (N, d), or list of b arrays of shape (n_i, d_i)
+        Rows, or b problems, as for `kmeans`.
+    centroids : array of shape (k, d) or (b, k, d), or list of b arrays of shape (k_i, d_i)
         Centroids beside `x`. Centroids (k, d) are those of every problem.
+    lengths : list or array of b ints, optional
+        The numbers of rows of problems that lie end to end in `x`, as for `kmeans`.
     metric : {"euclidean", "cosine"}
         As for `kmeans`: ``"cosine"`` reads rows and centroids at length 1.
     max_bytes : int, optional
@@ -217,9 +241,9 @@ def assign(
 
     Returns
     -------
-    labels : array of shape (n,) or (b, n), int64
+    labels : array of shape (n,), (b, n) or (N,), or list of b arrays of shape (n_i,), int64
         Certified: float64 differences find no nearer centroid. Ties go to the lowest label.
-    squared_distances : array of shape (n,) or (b, n), float64
+    squared_distances : array of shape (n,), (b, n) or (N,), or list of b arrays of shape (n_i,), float64
         In squared units of `x`, with `metric` ``"cosine"`` ``2 - 2 cos``; the same bits from every library (rounded to
         float32 on a device without float64).
 
@@ -230,8 +254,10 @@ def assign(
     ValueError
         If `threads` is less than 1.
     ValueError
-        If `x` or `centroids` is not a finite matrix or a batch of such, their features differ in number,
+        If `x` or `centroids` is not a finite matrix or several of such, their features differ in number,
         or they live in different places.
+    ValueError
+        If `lengths` do not add up to the rows of `x`, or there are not `centroids` for each problem.
     ValueError
         If a row or a centroid has length 0 and `metric` is ``"cosine"``.
     ValueError
@@ -256,7 +282,7 @@ def assign(
         evaluate(told.rows(i), told.first(i), kernel=own.name, names=told.named(i), **how)[:2]
         for i, own in enumerate(told.kernels(kernel, metric))  # chosen once, as in `kmeans`
     ]
-    labels, distances = (told.joined(list(each), by_row=True) for each in zip(*found, strict=True))
+    labels, distances = (told.joined(list(each)) for each in zip(*found, strict=True))
     return labels, distances
 
 

@@ -236,6 +236,17 @@ def take(x: Array, select: Any) -> Array:
     return namespace(x).take(x, like(select, x), axis=0)
 
 
+def joined(parts: Sequence[Array], *, ends: bool) -> Array:
+    """Return arrays as one: end to end if such `ends` are to meet, else with an axis of their own in front."""
+    if ends and len(parts) == 1:
+        return parts[0]
+    copied = _jax_on_cpu(parts[0])  # as in `take`
+    seen = [np.asarray(a) for a in parts] if copied else parts
+    xp = namespace(seen[0])
+    found = xp.concat(seen) if ends else xp.stack(seen)
+    return like(found, parts[0]) if copied else found
+
+
 def full_float32_products(x: Array) -> bool:
     """Return whether a float32 matrix product on `x` really has 24-bit factors.
 

@@ -17,16 +17,7 @@ import numpy as np
 from anykmeans import _check as check
 from anykmeans._init import Init, given
 from anykmeans._inputs import as_array, matrices
-from anykmeans._libraries import (
-    Array,
-    is_sparse,
-    like,
-    namespace,
-    np_compat,
-    on_cpu,
-    take,
-    to_numpy,
-)
+from anykmeans._libraries import Array, is_sparse, joined, take
 from anykmeans._matrix import Dense, Matrix
 from anykmeans._work import Work
 from anykmeans.kernels import Kernel, choose
@@ -52,13 +43,11 @@ class Problems(ABC):
         How many clusters each is to have.
     own_k : bool
         Whether each was given a number of its own.
-    within : bool
-        Whether their rows are parts of one array, as their labels are to be.
     """
 
     sizes: list[int]
     features: int
-    alone = within = False
+    alone = False
 
     def __init__(self, names: check.Names) -> None:
         self.names = names
@@ -177,12 +166,21 @@ class Problems(ABC):
         """Yield sources, told `how` as `Rows` is and not looked at yet, their inits and `k`: in order, those together that share launches."""
 
     @abstractmethod
-    def joined(self, parts: list[Array], *, by_row: bool) -> Any:
-        """Return what there is of each problem, row `by_row` or as much of all, in the form that the rows came in."""
+    def part(self, matrix: Matrix, c: Array, labels: Array) -> tuple[Array, Array]:
+        """Return what to keep of the centroids (g, k, d) and labels (g, n) that a group ended with, one of whose rows is a `matrix`."""
 
-    def numbers(self, values: list[Any], dtype: Any = None) -> Any:
+    @abstractmethod
+    def whole(self, matrix: Matrix, cs: list[Array], labels: list[Array]) -> tuple[Any, Any]:
+        """Return the centroids and labels of all, in the form that the rows came in, of what was kept of each group."""
+
+    @abstractmethod
+    def joined(self, parts: list[Array]) -> Any:
+        """Return a value of each row, (n,) of each problem, in the form that the rows came in."""
+
+    def numbers(self, values: list[Any]) -> Any:
         """Return a number of each problem, in NumPy, or that of the one there is."""
-        return values[0] if self.alone else np.asarray(values, dtype=dtype)
+        dtype: Any = np.int64 if type(values[0]) is int else None
+        return values[0] if self.alone else np.asarray(values, dtype)
 
 
 class Apart(Problems):
@@ -240,15 +238,21 @@ class Apart(Problems):
             rows = Rows.over(x, w, kernel=kernel, given=given(first, x), look=False, **own)
             yield [rows], [first], k
 
-    def joined(self, parts: list[Array], *, by_row: bool) -> Any:
-        """Return the parts as they are, or the one there is."""
-        return parts[0] if self.alone else parts
+    def part(self, matrix: Matrix, c: Array, labels: Array) -> tuple[Array, Array]:
+        """Return centroids and labels in their library, so that nothing else is kept of the rows."""
+        return matrix.give(c[0, ...]), matrix.give(labels[0, ...])
+
+    def whole(self, matrix: Matrix, cs: list[Array], labels: list[Array]) -> tuple[Any, Any]:
+        """Return lists of them, or those of the one there is."""
+        return (cs[0], labels[0]) if self.alone else (cs, labels)
+
+    def joined(self, parts: list[Array]) -> Any:
+        """Return the list."""
+        return parts
 
 
 class Parts(Problems):
     """Problems whose rows are parts of one array: a batch (b, n, d), or of so many rows as `lengths` tell, end to end in (N, d)."""
-
-    within = True
 
     def __init__(self, x: Array, names: check.Names, lengths: list[int] | None) -> None:
         super().__init__(names)
@@ -354,12 +358,24 @@ class Parts(Problems):
             return Dense.over(first, library).problems()
         return itertools.repeat(Matrix.of(first, library))
 
-    def joined(self, parts: list[Array], *, by_row: bool) -> Any:
-        """Return the parts as one array, with an axis of their own in front, or end to end as the rows are."""
-        near = on_cpu(parts[0])  # as in `_replaced`
-        xp = np_compat if near else namespace(parts[0])
-        join = xp.concat if by_row and self._slices is not None else xp.stack
-        return like(join([to_numpy(a) for a in parts]), parts[0]) if near else join(parts)
+    def part(self, matrix: Matrix, c: Array, labels: Array) -> tuple[Array, Array]:
+        """Return them, labels end to end if rows are."""
+        if self._slices is not None:
+            labels = matrix.xp.reshape(labels, (-1,))
+        return c, labels
+
+    def whole(self, matrix: Matrix, cs: list[Array], labels: list[Array]) -> tuple[Any, Any]:
+        """Return labels (b, n) or (N,), and centroids (b, k, d), or a list where `k` is one of each."""
+        give = matrix.give
+        if self.own_k:
+            c: Any = [give(group[i, ...]) for group in cs for i in range(group.shape[0])]
+        else:
+            c = give(joined(cs, ends=True))
+        return c, give(joined(labels, ends=True))
+
+    def joined(self, parts: list[Array]) -> Any:
+        """Return one array, with an axis for problems in front, or end to end as rows are."""
+        return joined(parts, ends=self._slices is not None)
 
 
 def problems(x: Any, names: check.Names, lengths: Any = None) -> Problems:

@@ -15,18 +15,19 @@ from anykmeans._libraries import (
 
 @dataclass(frozen=True, eq=False)  # arrays have no single truth to compare by
 class KMeansResult:
-    """A clustering, or one of each problem of a batch. It unpacks: ``centroids, labels, *_ = kmeans(x, 3)``.
+    """A clustering, or one of each of several problems. It unpacks: ``centroids, labels, *_ = kmeans(x, 3)``.
 
-    Of a batch of b problems all but `kernel` and `precision` have b entries. Counts and inertia stay with
+    Of b problems all but `kernel` and `precision` have b entries, in the form that the rows came in: of a batch, arrays with an axis in front;
+    of a list, lists of arrays; of rows end to end, labels end to end. Where `k` is one of each, centroids are a list. Counts and inertia stay with
     the host, as Python's numbers do: in NumPy arrays, whatever the library of `x`.
 
     Attributes
     ----------
-    centroids : array of shape (k, d) or (b, k, d)
+    centroids : array of shape (k, d) or (b, k, d), or list of b arrays of shape (k_i, d_i)
         Means of their rows, from exact sums, in the library and on the device of `x`; float32 for
         half and single precision, float64 otherwise (float32 on a device that has no float64). With `metric` ``"cosine"`` they have
         length 1.
-    labels : array of shape (n,) or (b, n), int64
+    labels : array of shape (n,), (b, n) or (N,), or list of b arrays of shape (n_i,), int64
         The nearest centroid of each row, of the centroids returned.
     inertia : float, or NumPy array of shape (b,), float64
         Weighted sum of the rows' squared distances to their centroid, in squared units of `x` (``2 - 2 cos`` with `metric` ``"cosine"``)

@@ -12,7 +12,6 @@ from anykmeans._fork import first_call
 from anykmeans._init import Init, generator, starts
 from anykmeans._libraries import (
     Array,
-    Namespace,
     marked,
     on_cpu,
     stacked,
@@ -63,28 +62,25 @@ def cluster(
     kernels = told.kernels(kernel, metric)
     how: dict[str, Any] = {"max_bytes": max_bytes, "threads": threads, "precision": precision}
     how["metric"] = metric
-    ends: list[_Run] = []
+    ends: list[tuple[float, int, bool]] = []
+    parts: list[tuple[Array, Array]] = []
     used: list[int] = []
     ran: dict[str, None] = {}
     for all_rows, inits, own_k in told.groups(kernels, how):
         look_at(all_rows)
         found = _best(all_rows, inits, own_k, runs, draws, tol, max_iter, empty, watch)
-        used += _distinct(all_rows[0].xp, [labels for _, _, labels, _, _ in found], own_k)
-        for rows, (inertia, c, labels, n_iter, converged) in zip(all_rows, found, strict=True):
-            c, xp, give = rows.matrix.spread(c), rows.xp, rows.matrix.give
-            if not told.within:  # so that nothing else of these rows is kept
-                c, labels = give(c), give(xp.astype(labels, xp.int64))
-            ends.append((inertia, c, labels, n_iter, converged))
+        matrix, xp = all_rows[0].matrix, all_rows[0].xp
+        inertias, cs, labels, *counts = zip(*found, strict=True)
+        every = xp.astype(stacked(xp, labels), xp.int64)
+        used += _distinct(every, own_k)
+        parts.append(told.part(matrix, stacked(xp, list(map(matrix.spread, cs))), every))
+        ends += zip(inertias, *counts, strict=True)
+        for rows in all_rows:
             ran |= rows.ran
     _warn_if_few(told, used)
-    inertias, cs, each, passes, stopped = (list(parts) for parts in zip(*ends, strict=True))
-    centroids = cs if told.own_k else told.joined(cs, by_row=False)
-    labels = told.joined(each, by_row=True)
-    if told.within:
-        labels = give(xp.astype(labels, xp.int64))
-        centroids = list(map(give, cs)) if told.own_k else give(centroids)
-    numbers = told.numbers(inertias), told.numbers(passes, np.int64), told.numbers(stopped)
-    return KMeansResult(centroids, labels, *numbers, "+".join(ran), precision)
+    inertia, n_iter, converged = (told.numbers(list(each)) for each in zip(*ends, strict=True))
+    centroids, labels = told.whole(matrix, *map(list, zip(*parts, strict=True)))
+    return KMeansResult(centroids, labels, inertia, n_iter, converged, "+".join(ran), precision)
 
 
 def _best(
@@ -172,13 +168,12 @@ def _warn_if_few(told: Problems, used: list[int]) -> None:
         )
 
 
-def _distinct(xp: Namespace, labels: list[Array], k: int) -> list[int]:
-    """Return how many of `k` clusters have rows in each problem, of labels (n,) each."""
-    if on_cpu(labels[0]):
-        seen = np.zeros((len(labels), k), bool)
-        for own, row in zip(seen, labels, strict=True):
-            own[to_numpy(row)] = True
+def _distinct(labels: Array, k: int) -> list[int]:
+    """Return how many of `k` clusters have rows in each problem, of labels (b, n)."""
+    if on_cpu(labels):
+        seen = np.zeros((labels.shape[0], k), bool)
+        for own, row in zip(seen, to_numpy(labels), strict=True):
+            own[row] = True
     else:  # not all labels to the host
-        seen = to_numpy(marked(xp.astype(stacked(xp, labels), xp.int64), k))
-    found: list[int] = seen.sum(axis=1).tolist()
-    return found
+        seen = to_numpy(marked(labels, k))
+    return list(map(np.count_nonzero, seen))

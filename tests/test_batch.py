@@ -268,7 +268,11 @@ def test_what_is_not_finite_is_named(backend, make, kernel, bad):
 @pytest.mark.parametrize(
     ("options", "error", "about"),
     [
-        ({"k": N + 1}, ValueError, r"^`k` must be .* number of rows; got k=91 with x\[0\] of shape \(90, 3\)"),
+        (
+            {"k": N + 1},
+            ValueError,
+            r"^`k` must be .* number of rows; got k=91 with x\[0\] of shape \(90, 3\)",
+        ),
         ({"sample_weight": np.ones(B)}, ValueError, r"\(90,\).*, or \(4, 90\).*got shape \(4,\)"),
         ({"sample_weight": np.ones((1, N))}, ValueError, r"\(90,\).*, or \(4, 90\).*\(1, 90\)"),
         ({"sample_weight": np.eye(B, N)[::-1] - np.eye(B, N)}, ValueError, r"`sample_weight\[0\]`"),

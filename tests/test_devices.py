@@ -158,6 +158,31 @@ def test_a_batch(device):
     same(given.centroids, wanted.centroids, device)
 
 
+def test_problems_of_any_sizes(device):
+    x, w, ks, lengths = rows(), weights().astype("float32"), [4, 2, 5], [100, 30, 170]
+    xs, ws = np.split(x, [100, 130]), np.split(w, [100, 130])
+    theirs = kmeans(xs, ks, sample_weight=ws, rng=0)
+    there = [device.make(a) for a in xs], [device.make(a) for a in ws]
+    listed = kmeans(there[0], ks, sample_weight=there[1], rng=0)
+    ours = kmeans(device.make(x), ks, lengths=lengths, sample_weight=device.make(w), rng=0)
+    same(ours.labels, np.concatenate(theirs.labels), device)
+    for i in range(3):
+        same(listed.labels[i], theirs.labels[i], device)
+        for result in (listed, ours):
+            same(result.centroids[i], theirs.centroids[i], device)
+    for result in (listed, ours):
+        assert result.kernel.startswith("host:")
+        np.testing.assert_array_equal(result.inertia, theirs.inertia)
+    one = kmeans(device.make(x), 3, lengths=lengths, rng=0)
+    same(one.centroids, kmeans(x, 3, lengths=lengths, rng=0).centroids, device)
+    cs = theirs.centroids
+    wanted = [np.concatenate(each) for each in assign(xs, cs)]
+    for found, each in zip(
+        assign(device.make(x), [device.make(c) for c in cs], lengths=lengths), wanted, strict=True
+    ):
+        same(found, each, device)
+
+
 def test_given_centroids(device):
     """A callable's are looked for where the rows are; those in NumPy keep bits that the device has not."""
     x = rows()

@@ -360,6 +360,51 @@ def test_picks_share_their_launches(monkeypatch, b, n_init, weighted):
         assert made == [n_init]
 
 
+@pytest.mark.filterwarnings(EMPTY)
+@pytest.mark.parametrize("init", ["k-means++", "given"])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_ragged_problems_share_launches_where_neighbours_are_as_large(launched, init, weighted):
+    sizes, ks = [40, 40, 25, 25, 25, 40], [5, 5, 3, 3, 4, 5]
+    x = data("blobs", sum(sizes), 3)
+    ends = np.cumsum(sizes)[:-1]
+    w = np.random.default_rng(0).exponential(size=len(x)) if weighted else None
+    options = {"rng": 0, "max_iter": 3, "init": init}
+    if init == "given":  # of several dtypes, which no launch shares
+        cs = [rows[:k] + 0.1 for rows, k in zip(np.split(x, ends), ks, strict=True)]
+        options["init"] = [c.astype("float64" if i == 1 else "float32") for i, c in enumerate(cs)]
+    theirs = kmeans(x, ks, lengths=sizes, kernel="cpu", sample_weight=w, **options)
+    moved = None if w is None else tensor(w)
+    if init == "given":
+        options["init"] = [tensor(c) for c in options["init"]]
+    ours = kmeans(tensor(x), ks, lengths=sizes, kernel="triton", sample_weight=moved, **options)
+    assert ours.kernel == "triton"
+    np.testing.assert_array_equal(host(ours.labels), theirs.labels)
+    for mine, wanted in zip(ours.centroids, theirs.centroids, strict=True):
+        assert host(mine).tobytes() == wanted.tobytes()
+    for name in ("inertia", "n_iter", "converged"):
+        np.testing.assert_array_equal(getattr(ours, name), getattr(theirs, name))
+    assert set(launched) == {1, 2}
+    launched.clear()
+    if init == "k-means++":
+        apart = [tensor(rows) for rows in np.split(x, ends)]
+        weights = None if w is None else [tensor(rows) for rows in np.split(w, ends)]
+        listed = kmeans(apart, ks, kernel="triton", sample_weight=weights, **options)
+        assert set(launched) == {1}
+        np.testing.assert_array_equal(listed.inertia, theirs.inertia)
+        assert np.concatenate(list(map(host, listed.labels))).tobytes() == theirs.labels.tobytes()
+
+
+def test_a_k_for_each_problem_of_a_batch(launched):
+    x = np.stack([data(kind, 50, 3) for kind in KINDS[:4]])
+    options = {"rng": 0, "max_iter": 2}
+    theirs = kmeans(x, [3, 4, 4, 4], kernel="cpu", **options)
+    ours = kmeans(tensor(x), [3, 4, 4, 4], kernel="triton", **options)
+    np.testing.assert_array_equal(host(ours.labels), theirs.labels)
+    for mine, wanted in zip(ours.centroids, theirs.centroids, strict=True):
+        assert host(mine).tobytes() == wanted.tobytes()
+    assert set(launched) == {1, 3}
+
+
 @pytest.mark.parametrize(("k", "shift"), [(4, -0.5), (4, 3), (70, -0.5)])  # as they are, or rounded
 def test_a_batch_in_half_precision_with_weights(k, shift):
     x = np.stack([data("uniform", 90 + i, 16)[:90] + shift for i in range(3)]).astype(np.float16)

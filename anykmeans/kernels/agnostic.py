@@ -310,7 +310,7 @@ class Kernel:
     # -- whole jobs ---------------------------------------------------------------------------
 
     def together(self, problems: Iterable[T]) -> Iterator[list[T]]:
-        """Yield problems of a batch, those together that share launches: here each by itself, as it takes room."""
+        """Yield problems of one size in one array, those together that share launches: here each by itself, as it takes room."""
         for problem in problems:
             yield [problem]
 

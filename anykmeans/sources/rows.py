@@ -41,7 +41,7 @@ class Rows:
     names : Names
         What the user calls the rows, for messages.
     problem : str
-        What they are called if they are one of a batch.
+        What they are called if they are one of several.
     look : bool
         Whether to look at them now; else `look`, `look_at` or `glance` does, before they are used.
     work : Work, optional
@@ -131,7 +131,7 @@ class Rows:
         return InMemory(self, c, bounds=bounds, **known)
 
     def named(self) -> Named:
-        """Tell of an error, that of a callable too, which problem of a batch it was."""
+        """Tell of an error, that of a callable too, which of several problems it was."""
         return Named(self.problem)
 
     def renewed(self) -> bool:
