@@ -37,8 +37,8 @@ class Problems(ABC):
         Whether it is one, and results have neither axis nor list for it.
     sizes : list of int
         How many rows each has.
-    features : int
-        How many features they have, at most.
+    features : list of int
+        How many features each has.
     ks : list of int
         How many clusters each is to have.
     own_k : bool
@@ -46,7 +46,7 @@ class Problems(ABC):
     """
 
     sizes: list[int]
-    features: int
+    features: list[int]
     alone = False
 
     def __init__(self, names: check.Names) -> None:
@@ -190,7 +190,7 @@ class Apart(Problems):
         super().__init__(names)
         self.alone, self._xs = alone, xs
         self.sizes = [int(x.shape[0]) for x in xs]
-        self.features = max(int(x.shape[1]) for x in xs)
+        self.features = [int(x.shape[1]) for x in xs]
 
     def name(self, i: int) -> str:
         """Return what the caller calls the rows of a problem."""
@@ -251,19 +251,19 @@ class Apart(Problems):
         return parts
 
 
-class Parts(Problems):
+class Within(Problems):
     """Problems whose rows are parts of one array: a batch (b, n, d), or of so many rows as `lengths` tell, end to end in (N, d)."""
 
     def __init__(self, x: Array, names: check.Names, lengths: list[int] | None) -> None:
         super().__init__(names)
         self._x = x
         self._slices: list[slice] | None = None
-        self.features = int(x.shape[-1])
         if lengths is None:
             self.sizes = [int(x.shape[1])] * int(x.shape[0])
         else:
             self.sizes, stops = lengths, itertools.accumulate(lengths)
             self._slices = [slice(end - n, end) for n, end in zip(lengths, stops, strict=True)]
+        self.features = [int(x.shape[-1])] * len(self.sizes)
 
     def name(self, i: int) -> str:
         """Return what the caller calls the rows of a problem."""
@@ -400,5 +400,5 @@ def problems(x: Any, names: check.Names, lengths: Any = None) -> Problems:
         return Apart(xs, names, alone=False)
     x = check.matrix(x, name, batch=lengths is None)
     if lengths is not None:
-        return Parts(x, names, check.lengths(lengths, x, name))
-    return Apart([x], names, alone=True) if len(x.shape) == 2 else Parts(x, names, None)
+        return Within(x, names, check.lengths(lengths, x, name))
+    return Apart([x], names, alone=True) if len(x.shape) == 2 else Within(x, names, None)

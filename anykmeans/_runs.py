@@ -55,7 +55,9 @@ def cluster(
     check.word(empty, "empty", check.EMPTY)
     check.word(precision, "precision", check.PRECISIONS)
     check.word(metric, "metric", check.METRICS)
-    max_bytes = check.budget(max_bytes, 64 * (told.features + max(told.ks)))
+    max_bytes = check.budget(
+        max_bytes, 64 * max(map(sum, zip(told.features, told.ks, strict=True)))
+    )
     threads = check.threads(threads)
     draws = generator(rng)
     runs = _runs(n_init, init)
