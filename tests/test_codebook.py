@@ -11,7 +11,7 @@ import referee
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed")
 
-from anykmeans import _evaluate, _runs, kernels, kmeans  # noqa: E402
+from anykmeans import _evaluate, _problems, kernels, kmeans  # noqa: E402
 from anykmeans.sources import rows as source  # noqa: E402
 from anykmeans.torch import (  # noqa: E402
     Codebook,
@@ -580,7 +580,7 @@ def test_work_on_a_device_comes_to_the_bits_of_work_in_numpy(monkeypatch):
         asked.append(name)
         return by_torch
 
-    for module in (_runs, _evaluate, source):
+    for module in (_problems, _evaluate, source):
         monkeypatch.setattr(module, "choose", choose)
     monkeypatch.setattr(learning, "on_cpu", lambda tensor: False)
     placed, found = learnt()

@@ -531,7 +531,7 @@ def test_by_cosine_rows_count_for_their_directions(make, host, rng):
     costs = referee.distances(unit, c)
     once = constrained_kmeans(make(unit), 4, 12, 20, init=make(c), max_iter=1)
     means = host(once.centroids)
-    means /= np.sqrt((means * means).sum(axis=1))[:, None]
+    means = means / np.sqrt((means * means).sum(axis=1))[:, None]
     np.testing.assert_allclose(host(found.centroids), means, atol=1e-12)
     labels = host(found.labels)
     assert np.bincount(labels).min() >= 12
