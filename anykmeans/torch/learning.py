@@ -212,15 +212,16 @@ def _counted(x: Tensor, state: State, ranks: Ranks, most: int) -> Batch:
         needed[:], failed = np.inf, error
     codes = x.new_zeros((n, heads), dtype=torch.int64)
     while True:
-        sums = [state.stats(head).sums * 0 for head in range(heads)]
-        far = np.zeros((heads, most, 2 + FOLDS * (d + 1)))
+        sums, far = [], np.zeros((heads, most, 2 + FOLDS * (d + 1)))
         for head, rows in enumerate(all_rows if state.fits(needed) else []):
             rows.add_on(state.grid(head))
             c = to_numpy(state.codebook[head])
-            labels, distances, _, sums[head] = counted(rows, c, measured=most > 0)
+            labels, distances, _, whole = counted(rows, c, measured=most > 0)
+            sums.append(whole)
             codes[:, head] = rows.matrix.give(labels)
             if most:
                 _pack(far[head], rows.farthest(labels, distances, most))
+        sums = sums or [state.stats(head).sums * 0 for head in range(heads)]
         told, far, *sums = ranks.total([ranks.own(needed), ranks.own(far), *sums])
         needed = told.max(axis=0)
         if not np.isfinite(needed).all():
@@ -246,9 +247,9 @@ def _update(state: State, head: int, batch: Batch, decay: float, restart_after: 
     # Those idle longest first, and equal ones as they are numbered.
     order = np.argsort(-idle, kind="stable")
     vacant = order[idle[order] >= restart_after]
-    far = _far_apart(batch.farthest[head], stats.grid, vacant.size)
-    vacant = vacant[: far.labels.size]
-    if vacant.size:
+    if vacant.size and batch.farthest[head].labels.size:
+        far = _far_apart(batch.farthest[head], stats.grid, vacant.size)
+        vacant = vacant[: far.labels.size]
         stats.sums[vacant] = 0
         stats = far.moved(stats, vacant).carried()
         total = stats.grid.total(namespace(total), stats.sums, like(stats.grid.scale, total))
