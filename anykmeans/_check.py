@@ -181,19 +181,24 @@ def clusters(k: Any, x: Array, names: Names = FUNCTIONS) -> int:
     return number
 
 
-def tolerance(tol: Any, name: str = "tol") -> float:
-    """Return `tol` as a finite float that is not negative."""
+def number(value: Any, name: str) -> float:
+    """Return `value` as a float."""
     try:
-        if isinstance(tol, str | bool):
+        if isinstance(value, str | bool):
             raise TypeError
-        tol = float(tol)
+        return float(value)
     except TypeError:
         raise TypeError(
-            f"`{name}` must be a number; got {tol!r} of type {type(tol).__name__}."
+            f"`{name}` must be a number; got {value!r} of type {type(value).__name__}."
         ) from None
-    if not (math.isfinite(tol) and tol >= 0):
-        raise ValueError(f"`{name}` must be finite and not negative; got {name}={tol}.")
-    return float(tol)
+
+
+def tolerance(tol: Any, name: str = "tol") -> float:
+    """Return `tol` as a finite float that is not negative."""
+    found = number(tol, name)
+    if not (math.isfinite(found) and found >= 0):
+        raise ValueError(f"`{name}` must be finite and not negative; got {name}={found}.")
+    return found
 
 
 def word(value: Any, name: str, allowed: tuple[str, ...]) -> str:

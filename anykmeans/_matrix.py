@@ -166,6 +166,11 @@ class Matrix(ABC):
         """The dtype of centroids."""
         return self.xp.float32 if self.single else self.xp.float64
 
+    @property
+    def metric(self) -> str:
+        """What rows are compared by."""
+        return "cosine" if self.spherical else "euclidean"
+
     # -- what is otherwise for sparse rows ---------------------------------------------------
 
     @property

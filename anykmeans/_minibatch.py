@@ -144,7 +144,7 @@ class Seen:
         kernel, spherical = _in_numpy(rows), rows.matrix.spherical
         stats, total = kernel.joined(self.stats, more)
         counts, before = total[:, -1], self.centers
-        if spherical:
+        if spherical:  # so that means are rounded once they have length 1
             before = before.astype(np.float64)
         centers = kernel.divide(np_compat, total[:, :-1], np.where(won, counts, 0.0), before)
         if spherical:
@@ -439,7 +439,7 @@ def _own(rows: Rows, chosen: np.ndarray, init: Init) -> Rows:
     x, library = take(rows.matrix.source, chosen), rows.kernel.library
     matrix = Matrix.of(x, library, given=given(init, x), max_bytes=rows.work.max_bytes)
     w = None if rows.weights is None else Matrix.of(take(rows.weights.source, chosen), library)
-    return rows.of(matrix, w, metric="cosine" if rows.matrix.spherical else "euclidean")
+    return rows.of(matrix, w, metric=rows.matrix.metric)
 
 
 def variance(rows: Rows) -> float:

@@ -246,7 +246,7 @@ def test_growing_rows_need_room(device):
     for codebook in (a, b):
         codebook(first.to(device))
     b.exponents += 24  # room from the beginning
-    b.sums.copy_(torch.as_tensor(a.stats[0].on(b._state().grid(0)).sums)[None])
+    b.sums.copy_(torch.as_tensor(a.stats[0].on(learning.State(*b._learnt).grid(0)).sums)[None])
     before = int(a.exponents)
     for i, x in enumerate(rest):
         x = (x * 2.0 ** (5 * i)).to(device)

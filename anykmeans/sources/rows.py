@@ -138,9 +138,8 @@ class Rows:
         """Go on with the kernel that pays by now; return whether that is another."""
         if self.kernel.stays():
             return False
-        metric = "cosine" if self.matrix.spherical else "euclidean"
         before, self._others = self.kernel, None
-        self.kernel = choose(self.matrix.source, metric=metric)
+        self.kernel = choose(self.matrix.source, metric=self.matrix.metric)
         self._at_work()
         return self.kernel is not before
 

@@ -95,14 +95,9 @@ def _temperature(value: Any, x: Any) -> Any:
             f"`temperature` must be one number; got a tensor of shape {tuple(value.shape)}. Divide rows and "
             f"centroids by a scale of their own for each feature instead."
         )
-    try:
-        if isinstance(value, bool | str):
-            raise TypeError
-        number = float(value.detach() if isinstance(value, torch.Tensor) else value)
-    except TypeError:
-        raise TypeError(
-            f"`temperature` must be a number; got {value!r} of type {type(value).__name__}."
-        ) from None
+    number = check.number(
+        value.detach() if isinstance(value, torch.Tensor) else value, "temperature"
+    )
     if not (math.isfinite(number) and number > 0):
         raise ValueError(f"`temperature` must be positive and finite; got temperature={number}.")
     if isinstance(value, torch.Tensor):

@@ -194,7 +194,7 @@ class Codebook(nn.Module):
         if self.training and not torch.onnx.is_in_onnx_export():
             values, codes = operators.learn_codes(
                 rows.detach(),
-                *(self.codebook, self.sums, self.exponents, self.idle, self.seen, self.first),
+                *self._learnt,
                 *(self.decay, self.restart_after, self.seed, self.sync),
             )
         else:
@@ -253,7 +253,8 @@ class Codebook(nn.Module):
     @property
     def stats(self) -> list[ClusterStats]:
         """The exact sums and weights of each codebook, as of now: they add. In NumPy on a CPU."""
-        return [self._state().stats(head) for head in range(self.heads)]
+        state = State(*self._learnt)
+        return [state.stats(head) for head in range(self.heads)]
 
     @property
     def usage(self) -> Tensor:
@@ -271,9 +272,10 @@ class Codebook(nn.Module):
         """Return what the codebook is made of."""
         return f"num_codes={self.num_codes}, dim={self.dim}, heads={self.heads}, decay={self.decay}"
 
-    def _state(self) -> State:
-        buffers = self.codebook, self.sums, self.exponents, self.idle, self.seen, self.first
-        return State(*buffers)
+    @property
+    def _learnt(self) -> tuple[Tensor, ...]:
+        """The buffers, as `State` takes them."""
+        return self.codebook, self.sums, self.exponents, self.idle, self.seen, self.first
 
     def _have_room(self) -> None:
         """Have room for the first rows as long as there are too few of them."""

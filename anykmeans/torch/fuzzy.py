@@ -197,14 +197,7 @@ def soft_kmeans(
 
 def _fuzziness(fuzziness: Any) -> float:
     """Return `fuzziness` as a finite float above 1."""
-    try:
-        if isinstance(fuzziness, bool | str):
-            raise TypeError
-        number = float(fuzziness)
-    except TypeError:
-        raise TypeError(
-            f"`fuzziness` must be a number; got {fuzziness!r} of type {type(fuzziness).__name__}."
-        ) from None
+    number = check.number(fuzziness, "fuzziness")
     if not (math.isfinite(number) and number > 1):
         raise ValueError(
             f"`fuzziness` must be finite and above 1; got fuzziness={number}. At 1 it would be `anykmeans.kmeans`."

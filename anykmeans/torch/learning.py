@@ -94,8 +94,10 @@ class State:
         """Keep the stats, which mean sums `total` (k, d + 1), and move the codes that `won` (k,) rows to the means of theirs."""
         mass = total[:, -1] * like(won.astype(np.float64), total)
         c = self.codebook[head]
-        c = to_numpy(c.to(torch.promote_types(c.dtype, torch.float32)))
-        found = kernel.divide(namespace(total), total[:, :-1], mass, like(c, total))
+        c = c.to(torch.promote_types(c.dtype, torch.float32))
+        if isinstance(total, np.ndarray):
+            c = to_numpy(c)
+        found = kernel.divide(namespace(total), total[:, :-1], mass, c)
         self.codebook[head] = torch.as_tensor(found)
         self._keep(head, stats)
 
@@ -210,7 +212,7 @@ def _counted(x: Tensor, state: State, ranks: Ranks, most: int) -> Batch:
         needed[: len(all_rows)] = [_exponent(rows) for rows in all_rows]
     except ValueError as error:  # of values that are not finite: no rank is to wait for this one
         needed[:], failed = np.inf, error
-    codes = x.new_zeros((n, heads), dtype=torch.int64)
+    found = x.new_zeros((n, heads), dtype=torch.int64)
     while True:
         sums, far = [], np.zeros((heads, most, 2 + FOLDS * (d + 1)))
         for head, rows in enumerate(all_rows if state.fits(needed) else []):
@@ -218,7 +220,7 @@ def _counted(x: Tensor, state: State, ranks: Ranks, most: int) -> Batch:
             c = to_numpy(state.codebook[head])
             labels, distances, _, whole = counted(rows, c, measured=most > 0)
             sums.append(whole)
-            codes[:, head] = rows.matrix.give(labels)
+            found[:, head] = rows.matrix.give(labels)
             if most:
                 _pack(far[head], rows.farthest(labels, distances, most))
         sums = sums or [state.stats(head).sums * 0 for head in range(heads)]
@@ -231,7 +233,7 @@ def _counted(x: Tensor, state: State, ranks: Ranks, most: int) -> Batch:
         if state.fits(needed):
             farthest = [_unpacked(far[:, head]) for head in range(heads)]
             kernel = all_rows[0].kernel if n and all_rows[0].kernel.host else KERNEL
-            return Batch(codes, sums, farthest, kernel)
+            return Batch(found, sums, farthest, kernel)
         state.make_room(needed)
 
 
